@@ -1,0 +1,232 @@
+//! The document of a cluster: what should be true (the wish) and what was last seen true (the observation).
+
+use std::net::IpAddr;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::{AllowlistEntry, ClusterHandle, ClusterId, ClusterName, RoutingId};
+
+/// Most sessions of one cluster at a time, unless the operator says otherwise.
+pub const CONNECTIONS_PER_CLUSTER_MAX: u32 = 2_000;
+/// Most sessions of one SQL user at a time, unless the operator says otherwise.
+pub const CONNECTIONS_PER_USER_MAX: u32 = 2_000;
+/// Most lines of one cluster's allowlist.
+pub const ALLOWLIST_ENTRIES_MAX: usize = 1_000;
+
+/// What a customer buys: many tenants on shared machines, or a machine's worth of its own.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Plan {
+    /// Shares the machine, sleeps when idle.
+    Serverless,
+    /// Has its resources to itself, never sleeps by itself.
+    Dedicated,
+}
+
+impl Plan {
+    /// The plan's name as people write it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Serverless => "serverless",
+            Self::Dedicated => "dedicated",
+        }
+    }
+}
+
+/// The cloud that a client named when it created the cluster. Stored and shown; the machine is always the operator's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Provider {
+    /// Google Cloud.
+    Gcp,
+    /// Amazon Web Services.
+    Aws,
+    /// Microsoft Azure.
+    Azure,
+}
+
+/// Whether the engine should run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Power {
+    /// The engine runs and its volume is unlocked.
+    Running,
+    /// No process, and the volume's key is not in the kernel.
+    Asleep,
+}
+
+/// What should be true of a cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Wish {
+    /// The cluster exists, with its engine in this state.
+    Exists(Power),
+    /// The cluster is destroyed: key first, then data.
+    Deleted,
+}
+
+/// What was last seen of a cluster's engine and volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Phase {
+    /// Nothing is made yet, or half of it.
+    Creating,
+    /// Creation failed for good; only deletion is left.
+    Failed {
+        /// What went wrong and what to do, for the operator.
+        reason: String,
+    },
+    /// The engine is not running and the volume is locked.
+    Asleep,
+    /// The engine is being started.
+    Waking,
+    /// The engine answers on its socket.
+    Running,
+    /// The engine is stopping, or the volume is being locked.
+    Stopping,
+    /// The engine died or could not be started; the next attempt follows by itself.
+    Broken {
+        /// What went wrong and what to do, for the operator.
+        reason: String,
+    },
+    /// Key and data are being destroyed.
+    Deleting,
+}
+
+impl Phase {
+    /// The phase as one word for people and programs.
+    pub fn as_str(&self) -> &'static str {
+        match self {
+            Self::Creating => "creating",
+            Self::Failed { .. } => "failed",
+            Self::Asleep => "asleep",
+            Self::Waking => "waking",
+            Self::Running => "running",
+            Self::Stopping => "stopping",
+            Self::Broken { .. } => "broken",
+            Self::Deleting => "deleting",
+        }
+    }
+}
+
+/// How a cluster's files are encrypted at rest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Encryption {
+    /// The file system's own encryption (fscrypt v2 policy, AES-256-XTS).
+    Fscrypt,
+    /// fscrypt inside an ext4 image that Chitin made.
+    FscryptImage,
+    /// The gocryptfs file system over FUSE (AES-256-GCM).
+    Gocryptfs,
+    /// None: the operator started Chitin with `--allow-unencrypted`.
+    None,
+}
+
+impl Encryption {
+    /// The kind as people read it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Fscrypt => "fscrypt",
+            Self::FscryptImage => "fscrypt-image",
+            Self::Gocryptfs => "gocryptfs",
+            Self::None => "none",
+        }
+    }
+}
+
+/// What was last seen true, written by the reconciler alone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Observation {
+    /// Where the cluster stands.
+    pub phase: Phase,
+    /// How its volume is encrypted, once the volume exists.
+    pub encryption: Option<Encryption>,
+    /// The engine's version, for instance `15.18`, once it has run.
+    pub engine_version: Option<String>,
+    /// Set when the data directory was completely made; never cleared. Before it, a crash undoes what is there.
+    pub is_initialized: bool,
+}
+
+impl Observation {
+    /// Of a cluster that was just wished for.
+    pub fn nothing_yet() -> Self {
+        Self { phase: Phase::Creating, encryption: None, engine_version: None, is_initialized: false }
+    }
+}
+
+/// The Cloud API's cluster states.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum ClusterState {
+    /// Being made.
+    Creating,
+    /// Usable, asleep or awake.
+    Created,
+    /// Could not be made.
+    CreationFailed,
+    /// Gone, or on the way.
+    Deleted,
+    /// Exists, but an operation holds it.
+    Locked,
+}
+
+/// A cluster: the document that the API edits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Cluster {
+    /// The API's id.
+    pub id: ClusterId,
+    /// The number in its address.
+    pub routing_id: RoutingId,
+    /// Its name, unique among clusters that exist.
+    pub name: ClusterName,
+    /// What was bought.
+    pub plan: Plan,
+    /// The cloud that the client named.
+    pub provider: Provider,
+    /// The regions that the client named, in its order; at least one.
+    pub regions: Vec<String>,
+    /// Labels, as given.
+    pub labels: std::collections::BTreeMap<String, String>,
+    /// While set, deletion is refused.
+    pub is_delete_protected: bool,
+    /// Who may connect, by address. Empty means nobody.
+    pub allowlist: Vec<AllowlistEntry>,
+    /// What should be true.
+    pub wish: Wish,
+    /// Goes up by one with each change of the document; lost updates are refused by it.
+    pub revision: u64,
+    /// When it was wished for, to the microsecond.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When the document last changed, to the microsecond.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+    /// When its deletion was wished for.
+    #[serde(with = "time::serde::rfc3339::option", default)]
+    pub deleted_at: Option<OffsetDateTime>,
+}
+
+impl Cluster {
+    /// The address label that clients use.
+    pub fn handle(&self) -> ClusterHandle {
+        ClusterHandle { name: self.name.clone(), routing_id: self.routing_id }
+    }
+
+    /// Whether the allowlist lets SQL clients in from the address. An empty list admits nobody.
+    pub fn admits_sql(&self, address: IpAddr) -> bool {
+        self.allowlist.iter().any(|entry| entry.sql && entry.range.contains(address))
+    }
+
+    /// The Cloud API's state for this document and what was last seen of it.
+    pub fn state(&self, seen: &Observation) -> ClusterState {
+        match (self.wish, &seen.phase) {
+            (Wish::Deleted, _) | (_, Phase::Deleting) => ClusterState::Deleted,
+            (_, Phase::Failed { .. }) => ClusterState::CreationFailed,
+            (_, Phase::Creating) => ClusterState::Creating,
+            _ if !seen.is_initialized => ClusterState::Creating,
+            _ => ClusterState::Created,
+        }
+    }
+}

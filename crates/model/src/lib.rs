@@ -1,0 +1,26 @@
+//! The words of the house: ids, names, documents and permissions as data, and the clock. No input or output.
+
+mod address;
+mod clock;
+mod cluster;
+mod names;
+mod role;
+
+pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical};
+pub use clock::{Clock, FixedClock, SystemClock};
+pub use cluster::{
+    ALLOWLIST_ENTRIES_MAX, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Cluster, ClusterState,
+    Encryption, Observation, Phase, Plan, Power, Provider, Wish,
+};
+pub use names::{
+    ClusterHandle, ClusterId, ClusterName, DatabaseName, InvalidHandle, InvalidName, RoleName, RoutingId,
+};
+
+pub use role::SqlRole;
+
+/// The database that every cluster starts with, as CockroachDB Cloud names it.
+pub const DEFAULT_DATABASE: &str = "defaultdb";
+/// The role that every user made by the API is a member of.
+pub const ADMIN_ROLE: &str = "admin";
+/// The engine's internal superuser: ours alone, never reachable through the gateway.
+pub const INTERNAL_ROLE: &str = "chitin";
