@@ -1,0 +1,209 @@
+//! The cloud's own certificate authority: one root, from which the front door's certificates are issued.
+
+use std::net::IpAddr;
+use std::path::Path;
+
+use model::Clock;
+use rcgen::{
+    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use time::Duration;
+use zeroize::Zeroizing;
+
+use crate::certificate::not_after;
+use crate::private_file::{read_private, write_atomically, write_private};
+use crate::{Error, Sealer, ServerCertificate};
+
+/// How long the root is good for: people install it once.
+pub const ROOT_VALIDITY: Duration = Duration::days(3_650);
+/// How long a server certificate is good for; renewed at two thirds of it.
+pub const SERVER_VALIDITY: Duration = Duration::days(30);
+
+/// Before `not_before`, a client whose clock is slow would refuse a fresh certificate.
+const CLOCK_SKEW: Duration = Duration::hours(1);
+const KEY_CONTEXT: &[u8] = b"authority key";
+
+/// Issues certificates under the cloud's root.
+pub struct Authority {
+    issuer: Issuer<'static, KeyPair>,
+    root_pem: String,
+    root: CertificateDer<'static>,
+}
+
+impl Authority {
+    /// Opens the authority in the folder, or makes it: `ca.pem` (public) and `ca.key` (sealed, mode 0600).
+    pub fn open_or_create(folder: &Path, sealer: &Sealer, clock: &dyn Clock) -> Result<Self, Error> {
+        let (root_path, key_path) = (folder.join("ca.pem"), folder.join("ca.key"));
+        let Some(sealed) = read_private(&key_path)? else {
+            return Self::create(&root_path, &key_path, sealer, clock);
+        };
+        let der = sealer.open(KEY_CONTEXT, sealed.expose())?;
+        let pkcs8 = PrivatePkcs8KeyDer::from(der.expose());
+        let key = KeyPair::from_pkcs8_der_and_sign_algo(&pkcs8, &PKCS_ECDSA_P256_SHA256)
+            .map_err(|_| Error::Damaged { path: key_path.clone(), reason: "it holds no usable key" })?;
+        let root_pem = std::fs::read_to_string(&root_path).map_err(Error::file("read", &root_path))?;
+        let damaged = |reason| Error::Damaged { path: root_path.clone(), reason };
+        let root = CertificateDer::from_pem_slice(root_pem.as_bytes())
+            .map_err(|_| damaged("it holds no PEM certificate"))?;
+        // A root of another key would issue certificates that no client accepts.
+        if !holds_key(&root, &key) {
+            return Err(damaged("its key is not the one in ca.key"));
+        }
+        if not_after(&root)? <= clock.now() {
+            return Err(Error::Certificate(format!(
+                "the cloud's root in {} has expired; move ca.pem and ca.key away and start again, then hand the new ca.pem to your clients",
+                root_path.display()
+            )));
+        }
+        let issuer = Issuer::from_ca_cert_der(&root, key).map_err(unusable)?;
+        Ok(Self { issuer, root_pem, root })
+    }
+
+    fn create(root_path: &Path, key_path: &Path, sealer: &Sealer, clock: &dyn Clock) -> Result<Self, Error> {
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
+        let mut root = CertificateParams::default();
+        root.distinguished_name.push(DnType::OrganizationName, "Chitin");
+        root.distinguished_name
+            .push(DnType::CommonName, format!("Chitin root {}", hex::encode(random_bytes::<4>())));
+        root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+        root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        root.not_before = clock.now() - CLOCK_SKEW;
+        root.not_after = clock.now() + ROOT_VALIDITY;
+        let certificate = root.self_signed(&key).map_err(unusable)?;
+        let der = Zeroizing::new(key.serialize_der());
+        let (root_pem, root_der) = (certificate.pem(), certificate.der().clone());
+        // The root before its key: a crash in between leaves a root without a key, and the next start makes both anew.
+        write_atomically(root_path, root_pem.as_bytes())?;
+        write_private(key_path, &sealer.seal(KEY_CONTEXT, &der)?)?;
+        Ok(Self { issuer: Issuer::new(root, key), root_pem, root: root_der })
+    }
+
+    /// The root in PEM, for `sslrootcert`.
+    pub fn root_pem(&self) -> &str {
+        &self.root_pem
+    }
+
+    /// The root in DER.
+    pub fn root(&self) -> &CertificateDer<'static> {
+        &self.root
+    }
+
+    /// Issues a server certificate for DNS names and addresses, with a key of its own.
+    pub fn issue(&self, names: &[String], clock: &dyn Clock) -> Result<ServerCertificate, Error> {
+        let first =
+            names.first().ok_or_else(|| Error::Certificate("a certificate needs a name".to_owned()))?;
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
+        let mut leaf = CertificateParams::new(names.to_vec()).map_err(unusable)?;
+        // The common name ends at 64 characters (RFC 5280, appendix A.1); clients read the alternative names anyway.
+        if first.len() <= 64 && first.parse::<IpAddr>().is_err() {
+            leaf.distinguished_name.push(DnType::CommonName, first.as_str());
+        } else {
+            leaf.distinguished_name.push(DnType::CommonName, "chitin");
+        }
+        leaf.is_ca = IsCa::ExplicitNoCa;
+        leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
+        leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
+        leaf.use_authority_key_identifier_extension = true;
+        leaf.not_before = clock.now() - CLOCK_SKEW;
+        leaf.not_after = clock.now() + SERVER_VALIDITY;
+        let certificate = leaf.signed_by(&key, &self.issuer).map_err(unusable)?;
+        Ok(ServerCertificate {
+            chain: vec![certificate.der().clone()],
+            key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            not_after: leaf.not_after,
+        })
+    }
+}
+
+impl std::fmt::Debug for Authority {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Authority")
+    }
+}
+
+fn holds_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    X509Certificate::from_der(certificate).is_ok_and(|(_, parsed)| {
+        parsed.public_key().subject_public_key.data.as_ref() == rcgen::PublicKeyData::der_bytes(key)
+    })
+}
+
+fn random_bytes<const N: usize>() -> [u8; N] {
+    let mut bytes = [0; N];
+    crate::secret::fill_random(&mut bytes);
+    bytes
+}
+
+fn unusable(cause: rcgen::Error) -> Error {
+    Error::Certificate(cause.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use model::SystemClock;
+    use rustls_pki_types::{ServerName, UnixTime};
+    use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
+
+    use super::*;
+    use crate::KeyEncryptionKey;
+
+    fn sealer(folder: &Path) -> Sealer {
+        KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap().sealer("authority").unwrap()
+    }
+
+    #[test]
+    fn an_issued_certificate_verifies_for_its_names_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let authority =
+            Authority::open_or_create(folder.path(), &sealer(folder.path()), &SystemClock).unwrap();
+        let names = ["localhost".to_owned(), "127.0.0.1".to_owned(), "demo-cluster-2.localhost".to_owned()];
+        let issued = authority.issue(&names, &SystemClock).unwrap();
+        let anchor = [anchor_from_trusted_cert(authority.root()).unwrap()];
+        let leaf = EndEntityCert::try_from(&issued.chain[0]).unwrap();
+        leaf.verify_for_usage(
+            webpki::ALL_VERIFICATION_ALGS,
+            &anchor,
+            &[],
+            UnixTime::now(),
+            KeyUsage::server_auth(),
+            None,
+            None,
+        )
+        .unwrap();
+        for name in &names {
+            leaf.verify_is_valid_for_subject_name(&ServerName::try_from(name.as_str()).unwrap()).unwrap();
+        }
+        let other = ServerName::try_from("other-cluster-3.localhost").unwrap();
+        assert!(leaf.verify_is_valid_for_subject_name(&other).is_err());
+    }
+
+    #[test]
+    fn the_authority_outlives_a_restart_and_its_key_is_sealed() {
+        let folder = tempfile::tempdir().unwrap();
+        let first = Authority::open_or_create(folder.path(), &sealer(folder.path()), &SystemClock).unwrap();
+        let second = Authority::open_or_create(folder.path(), &sealer(folder.path()), &SystemClock).unwrap();
+        assert_eq!(first.root_pem(), second.root_pem());
+        second.issue(&["localhost".to_owned()], &SystemClock).unwrap();
+
+        let other = Sealer::derive(&[9; 32], "authority").unwrap();
+        assert!(matches!(
+            Authority::open_or_create(folder.path(), &other, &SystemClock),
+            Err(Error::Unsealable)
+        ));
+    }
+
+    #[test]
+    fn a_swapped_root_is_found() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        Authority::open_or_create(one.path(), &sealer(one.path()), &SystemClock).unwrap();
+        Authority::open_or_create(two.path(), &sealer(two.path()), &SystemClock).unwrap();
+        std::fs::copy(two.path().join("ca.pem"), one.path().join("ca.pem")).unwrap();
+        assert!(matches!(
+            Authority::open_or_create(one.path(), &sealer(one.path()), &SystemClock),
+            Err(Error::Damaged { .. })
+        ));
+    }
+}
