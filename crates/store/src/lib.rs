@@ -1,1 +1,116 @@
-//! To be filled.
+//! The cloud's state: the wish (what should be true) and the observation (what was last seen true).
+//!
+//! Writes go through one durable, sealed file; readers use a snapshot in memory that no writer can block.
+
+mod clusters;
+mod file;
+mod keys;
+mod snapshot;
+
+pub use clusters::Draft;
+pub use keys::{API_KEYS_MAX, ApiKey};
+pub use snapshot::{Entry, Snapshot};
+
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use ::keys::Sealer;
+use arc_swap::ArcSwap;
+use model::{ClusterId, ClusterName};
+use tokio::sync::watch;
+
+use crate::file::File;
+
+/// Most clusters of one control plane.
+pub const CLUSTERS_MAX: usize = 100_000;
+
+/// Why the state could not be read or changed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file cannot be opened or written; nothing was changed.
+    #[error("the state in {} cannot be {action}: {reason}", path.display())]
+    File {
+        /// The state file.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why not.
+        reason: String,
+    },
+    /// A value was changed behind our back, or sealed by another cloud's key.
+    #[error(
+        "the state in {} is damaged: {what} does not open with this cloud's key; restore the data directory from your backup",
+        path.display()
+    )]
+    Tampered {
+        /// The state file.
+        path: PathBuf,
+        /// Which value.
+        what: String,
+    },
+    /// Another cluster has the name.
+    #[error("a cluster named `{0}` already exists; choose another name or delete that cluster first")]
+    NameTaken(ClusterName),
+    /// There is no such cluster.
+    #[error("cluster '{0}' not found")]
+    NotFound(ClusterId),
+    /// A bound of the control plane is reached.
+    #[error("there are {limit} {what} already, which is the most; delete one first")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The bound.
+        limit: usize,
+    },
+}
+
+/// The state of one cloud.
+pub struct Store {
+    file: File,
+    snapshot: ArcSwap<Snapshot>,
+    /// One writer at a time: a change is read, made durable and published as a whole.
+    writer: Mutex<()>,
+    changes: watch::Sender<u64>,
+}
+
+impl Store {
+    /// Opens the state file, or makes it. Values that do not open with the sealer are an error: state that somebody
+    /// edited must not be acted upon.
+    pub fn open(path: &Path, sealer: Sealer) -> Result<Arc<Self>, Error> {
+        let file = File::open(path, sealer)?;
+        let snapshot = Snapshot::read(&file)?;
+        let (changes, _) = watch::channel(0);
+        Ok(Arc::new(Self {
+            file,
+            snapshot: ArcSwap::from_pointee(snapshot),
+            writer: Mutex::new(()),
+            changes,
+        }))
+    }
+
+    /// The state as it is now. Immutable; it costs a pointer, never a lock.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Tells of every change by a number that grows.
+    pub fn changes(&self) -> watch::Receiver<u64> {
+        self.changes.subscribe()
+    }
+
+    fn write(&self) -> MutexGuard<'_, ()> {
+        // A panic in a writer leaves the file and the snapshot as they were before it.
+        self.writer.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn publish(&self, next: Snapshot) {
+        self.snapshot.store(Arc::new(next));
+        self.changes.send_modify(|count| *count += 1);
+    }
+}
+
+impl std::fmt::Debug for Store {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Store")
+    }
+}

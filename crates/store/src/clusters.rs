@@ -1,0 +1,321 @@
+//! Clusters: wished for, edited, observed, forgotten.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use model::{
+    AllowlistEntry, Cluster, ClusterId, ClusterName, Observation, Plan, Power, Provider, RoutingId, SqlRole,
+    Wish,
+};
+use time::OffsetDateTime;
+
+use crate::file::{Batch, Table};
+use crate::{CLUSTERS_MAX, Entry, Error, Store};
+
+/// Most clusters that are gone whose documents are kept.
+const DELETED_MAX: usize = 10_000;
+
+/// A cluster as somebody asks for it.
+#[derive(Clone, Debug)]
+pub struct Draft {
+    /// Its name.
+    pub name: ClusterName,
+    /// What is bought.
+    pub plan: Plan,
+    /// The cloud that the client named.
+    pub provider: Provider,
+    /// The regions that the client named.
+    pub regions: Vec<String>,
+    /// Labels.
+    pub labels: BTreeMap<String, String>,
+    /// Whether it starts protected against deletion.
+    pub is_delete_protected: bool,
+    /// Who may connect, by address.
+    pub allowlist: Vec<AllowlistEntry>,
+}
+
+impl Store {
+    /// Writes the wish for a new, running cluster. Its routing id was never used before.
+    pub fn create(&self, draft: Draft, now: OffsetDateTime) -> Result<Cluster, Error> {
+        let _writer = self.write();
+        let mut next = (*self.snapshot()).clone();
+        if next.by_name(&draft.name).is_some() {
+            return Err(Error::NameTaken(draft.name));
+        }
+        let full = || Error::TooMany { what: "clusters", limit: CLUSTERS_MAX };
+        if next.len() >= CLUSTERS_MAX {
+            return Err(full());
+        }
+        let routing_id = RoutingId::try_from(next.next_routing_id).map_err(|_| full())?;
+        let now = to_microseconds(now);
+        let cluster = Cluster {
+            id: ClusterId::random(),
+            routing_id,
+            name: draft.name,
+            plan: draft.plan,
+            provider: draft.provider,
+            regions: draft.regions,
+            labels: draft.labels,
+            is_delete_protected: draft.is_delete_protected,
+            allowlist: draft.allowlist,
+            wish: Wish::Exists(Power::Running),
+            revision: 1,
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+        };
+        let entry =
+            Entry { cluster: cluster.clone(), seen: Observation::nothing_yet(), roles: Arc::from([]) };
+        next.next_routing_id = routing_id.get() + 1;
+
+        let key = cluster.id.to_string();
+        let mut batch = Batch::default();
+        self.file.put(&mut batch, Table::Clusters, &key, &entry.cluster)?;
+        self.file.put(&mut batch, Table::Observations, &key, &entry.seen)?;
+        self.file.put(&mut batch, Table::Counters, "next_routing_id", &next.next_routing_id)?;
+        self.file.commit(batch)?;
+        next.insert(entry);
+        self.publish(next);
+        Ok(cluster)
+    }
+
+    /// Changes a cluster's document. What the closure refuses is not written. A deletion once wished for stays.
+    pub fn edit<T, E: From<Error>>(
+        &self,
+        id: ClusterId,
+        now: OffsetDateTime,
+        change: impl FnOnce(&mut Cluster) -> Result<T, E>,
+    ) -> Result<T, E> {
+        let _writer = self.write();
+        let mut next = (*self.snapshot()).clone();
+        let entry = next.get(&id).ok_or(Error::NotFound(id))?;
+        let mut edited = Entry::clone(entry);
+        let answer = change(&mut edited.cluster)?;
+        if edited.cluster == entry.cluster {
+            return Ok(answer);
+        }
+        if entry.cluster.wish == Wish::Deleted {
+            return Err(Error::NotFound(id).into());
+        }
+        // What names a cluster to the outside never changes under its clients.
+        edited.cluster.id = entry.cluster.id;
+        edited.cluster.routing_id = entry.cluster.routing_id;
+        edited.cluster.name = entry.cluster.name.clone();
+        edited.cluster.created_at = entry.cluster.created_at;
+        edited.cluster.revision = entry.cluster.revision + 1;
+        edited.cluster.updated_at = to_microseconds(now);
+        if edited.cluster.wish == Wish::Deleted {
+            edited.cluster.deleted_at = Some(edited.cluster.updated_at);
+        }
+        let mut batch = Batch::default();
+        self.file.put(&mut batch, Table::Clusters, &id.to_string(), &edited.cluster)?;
+        self.file.commit(batch)?;
+        next.insert(edited);
+        self.publish(next);
+        Ok(answer)
+    }
+
+    /// Writes what should be true of a cluster.
+    pub fn wish(&self, id: ClusterId, wish: Wish, now: OffsetDateTime) -> Result<(), Error> {
+        self.edit(id, now, |cluster| {
+            cluster.wish = wish;
+            Ok(())
+        })
+    }
+
+    /// Writes what was last seen true of a cluster.
+    pub fn observe(&self, id: ClusterId, seen: Observation) -> Result<(), Error> {
+        let _writer = self.write();
+        let mut next = (*self.snapshot()).clone();
+        let entry = next.get(&id).ok_or(Error::NotFound(id))?;
+        if entry.seen == seen {
+            return Ok(());
+        }
+        let observed = Entry { seen, ..Entry::clone(entry) };
+        let mut batch = Batch::default();
+        self.file.put(&mut batch, Table::Observations, &id.to_string(), &observed.seen)?;
+        self.file.commit(batch)?;
+        next.insert(observed);
+        self.publish(next);
+        Ok(())
+    }
+
+    /// Keeps the engine's roles, sealed, so that sign-in works while the engine sleeps.
+    pub fn set_roles(&self, id: ClusterId, roles: Vec<SqlRole>) -> Result<(), Error> {
+        let _writer = self.write();
+        let mut next = (*self.snapshot()).clone();
+        let entry = next.get(&id).ok_or(Error::NotFound(id))?;
+        if *entry.roles == *roles {
+            return Ok(());
+        }
+        let mut batch = Batch::default();
+        self.file.put(&mut batch, Table::Roles, &id.to_string(), &roles)?;
+        self.file.commit(batch)?;
+        let known = Entry { roles: roles.into(), ..Entry::clone(entry) };
+        next.insert(known);
+        self.publish(next);
+        Ok(())
+    }
+
+    /// Forgets a cluster whose key and data are destroyed; its document stays among the deleted for a while.
+    pub fn forget(&self, id: ClusterId) -> Result<(), Error> {
+        let _writer = self.write();
+        let mut next = (*self.snapshot()).clone();
+        let Some(entry) = next.entries.remove(&id) else {
+            return Ok(());
+        };
+        next.by_name.remove(&entry.cluster.name);
+        next.by_routing_id.remove(&entry.cluster.routing_id);
+        next.deleted.insert(id, Arc::new(entry.cluster.clone()));
+        let key = id.to_string();
+        let mut batch = Batch::default();
+        batch.remove(Table::Observations, &key);
+        batch.remove(Table::Roles, &key);
+        if next.deleted.len() > DELETED_MAX {
+            let oldest =
+                next.deleted.values().min_by_key(|cluster| cluster.deleted_at).map(|cluster| cluster.id);
+            if let Some(oldest) = oldest {
+                next.deleted.remove(&oldest);
+                batch.remove(Table::Clusters, &oldest.to_string());
+            }
+        }
+        self.file.commit(batch)?;
+        self.publish(next);
+        Ok(())
+    }
+}
+
+/// What is stored and what is answered must be the same instant, to the digit (clients compare them).
+fn to_microseconds(instant: OffsetDateTime) -> OffsetDateTime {
+    instant.replace_nanosecond(instant.microsecond() * 1_000).unwrap_or(instant)
+}
+
+#[cfg(test)]
+mod tests {
+    use keys::{KeyEncryptionKey, Sealer};
+    use model::Phase;
+    use std::path::Path;
+
+    use super::*;
+
+    fn sealer(folder: &Path) -> Sealer {
+        KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap().sealer("state").unwrap()
+    }
+
+    fn open(folder: &Path) -> Arc<Store> {
+        Store::open(&folder.join("state.redb"), sealer(folder)).unwrap()
+    }
+
+    fn draft(name: &str) -> Draft {
+        Draft {
+            name: name.parse().unwrap(),
+            plan: Plan::Serverless,
+            provider: Provider::Gcp,
+            regions: vec!["local".to_owned()],
+            labels: BTreeMap::new(),
+            is_delete_protected: false,
+            allowlist: Vec::new(),
+        }
+    }
+
+    fn role(name: &str) -> SqlRole {
+        SqlRole {
+            name: name.to_owned(),
+            can_login: true,
+            verifier: Some("SCRAM-SHA-256$4096:c2FsdA==$canary-verifier".to_owned()),
+            valid_until: None,
+            connection_limit: -1,
+        }
+    }
+
+    #[test]
+    fn everything_is_still_there_after_a_restart() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = OffsetDateTime::now_utc();
+        let made = {
+            let store = open(folder.path());
+            let made = store.create(draft("shop-one"), now).unwrap();
+            store.set_roles(made.id, vec![role("maria")]).unwrap();
+            store
+                .observe(made.id, Observation { phase: Phase::Asleep, ..Observation::nothing_yet() })
+                .unwrap();
+            store.wish(made.id, Wish::Exists(Power::Asleep), now).unwrap();
+            made
+        };
+        let snapshot = open(folder.path()).snapshot();
+        let entry = snapshot.by_handle(&made.handle()).unwrap();
+        assert_eq!(entry.cluster.wish, Wish::Exists(Power::Asleep));
+        assert_eq!(entry.cluster.revision, 2);
+        assert_eq!(entry.seen.phase, Phase::Asleep);
+        assert_eq!(entry.role("maria"), Some(&role("maria")));
+    }
+
+    #[test]
+    fn a_name_is_taken_once_and_a_routing_id_never_returns() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let now = OffsetDateTime::now_utc();
+        let first = store.create(draft("shop-one"), now).unwrap();
+        assert!(matches!(store.create(draft("shop-one"), now), Err(Error::NameTaken(_))));
+        store.wish(first.id, Wish::Deleted, now).unwrap();
+        store.forget(first.id).unwrap();
+        drop(store);
+        let store = open(folder.path());
+        let second = store.create(draft("shop-one"), now).unwrap();
+        assert!(second.routing_id > first.routing_id);
+        assert!(store.snapshot().by_handle(&first.handle()).is_none());
+        assert_eq!(store.snapshot().deleted().count(), 1);
+    }
+
+    #[test]
+    fn a_wrong_name_with_a_right_number_finds_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let made = store.create(draft("shop-one"), OffsetDateTime::now_utc()).unwrap();
+        let guess = format!("shop-two-{}", made.routing_id).parse().unwrap();
+        assert!(store.snapshot().by_handle(&guess).is_none());
+    }
+
+    #[test]
+    fn a_deletion_once_wished_for_stays() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let now = OffsetDateTime::now_utc();
+        let made = store.create(draft("shop-one"), now).unwrap();
+        store.wish(made.id, Wish::Deleted, now).unwrap();
+        let revived = store.wish(made.id, Wish::Exists(Power::Running), now);
+        assert!(matches!(revived, Err(Error::NotFound(_))));
+        assert_eq!(store.snapshot().get(&made.id).unwrap().cluster.wish, Wish::Deleted);
+    }
+
+    #[test]
+    fn the_file_shows_neither_names_nor_verifiers() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let made = store.create(draft("canary-cluster"), OffsetDateTime::now_utc()).unwrap();
+        store.set_roles(made.id, vec![role("canary-role")]).unwrap();
+        drop(store);
+        let raw = std::fs::read(folder.path().join("state.redb")).unwrap();
+        for secret in ["canary-cluster", "canary-role", "canary-verifier"] {
+            assert!(!raw.windows(secret.len()).any(|bytes| bytes == secret.as_bytes()), "{secret}");
+        }
+    }
+
+    #[test]
+    fn values_of_another_cloud_or_swapped_values_are_found() {
+        let (one, two) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        open(one.path()).create(draft("shop-one"), OffsetDateTime::now_utc()).unwrap();
+        let foreign = Store::open(&one.path().join("state.redb"), sealer(two.path()));
+        assert!(matches!(foreign, Err(Error::Tampered { .. })));
+    }
+
+    #[test]
+    fn changes_are_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let mut changes = store.changes();
+        let _ = changes.borrow_and_update();
+        store.create(draft("shop-one"), OffsetDateTime::now_utc()).unwrap();
+        assert!(changes.has_changed().unwrap());
+    }
+}

@@ -1,0 +1,120 @@
+//! The state in memory: immutable, indexed by everything that somebody asks for.
+
+use std::sync::Arc;
+
+use imbl::HashMap;
+use model::{Cluster, ClusterHandle, ClusterId, ClusterName, Observation, RoutingId, SqlRole};
+
+use crate::file::{File, Table};
+use crate::{ApiKey, Error};
+
+/// One cluster that exists: its document, what was last seen of it, and its roles for sign-in.
+#[derive(Clone, Debug)]
+pub struct Entry {
+    /// What should be true.
+    pub cluster: Cluster,
+    /// What was last seen true.
+    pub seen: Observation,
+    /// The engine's roles as last read; they may be older than the engine's own while it runs.
+    pub roles: Arc<[SqlRole]>,
+}
+
+impl Entry {
+    /// The role of this name, as last read.
+    pub fn role(&self, name: &str) -> Option<&SqlRole> {
+        self.roles.iter().find(|role| role.name == name)
+    }
+}
+
+/// The state at one moment.
+#[derive(Clone, Default)]
+pub struct Snapshot {
+    pub(crate) entries: HashMap<ClusterId, Arc<Entry>>,
+    pub(crate) by_name: HashMap<ClusterName, ClusterId>,
+    pub(crate) by_routing_id: HashMap<RoutingId, ClusterId>,
+    pub(crate) deleted: HashMap<ClusterId, Arc<Cluster>>,
+    pub(crate) api_keys: HashMap<String, Arc<ApiKey>>,
+    pub(crate) next_routing_id: u32,
+}
+
+impl Snapshot {
+    pub(crate) fn read(file: &File) -> Result<Self, Error> {
+        let mut observations: std::collections::HashMap<String, Observation> =
+            file.read_all(Table::Observations)?.into_iter().collect();
+        let mut roles: std::collections::HashMap<String, Vec<SqlRole>> =
+            file.read_all(Table::Roles)?.into_iter().collect();
+        let mut snapshot = Self { next_routing_id: RoutingId::FIRST.get(), ..Self::default() };
+        for (key, cluster) in file.read_all::<Cluster>(Table::Clusters)? {
+            // Forgetting a cluster removes its observation; that is what tells the gone from the living.
+            match observations.remove(&key) {
+                Some(seen) => {
+                    let roles = roles.remove(&key).unwrap_or_default().into();
+                    snapshot.insert(Entry { cluster, seen, roles });
+                }
+                None => {
+                    snapshot.deleted.insert(cluster.id, Arc::new(cluster));
+                }
+            }
+        }
+        for (key, value) in file.read_all::<ApiKey>(Table::ApiKeys)? {
+            snapshot.api_keys.insert(key, Arc::new(value));
+        }
+        for (_, next) in file.read_all::<u32>(Table::Counters)? {
+            snapshot.next_routing_id = next;
+        }
+        Ok(snapshot)
+    }
+
+    pub(crate) fn insert(&mut self, entry: Entry) {
+        let cluster = &entry.cluster;
+        self.by_name.insert(cluster.name.clone(), cluster.id);
+        self.by_routing_id.insert(cluster.routing_id, cluster.id);
+        self.entries.insert(cluster.id, Arc::new(entry));
+    }
+
+    /// The clusters that exist, in no order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.entries.values()
+    }
+
+    /// How many clusters exist.
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    /// Whether no cluster exists.
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// The cluster with this id.
+    pub fn get(&self, id: &ClusterId) -> Option<&Arc<Entry>> {
+        self.entries.get(id)
+    }
+
+    /// The cluster with this name.
+    pub fn by_name(&self, name: &ClusterName) -> Option<&Arc<Entry>> {
+        self.entries.get(self.by_name.get(name)?)
+    }
+
+    /// The cluster that a client names; name and routing id must both be right.
+    pub fn by_handle(&self, handle: &ClusterHandle) -> Option<&Arc<Entry>> {
+        let entry = self.entries.get(self.by_routing_id.get(&handle.routing_id)?)?;
+        (entry.cluster.name == handle.name).then_some(entry)
+    }
+
+    /// The clusters that are gone, in no order.
+    pub fn deleted(&self) -> impl Iterator<Item = &Arc<Cluster>> {
+        self.deleted.values()
+    }
+
+    /// The cluster with this id that is gone.
+    pub fn deleted_by_id(&self, id: &ClusterId) -> Option<&Arc<Cluster>> {
+        self.deleted.get(id)
+    }
+
+    /// The API key with this id.
+    pub fn api_key(&self, id: &str) -> Option<&Arc<ApiKey>> {
+        self.api_keys.get(id)
+    }
+}

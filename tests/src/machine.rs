@@ -1,0 +1,145 @@
+//! What the machine shows of a running cloud: processes, memory, descriptors, mounts and loop devices.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::Path;
+
+/// A process that can be told from a later one with the same number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Process {
+    /// Its number.
+    pub pid: u32,
+    /// When it started, in clock ticks since boot.
+    pub started_ticks: u64,
+}
+
+fn stat_fields(pid: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The command stands in parentheses and may hold spaces; fields are counted after the last one.
+    let (_, rest) = stat.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+impl Process {
+    /// The process with this number, unless it is gone or a zombie.
+    pub fn of(pid: u32) -> Option<Self> {
+        let fields = stat_fields(pid)?;
+        if fields.first()? == "Z" {
+            return None;
+        }
+        Some(Self { pid, started_ticks: fields.get(19)?.parse().ok()? })
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&self) -> bool {
+        Self::of(self.pid) == Some(*self)
+    }
+
+    /// Its command line, with spaces between the arguments.
+    pub fn command_line(&self) -> String {
+        let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).replace('\0', " ")
+    }
+}
+
+fn all_pids() -> Vec<u32> {
+    let Ok(entries) = fs::read_dir("/proc") else { return Vec::new() };
+    entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect()
+}
+
+/// Every process below `pid`, at any depth.
+pub fn descendants(pid: u32) -> Vec<Process> {
+    let parents: Vec<(u32, u32)> =
+        all_pids().into_iter().filter_map(|p| Some((p, stat_fields(p)?.get(1)?.parse().ok()?))).collect();
+    let mut known = BTreeSet::from([pid]);
+    loop {
+        let before = known.len();
+        for (child, parent) in &parents {
+            if known.contains(parent) {
+                known.insert(*child);
+            }
+        }
+        if known.len() == before {
+            break;
+        }
+    }
+    known.remove(&pid);
+    known.into_iter().filter_map(Process::of).collect()
+}
+
+/// Processes whose command line names the path.
+pub fn processes_naming(path: &Path) -> Vec<Process> {
+    let needle = path.to_string_lossy().into_owned();
+    all_pids()
+        .into_iter()
+        .filter(|pid| *pid != std::process::id())
+        .filter_map(Process::of)
+        .filter(|process| process.command_line().contains(&needle))
+        .collect()
+}
+
+/// Mount points at or below the path.
+pub fn mounts_below(path: &Path) -> Vec<String> {
+    let needle = path.to_string_lossy().into_owned();
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+    mounts
+        .lines()
+        .filter_map(|line| line.split(' ').nth(1))
+        .filter(|point| point.starts_with(&needle))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Loop devices whose backing file lies below the path.
+pub fn loop_devices_below(path: &Path) -> Vec<String> {
+    let needle = path.to_string_lossy().into_owned();
+    let Ok(entries) = fs::read_dir("/sys/block") else { return Vec::new() };
+    entries
+        .filter_map(Result::ok)
+        .filter(|entry| {
+            fs::read_to_string(entry.path().join("loop/backing_file"))
+                .is_ok_and(|file| file.trim_start().starts_with(&needle))
+        })
+        .map(|entry| format!("/dev/{}", entry.file_name().to_string_lossy()))
+        .collect()
+}
+
+/// Everything that a cloud under the path has left on the machine, as sentences; empty when it left nothing.
+pub fn leftovers(path: &Path, once_running: &[Process]) -> Vec<String> {
+    let alive = once_running.iter().filter(|process| process.is_alive()).copied();
+    let processes: BTreeSet<Process> = alive.chain(processes_naming(path)).collect();
+    let mut left: Vec<String> = processes
+        .iter()
+        .map(|process| format!("process {} still runs: {}", process.pid, process.command_line()))
+        .collect();
+    left.extend(mounts_below(path).into_iter().map(|point| format!("{point} is still mounted")));
+    left.extend(loop_devices_below(path).into_iter().map(|device| format!("{device} is still attached")));
+    left
+}
+
+/// Resident memory of the process in bytes.
+pub fn resident_bytes(pid: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).expect("the process runs");
+    let line = status.lines().find(|line| line.starts_with("VmRSS:")).expect("a live process has VmRSS");
+    let kib: u64 = line.split_whitespace().nth(1).expect("VmRSS has a number").parse().expect("a number");
+    kib * 1024
+}
+
+/// Open descriptors of the process.
+pub fn open_descriptors(pid: u32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).expect("the process runs").count()
+}
+
+/// Processor time that the process has used, in milliseconds (the kernel counts in hundredths of a second).
+pub fn processor_milliseconds(pid: u32) -> u64 {
+    let fields = stat_fields(pid).expect("the process runs");
+    let ticks: u64 = fields[11].parse::<u64>().expect("utime") + fields[12].parse::<u64>().expect("stime");
+    ticks * 10
+}
+
+/// Lets this process open as many descriptors as the machine allows.
+pub fn raise_descriptor_limit() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::Nofile);
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}

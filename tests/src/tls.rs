@@ -1,0 +1,80 @@
+//! TLS as a careful client speaks it, and the pieces of it that attackers send.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::Resumption;
+use rustls::{ClientConfig, RootCertStore};
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+/// The certificates of a PEM file.
+pub fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
+    CertificateDer::pem_file_iter(path)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+        .map(|certificate| certificate.expect("a certificate"))
+        .collect()
+}
+
+/// A client that trusts only the given roots, without resumption, and offers these application protocols.
+pub fn client(roots: &Path, protocols: &[&str]) -> ClientConfig {
+    let mut store = RootCertStore::empty();
+    for certificate in certificates(roots) {
+        store.add(certificate).expect("the root is a usable trust anchor");
+    }
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .expect("TLS 1.3 is built in")
+        .with_root_certificates(store)
+        .with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    config
+}
+
+/// Channel binding data of `tls-server-end-point` (RFC 5929); `None` when the certificate's signature has no hash
+/// that the RFC defines, as with Ed25519.
+pub fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    use aws_lc_rs::digest::{SHA256, SHA384, SHA512, digest};
+    let (_, parsed) = X509Certificate::from_der(certificate).expect("the server sent a certificate");
+    let algorithm = match parsed.signature_algorithm.algorithm.to_id_string().as_str() {
+        "1.2.840.10045.4.3.2" | "1.2.840.113549.1.1.11" | "1.2.840.113549.1.1.5" => &SHA256,
+        "1.2.840.10045.4.3.3" | "1.2.840.113549.1.1.12" => &SHA384,
+        "1.2.840.10045.4.3.4" | "1.2.840.113549.1.1.13" => &SHA512,
+        _ => return None,
+    };
+    Some(digest(algorithm, certificate).as_ref().to_vec())
+}
+
+/// A complete ClientHello record of a client that knows TLS 1.2 at most.
+pub fn client_hello_1_2() -> Vec<u8> {
+    let mut body = vec![3, 3];
+    body.extend([7; 32]);
+    body.push(0);
+    // ECDHE with AES-GCM, both certificate kinds, and the plain fallback signal (RFC 7507).
+    body.extend([0, 8, 0xc0, 0x2b, 0xc0, 0x2f, 0xc0, 0x30, 0x56, 0x00]);
+    body.extend([1, 0]);
+    let extensions = [
+        &[0, 10, 0, 6, 0, 4, 0, 29, 0, 23][..],
+        &[0, 11, 0, 2, 1, 0],
+        &[0, 13, 0, 8, 0, 6, 4, 3, 8, 4, 4, 1],
+        &[0, 0, 0, 14, 0, 12, 0, 0, 9, b'l', b'o', b'c', b'a', b'l', b'h', b'o', b's', b't'],
+    ]
+    .concat();
+    body.extend(u16::try_from(extensions.len()).expect("short").to_be_bytes());
+    body.extend(extensions);
+    let mut handshake = vec![1, 0];
+    handshake.extend(u16::try_from(body.len()).expect("short").to_be_bytes());
+    handshake.extend(body);
+    record(22, &handshake)
+}
+
+/// One TLS record.
+pub fn record(kind: u8, payload: &[u8]) -> Vec<u8> {
+    let mut bytes = vec![kind, 3, 1];
+    bytes.extend(u16::try_from(payload.len()).expect("a record is short").to_be_bytes());
+    bytes.extend(payload);
+    bytes
+}
