@@ -1,1 +1,26 @@
-//! To be filled.
+//! A client's journey to an engine, a file a station: hello, admit, handshake, startup, sign in, seat, attach, relay.
+//!
+//! Each station consumes what the one before returned, so that a step left out does not compile. The gateway has no
+//! database driver and no root key; its questions to the outside are the traits in [`directory`].
+
+mod admit;
+mod attach;
+mod cancel;
+pub mod directory;
+mod hello;
+mod journey;
+mod listen;
+mod refusal;
+mod relay;
+mod route;
+mod sessions;
+mod settings;
+mod sign_in;
+mod startup;
+mod stream;
+mod tls;
+
+pub use listen::Gateway;
+pub use sessions::{Cut, SessionFacts, Sessions};
+pub use settings::Settings;
+pub use tls::{Certificates, Shown, Unusable};

@@ -47,6 +47,11 @@ impl Frames {
         self.header_seen == 0 && self.body_left == 0
     }
 
+    /// Bytes that the present frame still has, as far as its header is known; 0 at a boundary.
+    pub fn bytes_left(&self) -> usize {
+        if self.header_seen > 0 { HEADER_BYTES - self.header_seen } else { self.body_left }
+    }
+
     /// Follows the bytes and tells each frame's header as it begins. Stops at the first impossible length.
     pub fn follow(&mut self, mut bytes: &[u8], mut begin: impl FnMut(Header)) -> Result<(), Malformed> {
         while !bytes.is_empty() {

@@ -1,0 +1,47 @@
+//! Cancel requests, with keys of our own: inside TLS only, from an admitted address only, and silent in every case.
+
+use std::net::IpAddr;
+use std::time::Duration;
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::UnixStream;
+use tokio::sync::Semaphore;
+use tokio::time::timeout;
+use wire::hello::CancelKey;
+
+use crate::Sessions;
+use crate::directory::Directory;
+
+/// For the engine to take a cancel request and close.
+const ENGINE_MAX: Duration = Duration::from_secs(5);
+
+/// Passes the request on if its key is right. The client's connection is closed before this is called, so that nobody
+/// can tell a right key from a wrong one by waiting.
+pub(crate) async fn cancel(
+    sessions: &Sessions,
+    directory: &dyn Directory,
+    slots: &Semaphore,
+    key: &CancelKey,
+    address: IpAddr,
+) {
+    let Some((facts, socket, engine_key)) = sessions.find_cancel(key) else {
+        return;
+    };
+    if !directory.admits(facts.cluster, address) {
+        return;
+    }
+    // Nobody is promised that a cancel has an effect (PostgreSQL's manual, 55.2.8): a flood is dropped, not queued.
+    let Ok(_slot) = slots.try_acquire() else {
+        tracing::warn!(cluster = %facts.cluster, %address, "a cancel was dropped: too many at once");
+        return;
+    };
+    let pass_on = async {
+        let mut engine = UnixStream::connect(socket).await?;
+        engine.write_all(&engine_key.to_request()).await?;
+        // The engine closes once the signal is sent.
+        engine.read(&mut [0]).await.map(drop)
+    };
+    if timeout(ENGINE_MAX, pass_on).await.is_ok_and(|sent| sent.is_ok()) {
+        tracing::info!(cluster = %facts.cluster, user = %facts.user, %address, "canceled a query");
+    }
+}

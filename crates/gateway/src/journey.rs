@@ -1,0 +1,173 @@
+//! One client's way through the stations.
+
+use std::net::{IpAddr, SocketAddr};
+use std::sync::Arc;
+
+use keys::ChannelBinding;
+use tokio::io::AsyncWriteExt;
+use tokio::net::TcpStream;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::admit::{Admission, admit};
+use crate::attach::{Attached, attach};
+use crate::hello::{Alert, Greeted, alert, greet};
+use crate::listen::{House, Stranger};
+use crate::refusal::Refusal;
+use crate::relay::relay;
+use crate::route::{Route, handle_in_server_name, route};
+use crate::sessions::{Limits, Seat};
+use crate::sign_in::{Claim, Identity, prove};
+use crate::startup::Wanted;
+use crate::stream::{ClientStream, send};
+use crate::{Cut, SessionFacts, cancel, startup};
+
+/// A client in private: TLS stands, nobody knows yet who it is.
+struct Private {
+    client: ClientStream,
+    server_name: Option<String>,
+    binding: ChannelBinding,
+}
+
+/// A session that can begin.
+struct Seated {
+    attached: Attached,
+    seat: Seat,
+    cut: oneshot::Receiver<Cut>,
+}
+
+/// Takes a client as far as it gets. Ends when its connection does.
+pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, stranger: Stranger) {
+    let address = model::canonical(peer.ip());
+    let deadline = Instant::now() + house.settings.sign_in_max;
+    // Boxed, so that what signing in needs is given back before the session begins.
+    let private = match timeout_at(deadline, Box::pin(become_private(&house, tcp, address))).await {
+        Ok(Ok(private)) => private,
+        Ok(Err(refusal)) => return tracing::debug!(%address, ?refusal, "a connection ended before TLS"),
+        Err(_) => return tracing::debug!(%address, "a connection was too slow"),
+    };
+    let Private { mut client, server_name, binding } = private;
+    let entered =
+        Box::pin(enter(&house, &mut client, server_name, &binding, address, deadline, stranger)).await;
+    match entered {
+        Ok(Some(Seated { attached, seat, cut })) => {
+            let facts = seat.facts.clone();
+            let ended = relay(client, attached.engine, cut, &house.settings).await;
+            drop(seat);
+            tracing::info!(cluster = %facts.cluster, user = %facts.user, %address, ?ended, "session ended");
+        }
+        Ok(None) => {}
+        Err(refusal) => {
+            tracing::info!(%address, ?refusal, "refused");
+            let farewell = async {
+                if let Some(report) = refusal.report() {
+                    client.write_all(&report).await?;
+                }
+                client.shutdown().await
+            };
+            let _ = timeout(house.settings.cut_max, farewell).await;
+        }
+    }
+}
+
+async fn become_private(house: &House, tcp: TcpStream, address: IpAddr) -> Result<Private, Refusal> {
+    let Greeted { handshake, server_name } = greet(tcp).await?;
+    let named = server_name.as_deref().and_then(handle_in_server_name);
+    if let Some(handle) = named
+        && let Admission::Refused = admit(&*house.directory, &handle, address)
+    {
+        tracing::info!(%address, cluster = %handle, "refused: the address is not on the allowlist");
+        return Err(alert(handshake.io, Alert::AccessDenied).await);
+    }
+    let shown = house.certificates.shown(server_name.as_deref());
+    let client = handshake.into_stream(shown.config.clone()).await?;
+    Ok(Private { client, server_name, binding: shown.binding.clone() })
+}
+
+async fn enter(
+    house: &House,
+    client: &mut ClientStream,
+    server_name: Option<String>,
+    binding: &ChannelBinding,
+    address: IpAddr,
+    deadline: Instant,
+    stranger: Stranger,
+) -> Result<Option<Seated>, Refusal> {
+    let (identity, route, minor) = {
+        let known =
+            timeout_at(deadline, become_known(house, client, server_name, binding, address)).await??;
+        match known {
+            Some(known) => known,
+            None => return Ok(None),
+        }
+    };
+    drop(stranger);
+    let cluster = identity.cluster();
+    let facts = SessionFacts { cluster: cluster.id, user: identity.user().as_str().into(), address };
+    let limits = Limits {
+        per_cluster: cluster.connections_max,
+        per_user: cluster.connections_per_user_max.min(identity.connections_max().unwrap_or(u32::MAX)),
+    };
+    // 32 bytes from protocol 3.2 on, as PostgreSQL 18; 4 before, which is all that older clients can hold.
+    let secret_bytes = if minor >= 2 { 32 } else { 4 };
+    let (seat, mut cut) = house.sessions.seat(facts, limits, secret_bytes)?;
+    // Once more, now that a cut would find us: the rules may have changed while the client was proving itself.
+    if !house.directory.admits(cluster.id, address) {
+        return Err(Refusal::Address);
+    }
+    tracing::info!(cluster = %route.handle, user = %identity.user(), %address, "signed in");
+
+    let attached = tokio::select! {
+        reason = &mut cut => return Err(reason.map_or(Refusal::Lost, Refusal::Cut)),
+        attached = open(house, &identity, &route) => attached?,
+    };
+    if let Some(engine_key) = attached.engine_key.clone() {
+        seat.attached(attached.socket.clone(), engine_key);
+    }
+    let mut messages = attached.greeting.clone();
+    messages.extend(wire::backend::key_data(seat.key().process_id, &seat.key().secret));
+    messages.extend_from_slice(&attached.ready);
+    timeout(house.settings.attach_max, send(client, &messages)).await??;
+    Ok(Some(Seated { attached, seat, cut }))
+}
+
+/// Startup and sign-in; `None` where the client only came to cancel.
+async fn become_known(
+    house: &House,
+    client: &mut ClientStream,
+    server_name: Option<String>,
+    binding: &ChannelBinding,
+    address: IpAddr,
+) -> Result<Option<(Identity, Route, u16)>, Refusal> {
+    let startup = match startup::read(client).await? {
+        Wanted::Session(startup) => startup,
+        Wanted::Cancel(key) => {
+            // Closed first: how long the rest takes must not show.
+            let _ = client.shutdown().await;
+            cancel::cancel(&house.sessions, &*house.directory, &house.cancels, &key, address).await;
+            return Ok(None);
+        }
+    };
+    let route = route(&startup, server_name.as_deref())?;
+    let user = startup.get("user").filter(|user| !user.is_empty()).ok_or(Refusal::NoUser)?;
+    let cluster = match admit(&*house.directory, &route.handle, address) {
+        Admission::Admitted(found) => Some(found),
+        Admission::Unknown => None,
+        Admission::Refused => return Err(Refusal::Address),
+    };
+    let claim = Claim { handle: &route.handle, cluster, user };
+    let identity = prove(client, &*house.directory, claim, binding, house.settings.answer_step).await?;
+    Ok(Some((identity, route, startup.minor())))
+}
+
+/// Wakes the engine where it sleeps and opens the session.
+async fn open(house: &House, identity: &Identity, route: &Route) -> Result<Attached, Refusal> {
+    let wake = house.waker.engine(identity.cluster().id, identity.user());
+    let socket = timeout(house.settings.wake_max, wake)
+        .await
+        .map_err(|_| Refusal::NotReady(crate::directory::NotReady::TimedOut))?
+        .map_err(Refusal::NotReady)?;
+    timeout(house.settings.attach_max, attach(&socket, identity, route))
+        .await
+        .map_err(|_| Refusal::EngineLost("it does not answer"))?
+}

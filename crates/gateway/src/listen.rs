@@ -1,0 +1,183 @@
+//! Station 1: the door. Strangers are counted, per address and all together.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::directory::{Directory, Waker};
+use crate::journey::travel;
+use crate::{Certificates, Cut, Sessions, Settings};
+
+/// After an accept that failed for want of descriptors or memory.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// A peer that vanished without a word is noticed after about two minutes.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
+
+/// The front door for SQL.
+pub struct Gateway {
+    house: Arc<House>,
+}
+
+/// What every journey needs.
+pub(crate) struct House {
+    pub(crate) settings: Settings,
+    pub(crate) certificates: Arc<dyn Certificates>,
+    pub(crate) directory: Arc<dyn Directory>,
+    pub(crate) waker: Arc<dyn Waker>,
+    pub(crate) sessions: Arc<Sessions>,
+    pub(crate) cancels: Semaphore,
+    strangers: Arc<Strangers>,
+}
+
+/// Connections that are not signed in, by address.
+#[derive(Default)]
+struct Strangers {
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    all: Mutex<usize>,
+}
+
+/// A place among the strangers, given back when it is dropped.
+pub(crate) struct Stranger {
+    strangers: Arc<Strangers>,
+    address: IpAddr,
+}
+
+impl Gateway {
+    /// Puts the door into the wall; [`Self::serve`] opens it.
+    pub fn new(
+        settings: Settings,
+        certificates: Arc<dyn Certificates>,
+        directory: Arc<dyn Directory>,
+        waker: Arc<dyn Waker>,
+    ) -> Self {
+        let house = House {
+            settings,
+            certificates,
+            directory,
+            waker,
+            sessions: Sessions::new(),
+            cancels: Semaphore::new(settings.cancels_max),
+            strangers: Arc::default(),
+        };
+        Self { house: Arc::new(house) }
+    }
+
+    /// Everybody who is signed in.
+    pub fn sessions(&self) -> Arc<Sessions> {
+        self.house.sessions.clone()
+    }
+
+    /// Lets clients in until `stop`, then lets those inside finish what they are doing, for a while.
+    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let (tcp, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(cause) => {
+                    tracing::warn!(%cause, "a connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Some(stranger) = Strangers::enter(&self.house, peer.ip()) else {
+                tracing::warn!(address = %peer.ip(), "dropped a connection: too many that are not signed in");
+                continue;
+            };
+            prepare(&tcp);
+            tasks.spawn(travel(self.house.clone(), tcp, peer, stranger));
+        }
+        drop(listener);
+        tasks.close();
+        self.drain(&tasks).await;
+    }
+
+    async fn drain(&self, tasks: &TaskTracker) {
+        let settings = &self.house.settings;
+        let count = self.house.sessions.cut(|_| Some(Cut::Stopping));
+        if count > 0 {
+            tracing::info!(sessions = count, "letting open sessions finish");
+        }
+        let patience = settings.drain_max + 2 * settings.cut_max;
+        if tokio::time::timeout(patience, self.house.sessions.empty()).await.is_err() {
+            tracing::warn!(sessions = self.house.sessions.total(), "sessions did not end in time");
+        }
+        // Those who never signed in need no farewell; a moment for the last words of the others.
+        let _ = tokio::time::timeout(settings.cut_max, tasks.wait()).await;
+    }
+}
+
+impl Strangers {
+    fn enter(house: &House, peer: IpAddr) -> Option<Stranger> {
+        let strangers = &house.strangers;
+        let address = neighbourhood(peer);
+        let mut all = strangers.all.lock().unwrap_or_else(PoisonError::into_inner);
+        if *all >= house.settings.strangers_max {
+            return None;
+        }
+        let mut by_address = strangers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = by_address.entry(address).or_default();
+        if *count >= house.settings.strangers_per_address_max {
+            return None;
+        }
+        *count += 1;
+        *all += 1;
+        Some(Stranger { strangers: strangers.clone(), address })
+    }
+}
+
+impl Drop for Stranger {
+    fn drop(&mut self) {
+        let mut all = self.strangers.all.lock().unwrap_or_else(PoisonError::into_inner);
+        *all = all.saturating_sub(1);
+        let mut by_address = self.strangers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+    }
+}
+
+/// One customer has a whole /64 of IPv6, so that is what is counted.
+fn neighbourhood(peer: IpAddr) -> IpAddr {
+    match model::canonical(peer) {
+        IpAddr::V6(v6) => {
+            let [a, b, c, d, ..] = v6.segments();
+            std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
+        }
+        v4 @ IpAddr::V4(_) => v4,
+    }
+}
+
+fn prepare(tcp: &TcpStream) {
+    let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_EVERY);
+    // Best effort: a socket without these works, only later.
+    let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
+    let _ = tcp.set_nodelay(true);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_ipv6_customer_is_one_neighbour() {
+        let one = neighbourhood("2001:db8:1:2:aaaa::1".parse().unwrap());
+        assert_eq!(one, neighbourhood("2001:db8:1:2:bbbb::2".parse().unwrap()));
+        assert_ne!(one, neighbourhood("2001:db8:1:3::1".parse().unwrap()));
+        assert_eq!(neighbourhood("::ffff:10.0.0.1".parse().unwrap()), "10.0.0.1".parse::<IpAddr>().unwrap());
+    }
+}

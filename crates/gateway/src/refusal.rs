@@ -1,0 +1,142 @@
+//! Every way to be refused, with the PostgreSQL error that drivers understand. No text helps an attacker.
+
+use identity::scram;
+use wire::Malformed;
+use wire::backend::{Report, Severity};
+
+/// Why a client was sent away.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Refusal {
+    /// Its bytes do not follow the protocol.
+    Protocol(&'static str),
+    /// It asked for a session without TLS.
+    Plaintext,
+    /// It names no cluster, or none that could exist.
+    Route(crate::route::Unroutable),
+    /// A parameter that clients may not set.
+    Parameter(String),
+    /// Replication, which the gateway does not carry.
+    Replication,
+    /// Its address is not on the allowlist.
+    Address,
+    /// No user name.
+    NoUser,
+    /// The sign-in failed: unknown cluster, unknown user and wrong password alike.
+    Password { user: String },
+    /// The TLS channel is not the client's own: somebody is in between.
+    Channel(scram::Refusal),
+    /// A bound on sessions is reached.
+    TooMany(&'static str),
+    /// The engine is not ready.
+    NotReady(crate::directory::NotReady),
+    /// The engine refused the session: its own words, to a client that has signed in.
+    Engine { code: String, message: String },
+    /// The engine did not follow the protocol or broke off.
+    EngineLost(&'static str),
+    /// The session was to end while it was being set up.
+    Cut(crate::Cut),
+    /// It took too long.
+    TooSlow,
+    /// The connection broke; there is nobody to tell.
+    Lost,
+}
+
+impl Refusal {
+    /// What the client reads, or `None` where nobody is there to read it.
+    pub(crate) fn report(&self) -> Option<Vec<u8>> {
+        if let Self::Engine { code, message } = self {
+            return Some(engine_error(code, message));
+        }
+        let (code, message, hint): (&'static str, String, Option<&str>) = match self {
+            Self::Protocol(what) => ("08P01", (*what).to_owned(), None),
+            Self::Plaintext => (
+                "28000",
+                "server requires encryption".to_owned(),
+                Some(
+                    "Connect with TLS 1.3: sslmode=verify-full and sslrootcert set to the cloud's root (chitin cert ca).",
+                ),
+            ),
+            Self::Route(unroutable) => ("08004", unroutable.to_string(), Some(unroutable.hint())),
+            Self::Parameter(name) => ("42501", format!("parameter {name} is not allowed"), None),
+            Self::Replication => (
+                "0A000",
+                "replication connections are not supported".to_owned(),
+                Some("Use pg_dump, or COPY, to take data out."),
+            ),
+            Self::Address => (
+                "28000",
+                "connection refused: this address is not on the cluster's IP allowlist".to_owned(),
+                Some("Ask the cluster's operator to add it: chitin allowlist add CLUSTER CIDR"),
+            ),
+            Self::NoUser => ("28000", "no PostgreSQL user name specified in startup packet".to_owned(), None),
+            Self::Password { user } => {
+                ("28P01", format!("password authentication failed for user \"{user}\""), None)
+            }
+            Self::Channel(scram::Refusal::Malformed(what)) => {
+                ("08P01", format!("malformed SCRAM message ({what})"), None)
+            }
+            Self::Channel(refusal) => (
+                "28000",
+                refusal.to_string(),
+                Some(
+                    "Somebody may be between the client and this server; check sslmode=verify-full and the root certificate.",
+                ),
+            ),
+            Self::TooMany(what) => ("53300", format!("too many connections for {what}"), None),
+            Self::NotReady(reason) => not_ready(*reason),
+            Self::EngineLost(what) => (
+                "08006",
+                format!("the cluster's engine could not be reached: {what}"),
+                Some("Connect again."),
+            ),
+            Self::Cut(cut) => return Some(cut.report().to_error()),
+            Self::TooSlow => ("57014", "canceling authentication due to timeout".to_owned(), None),
+            Self::Engine { .. } | Self::Lost => return None,
+        };
+        let hint = hint.map(str::to_owned);
+        Some(Report { severity: Severity::Fatal, code, message, hint }.to_error())
+    }
+}
+
+fn not_ready(reason: crate::directory::NotReady) -> (&'static str, String, Option<&'static str>) {
+    use crate::directory::NotReady;
+    match reason {
+        NotReady::Gone => ("57P01", "the cluster is being deleted".to_owned(), None),
+        NotReady::Failed => (
+            "57P03",
+            "the cluster's engine could not be started".to_owned(),
+            Some("The operator finds the reason with: chitin cluster show NAME"),
+        ),
+        NotReady::TimedOut => {
+            ("57P03", "the cluster's engine did not start in time".to_owned(), Some("Connect again."))
+        }
+    }
+}
+
+fn engine_error(code: &str, message: &str) -> Vec<u8> {
+    let mut error = wire::backend::Message::new(b'E');
+    for (field, text) in [(b'S', "FATAL"), (b'V', "FATAL"), (b'C', code), (b'M', message)] {
+        error.put_bytes(&[field]);
+        error.put_text(text);
+    }
+    error.put_bytes(&[0]);
+    error.finish()
+}
+
+impl From<Malformed> for Refusal {
+    fn from(malformed: Malformed) -> Self {
+        Self::Protocol(malformed.0)
+    }
+}
+
+impl From<std::io::Error> for Refusal {
+    fn from(_: std::io::Error) -> Self {
+        Self::Lost
+    }
+}
+
+impl From<tokio::time::error::Elapsed> for Refusal {
+    fn from(_: tokio::time::error::Elapsed) -> Self {
+        Self::TooSlow
+    }
+}

@@ -1,0 +1,316 @@
+//! Everybody who has signed in: counted, found by cancel key, and ended when they may not stay.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
+
+use aws_lc_rs::constant_time;
+use model::ClusterId;
+use tokio::sync::{oneshot, watch};
+use wire::backend::{Report, Severity};
+use wire::hello::CancelKey;
+
+use crate::refusal::Refusal;
+
+/// Why a session must end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Cut {
+    /// Its address is no longer on the allowlist.
+    Address,
+    /// Its cluster is being deleted.
+    Deleted,
+    /// Its user may no longer sign in.
+    User,
+    /// The program stops.
+    Stopping,
+    /// The operator put the cluster to sleep.
+    Asleep,
+}
+
+impl Cut {
+    pub(crate) fn report(self) -> Report {
+        let (message, hint) = match self {
+            Self::Address => (
+                "terminating connection: this address is no longer on the cluster's IP allowlist",
+                "Ask the cluster's operator to add it: chitin allowlist add CLUSTER CIDR",
+            ),
+            Self::Deleted => {
+                ("terminating connection: the cluster is being deleted", "Its data is gone for good.")
+            }
+            Self::User => {
+                ("terminating connection: this user may no longer sign in", "Ask the cluster's operator.")
+            }
+            Self::Stopping => (
+                "terminating connection due to administrator command",
+                "The service is stopping; connect again.",
+            ),
+            Self::Asleep => {
+                ("terminating connection: the operator put the cluster to sleep", "Connect again to wake it.")
+            }
+        };
+        Report {
+            severity: Severity::Fatal,
+            code: "57P01",
+            message: message.to_owned(),
+            hint: Some(hint.to_owned()),
+        }
+    }
+}
+
+/// What is known of a session when it is decided whether it stays.
+#[derive(Clone, Debug)]
+pub struct SessionFacts {
+    /// Its cluster.
+    pub cluster: ClusterId,
+    /// Who signed in.
+    pub user: Arc<str>,
+    /// From where.
+    pub address: IpAddr,
+}
+
+/// The registry of sessions.
+pub struct Sessions {
+    inner: Mutex<Inner>,
+    total: watch::Sender<usize>,
+}
+
+#[derive(Default)]
+struct Inner {
+    /// By the process id that the client was told.
+    seats: HashMap<u32, Entry>,
+    clusters: HashMap<ClusterId, Use>,
+}
+
+struct Entry {
+    facts: SessionFacts,
+    secret: Vec<u8>,
+    cut: Option<oneshot::Sender<Cut>>,
+    /// The engine's socket and its own cancel key, once the session is attached.
+    engine: Option<(PathBuf, CancelKey)>,
+}
+
+#[derive(Default)]
+struct Use {
+    sessions: u32,
+    by_user: HashMap<Arc<str>, u32>,
+    last_end: Option<Instant>,
+}
+
+/// A place in the registry; leaving it counts down, whatever way the session ends.
+pub(crate) struct Seat {
+    sessions: Arc<Sessions>,
+    key: CancelKey,
+    pub(crate) facts: SessionFacts,
+}
+
+/// How many sessions a seat may stand beside.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    pub(crate) per_cluster: u32,
+    pub(crate) per_user: u32,
+}
+
+/// Clusters whose last session's end is remembered; older ones are forgotten first, which only delays sleep.
+const IDLE_REMEMBERED_MAX: usize = 200_000;
+
+impl Sessions {
+    pub(crate) fn new() -> Arc<Self> {
+        Arc::new(Self { inner: Mutex::default(), total: watch::channel(0).0 })
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Counts are changed in one step each, so a panic elsewhere leaves them right.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// How many sessions the cluster has, those that still wait for their engine included.
+    pub fn count(&self, cluster: ClusterId) -> usize {
+        self.lock().clusters.get(&cluster).map_or(0, |used| used.sessions as usize)
+    }
+
+    /// How many sessions there are.
+    pub fn total(&self) -> usize {
+        *self.total.borrow()
+    }
+
+    /// When the cluster's last session ended; `None` while it has sessions or never had one.
+    pub fn idle_since(&self, cluster: ClusterId) -> Option<Instant> {
+        self.lock().clusters.get(&cluster).filter(|used| used.sessions == 0)?.last_end
+    }
+
+    /// Ends every session for which the verdict is a reason. Each is told at its next message boundary.
+    pub fn cut(&self, verdict: impl Fn(&SessionFacts) -> Option<Cut>) -> usize {
+        let mut count = 0;
+        for entry in self.lock().seats.values_mut() {
+            if let Some(reason) = verdict(&entry.facts)
+                && let Some(cut) = entry.cut.take()
+            {
+                // A session that has just ended needs no telling.
+                let _ = cut.send(reason);
+                count += 1;
+            }
+        }
+        count
+    }
+
+    /// Waits until nobody is left.
+    pub(crate) async fn empty(&self) {
+        let mut total = self.total.subscribe();
+        // The sender lives as long as we do.
+        let _ = total.wait_for(|total| *total == 0).await;
+    }
+
+    /// Takes a seat if the limits leave one.
+    pub(crate) fn seat(
+        self: &Arc<Self>,
+        facts: SessionFacts,
+        limits: Limits,
+        secret_bytes: usize,
+    ) -> Result<(Seat, oneshot::Receiver<Cut>), Refusal> {
+        let mut secret = vec![0; secret_bytes];
+        fill_random(&mut secret);
+        let (cut, cut_receiver) = oneshot::channel();
+        let mut inner = self.lock();
+        let used = inner.clusters.entry(facts.cluster).or_default();
+        if used.sessions >= limits.per_cluster {
+            return Err(Refusal::TooMany("this cluster"));
+        }
+        let by_user = used.by_user.get(&facts.user).copied().unwrap_or(0);
+        if by_user >= limits.per_user {
+            return Err(Refusal::TooMany("this user"));
+        }
+        used.sessions += 1;
+        used.last_end = None;
+        used.by_user.insert(facts.user.clone(), by_user + 1);
+        let process_id = loop {
+            let mut id = [0; 4];
+            fill_random(&mut id);
+            // Positive: some drivers read the process id as a signed number.
+            let id = u32::from_be_bytes(id) & 0x7fff_ffff;
+            if id != 0 && !inner.seats.contains_key(&id) {
+                break id;
+            }
+        };
+        let entry = Entry { facts: facts.clone(), secret: secret.clone(), cut: Some(cut), engine: None };
+        inner.seats.insert(process_id, entry);
+        self.total.send_replace(inner.seats.len());
+        drop(inner);
+        let key = CancelKey { process_id, secret };
+        Ok((Seat { sessions: self.clone(), key, facts }, cut_receiver))
+    }
+
+    /// The engine's socket and key for a cancel key of ours. Unknown process ids and wrong secrets look alike.
+    pub(crate) fn find_cancel(&self, key: &CancelKey) -> Option<(SessionFacts, PathBuf, CancelKey)> {
+        let inner = self.lock();
+        let entry = inner.seats.get(&key.process_id)?;
+        constant_time::verify_slices_are_equal(&entry.secret, &key.secret).ok()?;
+        let (socket, engine_key) = entry.engine.clone()?;
+        Some((entry.facts.clone(), socket, engine_key))
+    }
+}
+
+impl Seat {
+    /// What the client is told to cancel its queries with.
+    pub(crate) fn key(&self) -> &CancelKey {
+        &self.key
+    }
+
+    /// From now on a cancel reaches the engine.
+    pub(crate) fn attached(&self, socket: PathBuf, engine_key: CancelKey) {
+        if let Some(entry) = self.sessions.lock().seats.get_mut(&self.key.process_id) {
+            entry.engine = Some((socket, engine_key));
+        }
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        let mut inner = self.sessions.lock();
+        inner.seats.remove(&self.key.process_id);
+        if let Some(used) = inner.clusters.get_mut(&self.facts.cluster) {
+            used.sessions = used.sessions.saturating_sub(1);
+            if used.sessions == 0 {
+                used.last_end = Some(Instant::now());
+            }
+            if let Some(by_user) = used.by_user.get_mut(&self.facts.user) {
+                *by_user = by_user.saturating_sub(1);
+                if *by_user == 0 {
+                    used.by_user.remove(&self.facts.user);
+                }
+            }
+        }
+        if inner.clusters.len() > IDLE_REMEMBERED_MAX {
+            inner.clusters.retain(|_, used| used.sessions > 0);
+        }
+        self.sessions.total.send_replace(inner.seats.len());
+    }
+}
+
+fn fill_random(buffer: &mut [u8]) {
+    #[expect(clippy::expect_used, reason = "the library documents that its generator cannot fail on Linux")]
+    aws_lc_rs::rand::fill(buffer).expect("the operating system gives randomness");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits = Limits { per_cluster: 3, per_user: 2 };
+
+    fn facts(cluster: ClusterId, user: &str) -> SessionFacts {
+        SessionFacts { cluster, user: user.into(), address: "127.0.0.1".parse().unwrap() }
+    }
+
+    #[test]
+    fn limits_hold_per_cluster_and_user_and_seats_come_back() {
+        let sessions = Sessions::new();
+        let (one, other) = (ClusterId::random(), ClusterId::random());
+        let a = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
+        let b = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
+        assert_eq!(sessions.seat(facts(one, "a"), LIMITS, 4).err(), Some(Refusal::TooMany("this user")));
+        let c = sessions.seat(facts(one, "b"), LIMITS, 4).unwrap();
+        assert_eq!(sessions.seat(facts(one, "c"), LIMITS, 4).err(), Some(Refusal::TooMany("this cluster")));
+        let d = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
+        assert_eq!((sessions.count(one), sessions.total(), sessions.idle_since(one)), (3, 4, None));
+        drop((a, b, c, d));
+        assert_eq!((sessions.count(one), sessions.total()), (0, 0));
+        assert!(sessions.idle_since(one).is_some());
+    }
+
+    #[test]
+    fn t62_t63_only_the_whole_key_finds_a_session() {
+        let sessions = Sessions::new();
+        let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS, 32).unwrap();
+        let key = seat.key().clone();
+        assert!(sessions.find_cancel(&key).is_none(), "before it is attached there is nothing to cancel");
+        seat.attached("/run/x".into(), CancelKey { process_id: 1, secret: vec![0; 4] });
+        assert!(sessions.find_cancel(&key).is_some());
+        let guess = |secret: Vec<u8>| CancelKey { process_id: key.process_id, secret };
+        for secret in [
+            vec![],
+            key.secret[..4].to_vec(),
+            key.secret[..31].to_vec(),
+            [key.secret.clone(), vec![0]].concat(),
+        ] {
+            assert!(sessions.find_cancel(&guess(secret)).is_none());
+        }
+        let elsewhere = CancelKey { process_id: key.process_id ^ 1, secret: key.secret.clone() };
+        assert!(sessions.find_cancel(&elsewhere).is_none());
+        drop(seat);
+        assert!(sessions.find_cancel(&key).is_none());
+    }
+
+    #[test]
+    fn a_cut_reaches_those_it_concerns_once() {
+        let sessions = Sessions::new();
+        let (one, other) = (ClusterId::random(), ClusterId::random());
+        let (_a, mut a_cut) = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
+        let (_b, mut b_cut) = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
+        let verdict = |facts: &SessionFacts| (facts.cluster == one).then_some(Cut::Deleted);
+        assert_eq!((sessions.cut(verdict), sessions.cut(verdict)), (1, 0));
+        assert_eq!(a_cut.try_recv(), Ok(Cut::Deleted));
+        assert!(b_cut.try_recv().is_err());
+    }
+}

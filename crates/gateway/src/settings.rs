@@ -1,0 +1,45 @@
+//! The gateway's bounds. Every wait has one, and every count.
+
+use std::time::Duration;
+
+/// What the operator may set; the defaults are right for one machine.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// From the first byte until the client is signed in. Somebody unknown gets no longer.
+    pub sign_in_max: Duration,
+    /// For a sleeping cluster to answer.
+    pub wake_max: Duration,
+    /// For a running engine to accept a session.
+    pub attach_max: Duration,
+    /// A session without a byte either way ends after this; none means never.
+    pub idle_max: Option<Duration>,
+    /// For a session that must end to come to a message boundary.
+    pub cut_max: Duration,
+    /// For open sessions to finish what they are doing when the program stops.
+    pub drain_max: Duration,
+    /// Connections that are not signed in yet, all together.
+    pub strangers_max: usize,
+    /// Connections that are not signed in yet, from one address (one /64 of IPv6).
+    pub strangers_per_address_max: usize,
+    /// Cancel requests at work at a time; more are dropped, as PostgreSQL allows.
+    pub cancels_max: usize,
+    /// Before the salt is sent, time passes in steps of this, so that a look-up's own time does not show.
+    pub answer_step: Duration,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            sign_in_max: Duration::from_secs(10),
+            wake_max: Duration::from_secs(60),
+            attach_max: Duration::from_secs(10),
+            idle_max: None,
+            cut_max: Duration::from_secs(1),
+            drain_max: Duration::from_secs(10),
+            strangers_max: 16_384,
+            strangers_per_address_max: 8_192,
+            cancels_max: 64,
+            answer_step: Duration::from_millis(2),
+        }
+    }
+}

@@ -1,0 +1,28 @@
+//! The client's TLS stream, and reading messages from it one at a time.
+
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+use tokio_rustls::server::TlsStream;
+use wire::frame::{HEADER_BYTES, Header};
+
+use crate::refusal::Refusal;
+
+/// A client after the handshake.
+pub(crate) type ClientStream = TlsStream<TcpStream>;
+
+/// Reads one SASL message's body.
+pub(crate) async fn read_sasl(client: &mut ClientStream) -> Result<Vec<u8>, Refusal> {
+    let mut header = [0; HEADER_BYTES];
+    client.read_exact(&mut header).await?;
+    let length = wire::sasl::expect(Header::parse(header)?)?;
+    let mut body = vec![0; length];
+    client.read_exact(&mut body).await?;
+    Ok(body)
+}
+
+/// Sends whole messages.
+pub(crate) async fn send(client: &mut ClientStream, messages: &[u8]) -> Result<(), Refusal> {
+    client.write_all(messages).await?;
+    client.flush().await?;
+    Ok(())
+}
