@@ -1,0 +1,169 @@
+//! The system calls that no crate covers: fscrypt's ioctls and a mount namespace of our own.
+//!
+//! The only place in the project where `unsafe` is allowed. Layouts: `include/uapi/linux/fscrypt.h`.
+#![expect(unsafe_code, reason = "system calls that no crate covers")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+
+use zeroize::Zeroize;
+
+/// What the kernel calls a key: a hash of it, computed by the kernel.
+pub(crate) type KeyIdentifier = [u8; 16];
+
+/// Whether the kernel holds a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum KeyStatus {
+    /// It does not.
+    Absent,
+    /// It does.
+    Present,
+    /// The key is gone, but open files still hold what was derived from it.
+    IncompletelyRemoved,
+}
+
+const KEY_SPEC_TYPE_IDENTIFIER: u32 = 2;
+const MODE_AES_256_XTS: u8 = 1;
+const MODE_AES_256_CTS: u8 = 4;
+const FLAGS_PAD_32: u8 = 3;
+
+#[repr(C)]
+struct KeySpecifier {
+    kind: u32,
+    reserved: u32,
+    identifier: [u8; 32],
+}
+
+#[repr(C)]
+struct AddKey {
+    specifier: KeySpecifier,
+    raw_size: u32,
+    key_id: u32,
+    reserved: [u32; 8],
+    raw: [u8; 64],
+}
+
+#[repr(C)]
+struct RemoveKey {
+    specifier: KeySpecifier,
+    removal_status_flags: u32,
+    reserved: [u32; 5],
+}
+
+#[repr(C)]
+struct GetKeyStatus {
+    specifier: KeySpecifier,
+    reserved: [u32; 6],
+    status: u32,
+    status_flags: u32,
+    user_count: u32,
+    out_reserved: [u32; 13],
+}
+
+#[repr(C)]
+struct PolicyV2 {
+    version: u8,
+    contents_mode: u8,
+    filenames_mode: u8,
+    flags: u8,
+    log2_data_unit_size: u8,
+    reserved: [u8; 3],
+    identifier: KeyIdentifier,
+}
+
+const FS_IOC_SET_ENCRYPTION_POLICY: u64 = 0x800c_6613;
+const FS_IOC_ADD_ENCRYPTION_KEY: u64 = 0xc050_6617;
+const FS_IOC_REMOVE_ENCRYPTION_KEY: u64 = 0xc040_6618;
+const FS_IOC_GET_ENCRYPTION_KEY_STATUS: u64 = 0xc080_661a;
+
+fn specifier(identifier: &KeyIdentifier) -> KeySpecifier {
+    let mut specifier = KeySpecifier { kind: KEY_SPEC_TYPE_IDENTIFIER, reserved: 0, identifier: [0; 32] };
+    specifier.identifier[..16].copy_from_slice(identifier);
+    specifier
+}
+
+fn ioctl<T>(file: &File, request: u64, argument: &mut T) -> io::Result<()> {
+    // SAFETY: each request is paired with the structure that the kernel expects for it, which lives and is writable
+    // for the whole call; the descriptor is open as long as `file` is borrowed.
+    let answer = unsafe { libc::ioctl(file.as_raw_fd(), request as _, std::ptr::from_mut(argument)) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Gives the kernel a key for the file system on which `place` lies. Adding it again changes nothing.
+pub(crate) fn add_key(place: &File, key: &[u8; 64]) -> io::Result<KeyIdentifier> {
+    let mut argument =
+        AddKey { specifier: specifier(&[0; 16]), raw_size: 64, key_id: 0, reserved: [0; 8], raw: *key };
+    let answer = ioctl(place, FS_IOC_ADD_ENCRYPTION_KEY, &mut argument);
+    argument.raw.zeroize();
+    answer?;
+    let mut identifier = [0; 16];
+    identifier.copy_from_slice(&argument.specifier.identifier[..16]);
+    Ok(identifier)
+}
+
+/// Takes a key out of the kernel. True when nothing of it is left, false while open files still hold some of it.
+pub(crate) fn remove_key(place: &File, identifier: &KeyIdentifier) -> io::Result<bool> {
+    let mut argument =
+        RemoveKey { specifier: specifier(identifier), removal_status_flags: 0, reserved: [0; 5] };
+    match ioctl(place, FS_IOC_REMOVE_ENCRYPTION_KEY, &mut argument) {
+        Ok(()) => Ok(argument.removal_status_flags == 0),
+        // ENOKEY: it was not there.
+        Err(absent) if absent.raw_os_error() == Some(libc::ENOKEY) => Ok(true),
+        Err(other) => Err(other),
+    }
+}
+
+/// Asks the kernel whether it holds a key.
+pub(crate) fn key_status(place: &File, identifier: &KeyIdentifier) -> io::Result<KeyStatus> {
+    let mut argument = GetKeyStatus {
+        specifier: specifier(identifier),
+        reserved: [0; 6],
+        status: 0,
+        status_flags: 0,
+        user_count: 0,
+        out_reserved: [0; 13],
+    };
+    ioctl(place, FS_IOC_GET_ENCRYPTION_KEY_STATUS, &mut argument)?;
+    match argument.status {
+        1 => Ok(KeyStatus::Absent),
+        2 => Ok(KeyStatus::Present),
+        3 => Ok(KeyStatus::IncompletelyRemoved),
+        other => Err(io::Error::other(format!("unknown key status {other}"))),
+    }
+}
+
+/// Makes an empty folder encrypted with a key that the kernel holds: AES-256-XTS for contents, AES-256-CTS for names.
+pub(crate) fn set_policy(folder: &File, identifier: KeyIdentifier) -> io::Result<()> {
+    let mut policy = PolicyV2 {
+        version: 2,
+        contents_mode: MODE_AES_256_XTS,
+        filenames_mode: MODE_AES_256_CTS,
+        flags: FLAGS_PAD_32,
+        log2_data_unit_size: 0,
+        reserved: [0; 3],
+        identifier,
+    };
+    ioctl(folder, FS_IOC_SET_ENCRYPTION_POLICY, &mut policy)
+}
+
+/// Gives the process a mount namespace of its own. Only for a process that has one thread.
+pub(crate) fn unshare_mounts() -> io::Result<()> {
+    // SAFETY: the call takes no pointer and changes nothing that Rust relies on.
+    if unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn structures_have_the_kernel_s_sizes() {
+        // The size is part of each ioctl number (bits 16 to 29).
+        let size = |request: u64| ((request >> 16) & 0x3fff) as usize;
+        assert_eq!(size_of::<AddKey>() - 64, size(FS_IOC_ADD_ENCRYPTION_KEY));
+        assert_eq!(size_of::<RemoveKey>(), size(FS_IOC_REMOVE_ENCRYPTION_KEY));
+        assert_eq!(size_of::<GetKeyStatus>(), size(FS_IOC_GET_ENCRYPTION_KEY_STATUS));
+        assert_eq!(size_of::<PolicyV2>(), 24);
+    }
+}

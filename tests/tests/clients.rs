@@ -1,0 +1,2 @@
+//! x
+fn main() -> std::process::ExitCode { house::runner::run(vec![], vec![]) }
