@@ -1,1 +1,128 @@
-//! To be filled.
+//! One SQL engine per cluster: real PostgreSQL in a sandbox of its own, its files in an encrypted volume of its own.
+
+mod administration;
+mod cgroup;
+mod evidence;
+mod host;
+mod initialize;
+mod jail;
+mod leftovers;
+mod places;
+mod postgres;
+mod posture;
+mod process;
+mod search;
+mod settings;
+mod syscall;
+mod volume;
+
+pub use administration::{Administration, Database};
+pub use evidence::Evidence;
+pub use host::{Host, HostConfig, Made, Started};
+pub use postgres::MAJOR_VERSIONS;
+pub use posture::{Capability, Posture};
+pub use search::SearchReport;
+pub use volume::VolumeState;
+
+use std::path::{Path, PathBuf};
+
+/// What can go wrong with an engine. Every text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No PostgreSQL of a supported version.
+    #[error(
+        "no PostgreSQL 14 to 18 was found in {searched}; install one: apt-get install postgresql (Debian, Ubuntu) or dnf install postgresql-server (Fedora, RHEL)"
+    )]
+    NoPostgres {
+        /// Where it was looked for.
+        searched: String,
+    },
+    /// The sandbox program is missing or does not work.
+    #[error(
+        "the engine's sandbox cannot be made: {reason}; install it with: apt-get install bubblewrap util-linux"
+    )]
+    NoSandbox {
+        /// Why not.
+        reason: String,
+    },
+    /// This machine cannot encrypt, and the operator did not allow to go without.
+    #[error(
+        "this machine cannot encrypt a cluster's files ({reason}); start Chitin as root, or install gocryptfs and fuse3 (apt-get install gocryptfs fuse3), or, if you accept files in plaintext, start with --allow-unencrypted"
+    )]
+    NoEncryption {
+        /// What was tried.
+        reason: String,
+    },
+    /// Another Chitin uses the data directory.
+    #[error("{} is in use by another Chitin; stop that one first, or choose another --data", path.display())]
+    InUse {
+        /// The data directory.
+        path: PathBuf,
+    },
+    /// A file or folder could not be used.
+    #[error("could not {action} {}: {source}", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A program that we need failed.
+    #[error("{program} failed: {reason}")]
+    Program {
+        /// Which.
+        program: &'static str,
+        /// Its last words.
+        reason: String,
+    },
+    /// A key problem.
+    #[error(transparent)]
+    Key(#[from] keys::Error),
+    /// The engine did not become ready, or does not answer.
+    #[error("the engine does not answer: {0}")]
+    Unready(String),
+    /// The cluster's engine is not running.
+    #[error("the cluster's engine is not running")]
+    Asleep,
+    /// There is no such user or database.
+    #[error("{what} '{name}' not found")]
+    NotFound {
+        /// User or database.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// There is one of that name already.
+    #[error("{what} '{name}' already exists")]
+    AlreadyExists {
+        /// User or database.
+        what: &'static str,
+        /// Its name.
+        name: String,
+    },
+    /// The engine refuses the change.
+    #[error("{0}")]
+    Refused(String),
+}
+
+impl Error {
+    pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
+        let path = path.to_owned();
+        move |source| Self::File { action, path, source }
+    }
+}
+
+/// Gives the process a mount namespace of its own, so that the volumes of clusters are seen by nobody else and vanish
+/// with it, whatever way it ends. To be called first in `main`, while there is one thread; does nothing without root.
+pub fn isolate_mounts() -> std::io::Result<()> {
+    use rustix::mount::{MountPropagationFlags, mount_change};
+    if !rustix::process::geteuid().is_root() {
+        return Ok(());
+    }
+    syscall::unshare_mounts()?;
+    // Nothing of ours goes out; what the operator mounts later still comes in.
+    mount_change("/", MountPropagationFlags::DOWNSTREAM | MountPropagationFlags::REC)?;
+    Ok(())
+}

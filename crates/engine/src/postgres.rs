@@ -23,9 +23,7 @@ impl Postgres {
     /// The newest supported installation, or the one in the folder that the operator named.
     pub(crate) fn find(named: Option<&Path>) -> Result<Self, Error> {
         if let Some(bin) = named {
-            return Self::at(bin).ok_or_else(|| Error::NoPostgres {
-                searched: bin.display().to_string(),
-            });
+            return Self::at(bin).ok_or_else(|| Error::NoPostgres { searched: bin.display().to_string() });
         }
         let mut candidates: Vec<PathBuf> = Vec::new();
         for root in ["/usr/lib/postgresql", "/usr/local/pgsql", "/opt/postgresql"] {
@@ -39,6 +37,8 @@ impl Postgres {
         candidates.extend(std::env::split_paths(&path));
         candidates
             .iter()
+            // Of two alike the first: a distribution's own layout before whatever PATH holds.
+            .rev()
             .filter(|bin| bin.join("postgres").is_file() && bin.join("initdb").is_file())
             .filter_map(|bin| Self::at(bin))
             .max_by_key(|found| found.major)
@@ -71,7 +71,8 @@ impl Postgres {
         } else {
             folder("--pkglibdir", "lib")?
         };
-        Some(Self { share, lib, version, major, bin })
+        let is_whole = share.join("postgres.bki").is_file();
+        is_whole.then_some(Self { bin, share, lib, version, major })
     }
 }
 

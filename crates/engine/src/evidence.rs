@@ -1,0 +1,148 @@
+//! What the kernel says of a running engine: nothing here is read from our own settings.
+
+use std::collections::HashSet;
+use std::path::Path;
+
+use serde::Serialize;
+
+use crate::places::is_root;
+use crate::process::children;
+
+/// One claim about a running engine, with what the kernel said.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Evidence {
+    /// What is claimed.
+    pub claim: String,
+    /// Whether the kernel bears it out; `None` where this machine cannot give it.
+    pub is_proven: Option<bool>,
+    /// What was seen.
+    pub evidence: String,
+}
+
+/// Programs with which somebody inside could do more.
+const SHELLS: &[&str] =
+    &["bin/sh", "bin/bash", "bin/dash", "usr/bin/sh", "usr/bin/bash", "usr/bin/perl", "usr/bin/python3"];
+
+pub(crate) fn of(jailer: u32, has_limits: bool) -> Vec<Evidence> {
+    let postmaster = children(jailer).first().and_then(|init| children(*init).first().copied());
+    let Some(postmaster) = postmaster else {
+        return vec![claim("the engine's process can be looked at", false, "it was not found".to_owned())];
+    };
+    let process = Path::new("/proc").join(postmaster.to_string());
+    vec![
+        own_user(&process),
+        own_namespaces(&process),
+        no_network(&process),
+        no_shell(&process),
+        read_only(&process),
+        no_privileges(&process),
+        limits(&process, has_limits),
+    ]
+}
+
+fn claim(text: &str, is_proven: bool, evidence: String) -> Evidence {
+    Evidence { claim: text.to_owned(), is_proven: Some(is_proven), evidence }
+}
+
+fn own_user(process: &Path) -> Evidence {
+    let text = "the engine runs as an OS user of its own";
+    let uid = status(process, "Uid:").and_then(|line| line.split_whitespace().next()?.parse::<u32>().ok());
+    let Some(uid) = uid else {
+        return claim(text, false, "its status cannot be read".to_owned());
+    };
+    if !is_root() {
+        let evidence = format!("uid {uid}, Chitin's own: Chitin does not run as root");
+        return Evidence { claim: text.to_owned(), is_proven: None, evidence };
+    }
+    claim(text, uid >= 1_900_000_000, format!("uid {uid}"))
+}
+
+fn own_namespaces(process: &Path) -> Evidence {
+    let differs = |kind: &str| {
+        let own = std::fs::read_link(Path::new("/proc/self/ns").join(kind)).ok();
+        let theirs = std::fs::read_link(process.join("ns").join(kind)).ok();
+        theirs.is_some() && own != theirs
+    };
+    let kinds = ["pid", "net", "ipc", "uts", "mnt"];
+    let own: Vec<&str> = kinds.into_iter().filter(|kind| differs(kind)).collect();
+    claim(
+        "the engine sees no processes but its own",
+        own.len() == kinds.len(),
+        format!("own namespaces: {}", own.join(", ")),
+    )
+}
+
+fn no_network(process: &Path) -> Evidence {
+    let table = std::fs::read_to_string(process.join("net/dev")).unwrap_or_default();
+    let interfaces: Vec<&str> =
+        table.lines().skip(2).filter_map(|line| line.split(':').next()).map(str::trim).collect();
+    let routes =
+        std::fs::read_to_string(process.join("net/route")).unwrap_or_default().lines().skip(1).count();
+    let is_alone = interfaces == ["lo"] && routes == 0;
+    claim(
+        "the engine has no network",
+        is_alone,
+        format!("interfaces: {}; routes: {routes}", interfaces.join(", ")),
+    )
+}
+
+fn no_shell(process: &Path) -> Evidence {
+    let root = process.join("root");
+    let found: Vec<&str> = SHELLS.iter().copied().filter(|shell| root.join(shell).exists()).collect();
+    let is_seen = root.join("volume/pg").exists();
+    let evidence =
+        if found.is_empty() { "none of sh, bash, perl, python".to_owned() } else { found.join(", ") };
+    claim("no shell or interpreter is in the engine's reach", is_seen && found.is_empty(), evidence)
+}
+
+fn read_only(process: &Path) -> Evidence {
+    let table = std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+    let expected: HashSet<&str> =
+        ["/volume", "/run/chitin", "/tmp", "/dev/shm", "/dev", "/dev/pts", "/dev/console", "/proc"].into();
+    let mut writable: Vec<&str> = table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            let (place, options) = (*fields.get(4)?, *fields.get(5)?);
+            let is_device = place.starts_with("/dev/");
+            (options.split(',').any(|option| option == "rw") && !expected.contains(place) && !is_device)
+                .then_some(place)
+        })
+        .collect();
+    writable.dedup();
+    let evidence = if writable.is_empty() {
+        "writable: its volume, its socket folder, /tmp and /dev/shm only".to_owned()
+    } else {
+        format!("also writable: {}", writable.join(", "))
+    };
+    claim("the system is read-only to the engine", writable.is_empty() && !table.is_empty(), evidence)
+}
+
+fn no_privileges(process: &Path) -> Evidence {
+    let value = |name| status(process, name).unwrap_or_default();
+    let (bounding, effective, sealed) = (value("CapBnd:"), value("CapEff:"), value("NoNewPrivs:"));
+    let is_none = |text: &str| !text.is_empty() && text.bytes().all(|byte| byte == b'0');
+    let is_proven = is_none(&bounding) && is_none(&effective) && sealed == "1";
+    claim(
+        "the engine has no privileges and can gain none",
+        is_proven,
+        format!("CapEff {effective}, CapBnd {bounding}, NoNewPrivs {sealed}"),
+    )
+}
+
+fn limits(process: &Path, has_limits: bool) -> Evidence {
+    let text = "memory and processes of the engine are limited";
+    let group = std::fs::read_to_string(process.join("cgroup")).unwrap_or_default();
+    let own = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned();
+    if !has_limits {
+        let evidence = "cgroup v2 controllers are not delegated to Chitin; run it as a systemd service with Delegate=yes".to_owned();
+        return Evidence { claim: text.to_owned(), is_proven: None, evidence };
+    }
+    let limit = std::fs::read_to_string(format!("/sys/fs/cgroup{own}/pids.max")).unwrap_or_default();
+    claim(text, limit.trim().parse::<u64>().is_ok(), format!("cgroup {own}, pids.max {}", limit.trim()))
+}
+
+fn status(process: &Path, name: &str) -> Option<String> {
+    let text = std::fs::read_to_string(process.join("status")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix(name)).map(|value| value.trim().to_owned())
+}

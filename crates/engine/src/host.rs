@@ -1,0 +1,609 @@
+//! The engines of this machine: made, started, stopped, destroyed. One thing at a time for each cluster.
+
+use std::collections::{HashMap, HashSet};
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use keys::{DataKey, KeyEncryptionKey, WrappedKey};
+use model::{Cluster, ClusterId, Encryption, RoleName, RoutingId};
+use rustix::process::Signal;
+use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::jail::{Jail, Purpose};
+use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
+use crate::postgres::Postgres;
+use crate::volume::{self, Unlocked};
+use crate::{Administration, Error, Evidence, Posture, SearchReport, VolumeState};
+use crate::{cgroup, evidence, initialize, leftovers, process, search, settings};
+
+/// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
+const START_MAX: Duration = Duration::from_secs(120);
+/// For a fast shutdown, which writes everything to the disk.
+const STOP_MAX: Duration = Duration::from_secs(60);
+/// For an immediate one.
+const ABORT_MAX: Duration = Duration::from_secs(5);
+const READY_PAUSE: Duration = Duration::from_millis(5);
+/// For the engine to read its identity map again.
+const ADMIT_MAX: Duration = Duration::from_secs(5);
+/// Deaths that a slow listener may lag behind; it looks at everything then.
+const DEATHS_BUFFERED: usize = 64;
+
+/// What the host needs to know.
+#[derive(Clone, Debug)]
+pub struct HostConfig {
+    /// The data directory.
+    pub data: PathBuf,
+    /// Wraps the clusters' data keys.
+    pub kek: Arc<KeyEncryptionKey>,
+    /// Whether clusters may be made where nothing encrypts.
+    pub allow_unencrypted: bool,
+    /// PostgreSQL's programs, if they are to be others than the newest found.
+    pub postgres_bin: Option<PathBuf>,
+    /// The kind of encryption, if it is to be another than the best found.
+    pub encryption: Option<Encryption>,
+}
+
+/// What was made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Made {
+    /// How the volume is encrypted.
+    pub encryption: Encryption,
+    /// The engine's version.
+    pub engine_version: String,
+}
+
+/// What was started.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The engine's version.
+    pub engine_version: String,
+}
+
+/// The engines of this machine.
+pub struct Host {
+    places: Places,
+    kek: Arc<KeyEncryptionKey>,
+    postgres: Postgres,
+    posture: Posture,
+    limits: Option<PathBuf>,
+    slots: Mutex<HashMap<ClusterId, Arc<Slot>>>,
+    deaths: broadcast::Sender<ClusterId>,
+    /// Held for as long as we live: two Chitins on one directory would destroy each other's work.
+    _claim: File,
+}
+
+/// One cluster's place: who wants to change it waits here.
+#[derive(Default)]
+struct Slot {
+    turn: AsyncMutex<()>,
+    running: Mutex<Option<Arc<Running>>>,
+}
+
+/// An engine that was started.
+struct Running {
+    routing_id: RoutingId,
+    /// The process that holds the jail.
+    jailer: u32,
+    volume: Mutex<Option<Unlocked>>,
+    exited: watch::Receiver<bool>,
+    /// Set when the end is wanted, so that it is not reported as a death.
+    stopping: Arc<std::sync::atomic::AtomicBool>,
+    admitted: AsyncMutex<HashSet<String>>,
+}
+
+impl Host {
+    /// Looks at the machine and clears what a killed predecessor left.
+    pub async fn open(config: HostConfig) -> Result<Arc<Self>, Error> {
+        let work = move || Self::open_now(&config);
+        blocking(work).await
+    }
+
+    fn open_now(config: &HostConfig) -> Result<Arc<Self>, Error> {
+        let data = config.data.canonicalize().map_err(Error::file("find", &config.data))?;
+        let places = Places::new(&data);
+        let claim = claim(&data)?;
+        make_folder(&places.clusters(), 0o711)?;
+        make_folder(&data.join("run"), 0o711)?;
+        leftovers::clear(&places);
+        let postgres = Postgres::find(config.postgres_bin.as_deref())?;
+        let posture = Posture::probe(config, &postgres, &places)?;
+        Ok(Arc::new(Self {
+            places,
+            kek: config.kek.clone(),
+            postgres,
+            posture,
+            limits: cgroup::probe().ok(),
+            slots: Mutex::default(),
+            deaths: broadcast::channel(DEATHS_BUFFERED).0,
+            _claim: claim,
+        }))
+    }
+
+    /// What the machine gives.
+    pub fn posture(&self) -> &Posture {
+        &self.posture
+    }
+
+    /// Tells of engines that ended without being asked to.
+    pub fn deaths(&self) -> broadcast::Receiver<ClusterId> {
+        self.deaths.subscribe()
+    }
+
+    /// Makes a cluster's volume and data directory and leaves its engine running. What a crash left half made is
+    /// undone first.
+    pub async fn create(self: &Arc<Self>, cluster: &Cluster) -> Result<Made, Error> {
+        let slot = self.slot(cluster.id);
+        let _turn = slot.turn.lock().await;
+        if self.places.read_marker(cluster.id).is_some() {
+            let started = self.start_in(&slot, cluster).await?;
+            let marker = self.places.read_marker(cluster.id);
+            let encryption = marker.map_or(Encryption::None, |marker| marker.encryption);
+            return Ok(Made { encryption, engine_version: started.engine_version });
+        }
+        let kind = self.posture.encryption_of_new()?;
+        self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
+        let (host, wanted) = (self.clone(), cluster.clone());
+        let volume = blocking(move || host.make_files(&wanted, kind)).await?;
+        let made = self.furnish(&slot, cluster, volume).await;
+        if made.is_err() {
+            // Nothing half made stays; the next attempt begins at the beginning.
+            self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
+        }
+        made?;
+        let marker = Marker { routing_id: cluster.routing_id, encryption: kind };
+        let text = serde_json::to_vec(&marker).map_err(|cause| Error::Unready(cause.to_string()))?;
+        let path = self.places.marker(cluster.id);
+        blocking(move || Ok(keys::write_atomically(&path, &text)?)).await?;
+        Ok(Made { encryption: kind, engine_version: self.postgres.version.clone() })
+    }
+
+    fn make_files(&self, cluster: &Cluster, kind: Encryption) -> Result<Unlocked, Error> {
+        let owner = Owner::of(cluster);
+        make_folder(&self.places.cluster(cluster.id), 0o711)?;
+        let key = DataKey::random();
+        let wrapped = self.kek.wrap(&key, cluster.id)?;
+        let text = serde_json::to_vec(&wrapped).map_err(|cause| Error::Unready(cause.to_string()))?;
+        // The key before the volume: a volume whose key was never kept could never be opened.
+        keys::write_private(&self.places.key(cluster.id), &text)?;
+        let volume = volume::create(&self.places, cluster.id, kind, &key, owner)?;
+        let made = (|| {
+            for folder in ["pg", "log"] {
+                make_folder(&volume.base.join(folder), 0o700)?;
+                give(&volume.base.join(folder), owner)?;
+            }
+            let (run, etc) = self.prepare_run(cluster, owner)?;
+            initialize::initdb(&self.jail(owner, &volume.base, &run, &etc))
+        })();
+        match made {
+            Ok(()) => Ok(volume),
+            Err(cause) => {
+                let _ = volume.lock();
+                let _ = volume::destroy(&self.places, cluster.id);
+                Err(cause)
+            }
+        }
+    }
+
+    async fn furnish(
+        self: &Arc<Self>,
+        slot: &Slot,
+        cluster: &Cluster,
+        volume: Unlocked,
+    ) -> Result<(), Error> {
+        self.launch(slot, cluster, volume, &[]).await?;
+        let administration = self.administration(cluster.id).await?;
+        initialize::furnish(&administration, &self.postgres).await
+    }
+
+    /// Unlocks the volume and starts the engine; returns when it answers. Does nothing where it runs already.
+    pub async fn start(self: &Arc<Self>, cluster: &Cluster) -> Result<Started, Error> {
+        let slot = self.slot(cluster.id);
+        let _turn = slot.turn.lock().await;
+        self.start_in(&slot, cluster).await
+    }
+
+    async fn start_in(self: &Arc<Self>, slot: &Slot, cluster: &Cluster) -> Result<Started, Error> {
+        let engine_version = self.postgres.version.clone();
+        if let Some(running) = lock(&slot.running).clone()
+            && !*running.exited.borrow()
+        {
+            return Ok(Started { engine_version });
+        }
+        // One that died left its volume unlocked.
+        self.stop_in(slot).await?;
+        let (host, wanted) = (self.clone(), cluster.clone());
+        let (volume, admitted) = blocking(move || host.unlock(&wanted)).await?;
+        self.launch(slot, cluster, volume, &admitted).await?;
+        Ok(Started { engine_version })
+    }
+
+    fn unlock(&self, cluster: &Cluster) -> Result<(Unlocked, Vec<String>), Error> {
+        let marker = self.places.read_marker(cluster.id).ok_or_else(|| Error::File {
+            action: "read",
+            path: self.places.marker(cluster.id),
+            source: std::io::Error::other("the cluster was not completely made"),
+        })?;
+        let path = self.places.key(cluster.id);
+        let damaged = |reason| keys::Error::Damaged { path: path.clone(), reason };
+        let text = keys::read_private(&path)?.ok_or_else(|| damaged("it is not there"))?;
+        let wrapped: WrappedKey =
+            serde_json::from_slice(text.expose()).map_err(|_| damaged("it is not a wrapped key"))?;
+        let key = self.kek.unwrap(&wrapped, cluster.id)?;
+        let volume = volume::unlock(&self.places, cluster.id, marker.encryption, &key)?;
+        let admitted = admitted_before(&volume.base);
+        Ok((volume, admitted))
+    }
+
+    /// Starts the engine on an unlocked volume and waits until it answers; locks the volume where it does not.
+    async fn launch(
+        self: &Arc<Self>,
+        slot: &Slot,
+        cluster: &Cluster,
+        volume: Unlocked,
+        admitted: &[String],
+    ) -> Result<(), Error> {
+        let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
+        let base = volume.base.clone();
+        let started = blocking(move || host.spawn(&wanted, &base, &names)).await;
+        let (child, stopping) = match started {
+            Ok(child) => (child, Arc::new(std::sync::atomic::AtomicBool::new(false))),
+            Err(cause) => {
+                let _ = blocking(move || volume.lock()).await;
+                return Err(cause);
+            }
+        };
+        let jailer = child.id();
+        if let Some(limits) = &self.limits
+            && let Err(cause) = cgroup::limit(limits, cluster.routing_id, cluster.plan, jailer)
+        {
+            tracing::warn!(cluster = %cluster.handle(), %cause, "the engine runs without limits");
+        }
+        let exited = watch_exit(child, cluster.id, stopping.clone(), self.deaths.clone());
+        let running = Arc::new(Running {
+            routing_id: cluster.routing_id,
+            jailer,
+            volume: Mutex::new(Some(volume)),
+            exited,
+            stopping,
+            admitted: AsyncMutex::new(admitted.iter().cloned().collect()),
+        });
+        *lock(&slot.running) = Some(running.clone());
+        if let Err(cause) = self.wait_ready(&running).await {
+            let reason = last_words(&running).unwrap_or_else(|| cause.to_string());
+            self.stop_in(slot).await?;
+            return Err(Error::Unready(reason));
+        }
+        Ok(())
+    }
+
+    fn spawn(
+        &self,
+        cluster: &Cluster,
+        base: &Path,
+        admitted: &[String],
+    ) -> Result<std::process::Child, Error> {
+        let owner = Owner::of(cluster);
+        let data = base.join("pg");
+        settings::write(&data, cluster.plan, owner)?;
+        settings::write_identities(&data, &self.postgres, admitted.iter().map(String::as_str), owner)?;
+        // Of a run that was killed. Its process is gone: the slot is ours, and its namespace died with it.
+        let _ = std::fs::remove_file(data.join("postmaster.pid"));
+        let (run, etc) = self.prepare_run(cluster, owner)?;
+        let jail = self.jail(owner, base, &run, &etc);
+        let mut command = jail.command(Purpose::Run, "postgres", &["-D", "/volume/pg"])?;
+        let words = base.join("log/start.log");
+        let _ = std::fs::remove_file(&words);
+        let log = File::create_new(&words).map_err(Error::file("create", &words))?;
+        command.stdout(Stdio::null()).stderr(log);
+        process::spawn(command)
+            .map_err(|cause| Error::Program { program: "bwrap", reason: cause.to_string() })
+    }
+
+    async fn wait_ready(&self, running: &Running) -> Result<(), Error> {
+        let run = self.places.run(running.routing_id);
+        let socket = self.places.socket(running.routing_id);
+        let deadline = Instant::now() + START_MAX;
+        loop {
+            if *running.exited.borrow() {
+                return Err(Error::Unready("it ended while starting".to_owned()));
+            }
+            let refused = if socket.exists() {
+                match Administration::connect(&run).await {
+                    Ok(_) => return Ok(()),
+                    Err(cause) => cause,
+                }
+            } else {
+                Error::Unready("it has no socket yet".to_owned())
+            };
+            if Instant::now() > deadline {
+                return Err(refused);
+            }
+            sleep(READY_PAUSE).await;
+        }
+    }
+
+    /// Stops the engine and locks its volume. Does nothing where it is stopped.
+    pub async fn stop(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
+        let slot = self.slot(id);
+        let _turn = slot.turn.lock().await;
+        self.stop_in(&slot).await
+    }
+
+    async fn stop_in(&self, slot: &Slot) -> Result<(), Error> {
+        let Some(running) = lock(&slot.running).clone() else {
+            return Ok(());
+        };
+        running.stopping.store(true, std::sync::atomic::Ordering::SeqCst);
+        let mut exited = running.exited.clone();
+        let postmaster = process::children(running.jailer)
+            .first()
+            .and_then(|init| process::children(*init).first().copied());
+        for (signal, patience) in [(Signal::INT, STOP_MAX), (Signal::QUIT, ABORT_MAX)] {
+            if *exited.borrow() {
+                break;
+            }
+            if let Some(postmaster) = postmaster {
+                process::signal(postmaster, signal);
+            }
+            let _ = timeout(patience, exited.wait_for(|exited| *exited)).await;
+        }
+        if !*exited.borrow() {
+            tracing::warn!("an engine did not stop when asked and was killed; it recovers at its next start");
+            process::signal(running.jailer, Signal::KILL);
+            let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
+        }
+        let volume = lock(&running.volume).take();
+        let run = self.places.run(running.routing_id);
+        let locked = blocking(move || {
+            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432"));
+            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432.lock"));
+            volume.map_or(Ok(()), Unlocked::lock)
+        })
+        .await;
+        if let Some(limits) = &self.limits {
+            cgroup::remove(limits, running.routing_id);
+        }
+        *lock(&slot.running) = None;
+        locked
+    }
+
+    /// Destroys a cluster: its key first, then its engine and data. Safe to repeat.
+    pub async fn destroy(self: &Arc<Self>, cluster: &Cluster) -> Result<(), Error> {
+        let slot = self.slot(cluster.id);
+        let turn = slot.turn.lock().await;
+        self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
+        drop(turn);
+        lock(&self.slots).remove(&cluster.id);
+        Ok(())
+    }
+
+    /// Destroys a cluster that no document speaks of.
+    pub async fn destroy_stray(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
+        let slot = self.slot(id);
+        let _turn = slot.turn.lock().await;
+        let routing_id = self.places.read_marker(id).map(|marker| marker.routing_id);
+        self.destroy_in(&slot, id, routing_id).await
+    }
+
+    async fn destroy_in(
+        &self,
+        slot: &Slot,
+        id: ClusterId,
+        routing_id: Option<RoutingId>,
+    ) -> Result<(), Error> {
+        let key = self.places.key(id);
+        blocking(move || leftovers::shred(&key)).await?;
+        self.stop_in(slot).await?;
+        let places = self.places.clone();
+        blocking(move || {
+            leftovers::end_processes_of(&places.cluster(id));
+            volume::destroy(&places, id)?;
+            routing_id.map_or(Ok(()), |routing_id| remove_folder(&places.run(routing_id)))
+        })
+        .await
+    }
+
+    /// Clusters that have anything on the disk.
+    pub fn on_disk(&self) -> Vec<ClusterId> {
+        let entries = std::fs::read_dir(self.places.clusters()).into_iter().flatten().flatten();
+        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+    }
+
+    /// Whether the engine runs.
+    pub fn is_running(&self, id: ClusterId) -> bool {
+        self.running(id).is_ok()
+    }
+
+    /// The engine's socket, while it runs.
+    pub fn socket(&self, id: ClusterId) -> Option<PathBuf> {
+        self.running(id).ok().map(|running| self.places.socket(running.routing_id))
+    }
+
+    /// Makes sure that the engine opens sessions of this role for us.
+    pub async fn admit(&self, id: ClusterId, role: &RoleName) -> Result<(), Error> {
+        if settings::admits_all(&self.postgres) {
+            return Ok(());
+        }
+        let running = self.running(id)?;
+        let mut admitted = running.admitted.lock().await;
+        if !admitted.insert(role.as_str().to_owned()) {
+            return Ok(());
+        }
+        let result = self.write_admitted(&running, &admitted, role).await;
+        if result.is_err() {
+            admitted.remove(role.as_str());
+        }
+        result
+    }
+
+    async fn write_admitted(
+        &self,
+        running: &Running,
+        admitted: &HashSet<String>,
+        role: &RoleName,
+    ) -> Result<(), Error> {
+        let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
+        let (postgres, names) = (self.postgres.clone(), admitted.clone());
+        let owner = Owner::of_routing_id(running.routing_id);
+        let data = base.join("pg");
+        blocking(move || {
+            settings::write_identities(&data, &postgres, names.iter().map(String::as_str), owner)
+        })
+        .await?;
+        let administration = Administration::connect(&self.places.run(running.routing_id)).await?;
+        administration.batch("SELECT pg_reload_conf()").await?;
+        // The engine reads the map in its own time.
+        let deadline = Instant::now() + ADMIT_MAX;
+        while !administration.is_admitted(role.as_str()).await? {
+            if Instant::now() > deadline {
+                return Err(Error::Unready("it did not take the user in".to_owned()));
+            }
+            sleep(READY_PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// SQL as the internal superuser.
+    pub async fn administration(&self, id: ClusterId) -> Result<Administration, Error> {
+        let running = self.running(id)?;
+        Administration::connect(&self.places.run(running.routing_id)).await
+    }
+
+    /// What the kernel says of the cluster's volume.
+    pub fn volume_state(&self, id: ClusterId) -> Option<VolumeState> {
+        let marker = self.places.read_marker(id)?;
+        let slot = self.slot(id);
+        let running = lock(&slot.running).clone();
+        let unlocked = running.and_then(|running| lock(&running.volume).as_ref().map(Unlocked::state));
+        Some(unlocked.unwrap_or_else(|| volume::locked_state(&self.places, id, marker.encryption)))
+    }
+
+    /// What the kernel says of the running engine's sandbox.
+    pub fn sandbox_evidence(&self, id: ClusterId) -> Result<Vec<Evidence>, Error> {
+        let running = self.running(id)?;
+        Ok(evidence::of(running.jailer, self.limits.is_some()))
+    }
+
+    /// Searches the raw bytes below the encryption for a text.
+    pub async fn search(&self, id: ClusterId, needle: &str) -> Result<SearchReport, Error> {
+        let marker = self.places.read_marker(id).ok_or(Error::Asleep)?;
+        let running = self.running(id)?;
+        let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
+        let (folder, needle) = (self.places.cluster(id), needle.as_bytes().to_vec());
+        blocking(move || search::search(&folder, &base, marker.encryption, &needle)).await
+    }
+
+    /// Stops every engine and locks every volume.
+    pub async fn shutdown(self: &Arc<Self>) {
+        let ids: Vec<ClusterId> = lock(&self.slots).keys().copied().collect();
+        let mut stops = tokio::task::JoinSet::new();
+        for id in ids {
+            let host = self.clone();
+            stops.spawn(async move { (id, host.stop(id).await) });
+        }
+        while let Some(stopped) = stops.join_next().await {
+            if let Ok((id, Err(cause))) = stopped {
+                tracing::error!(cluster = %id, %cause, "could not be locked");
+            }
+        }
+    }
+
+    fn running(&self, id: ClusterId) -> Result<Arc<Running>, Error> {
+        let slot = lock(&self.slots).get(&id).cloned().ok_or(Error::Asleep)?;
+        let running = lock(&slot.running).clone().ok_or(Error::Asleep)?;
+        if *running.exited.borrow() { Err(Error::Asleep) } else { Ok(running) }
+    }
+
+    fn slot(&self, id: ClusterId) -> Arc<Slot> {
+        lock(&self.slots).entry(id).or_default().clone()
+    }
+
+    fn jail<'a>(&'a self, owner: Owner, base: &'a Path, run: &'a Path, etc: &'a Path) -> Jail<'a> {
+        Jail { postgres: &self.postgres, owner, base, run, etc }
+    }
+
+    fn prepare_run(&self, cluster: &Cluster, owner: Owner) -> Result<(PathBuf, PathBuf), Error> {
+        let run = self.places.run(cluster.routing_id);
+        remove_folder(&run)?;
+        make_folder(&run, 0o700)?;
+        give(&run, owner)?;
+        Ok((run, self.places.cluster(cluster.id).join("etc")))
+    }
+}
+
+impl std::fmt::Debug for Host {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Host").field("data", &self.places.data()).finish_non_exhaustive()
+    }
+}
+
+/// The end of what the engine wrote while it started, for the operator.
+fn last_words(running: &Running) -> Option<String> {
+    let base = lock(&running.volume).as_ref()?.base.clone();
+    let text = std::fs::read_to_string(base.join("log/start.log")).ok()?;
+    let lines: Vec<&str> = text.lines().rev().filter(|line| !line.contains("redirecting")).take(3).collect();
+    (!lines.is_empty()).then(|| lines.into_iter().rev().collect::<Vec<_>>().join("; "))
+}
+
+/// Waits for the process in a thread of its own, and reports an end that nobody wanted.
+fn watch_exit(
+    mut child: std::process::Child,
+    id: ClusterId,
+    stopping: Arc<std::sync::atomic::AtomicBool>,
+    deaths: broadcast::Sender<ClusterId>,
+) -> watch::Receiver<bool> {
+    let (told, exited) = watch::channel(false);
+    let watch = move || {
+        let _ = child.wait();
+        told.send_replace(true);
+        if !stopping.load(std::sync::atomic::Ordering::SeqCst) {
+            // Nobody listening means that nobody is left to act on it.
+            let _ = deaths.send(id);
+        }
+    };
+    // Without the thread the exit would never be seen, so its absence counts as one.
+    match std::thread::Builder::new().name("engine-watch".to_owned()).stack_size(128 * 1024).spawn(watch) {
+        Ok(_) => exited,
+        Err(_) => watch::channel(true).1,
+    }
+}
+
+fn claim(data: &Path) -> Result<File, Error> {
+    use rustix::fs::{FlockOperation, flock};
+    let path = data.join("lock");
+    let file = std::fs::OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .map_err(Error::file("open", &path))?;
+    flock(&file, FlockOperation::NonBlockingLockExclusive)
+        .map_err(|_| Error::InUse { path: data.to_owned() })?;
+    Ok(file)
+}
+
+/// The roles that the identity map named before: they are admitted again from the first moment.
+fn admitted_before(base: &Path) -> Vec<String> {
+    let text = std::fs::read_to_string(base.join("pg/pg_ident.conf")).unwrap_or_default();
+    text.lines()
+        .filter_map(|line| line.split_once('"')?.1.strip_suffix('"'))
+        .map(|quoted| quoted.replace("\"\"", "\""))
+        .collect()
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Error> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(cause) => Err(Error::Unready(format!("internal work was broken off: {cause}"))),
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

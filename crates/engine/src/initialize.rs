@@ -1,0 +1,72 @@
+//! A new cluster's data directory: `initdb` in the jail, then the roles and databases that every cluster has.
+
+use std::process::Stdio;
+
+use model::{ADMIN_ROLE, DEFAULT_DATABASE, INTERNAL_ROLE};
+
+use crate::Error;
+use crate::administration::Administration;
+use crate::jail::{Jail, Purpose};
+use crate::postgres::Postgres;
+use crate::process::spawn;
+
+/// First major version in which CREATEROLE gives power only over roles that one has made or been given.
+const SAFE_CREATEROLE_MAJOR: u32 = 16;
+
+/// Runs `initdb`. The internal superuser has no password; it signs in by being the node.
+pub(crate) fn initdb(jail: &Jail<'_>) -> Result<(), Error> {
+    let arguments = [
+        "-D",
+        "/volume/pg",
+        "-U",
+        INTERNAL_ROLE,
+        "--auth=peer",
+        "--encoding=UTF8",
+        "--locale=C.UTF-8",
+        "--data-checksums",
+        "--no-instructions",
+    ];
+    let mut command = jail.command(Purpose::Initialize, "initdb", &arguments)?;
+    command.stdout(Stdio::null()).stderr(Stdio::piped());
+    let failed = |reason: String| Error::Program { program: "initdb", reason };
+    let output = spawn(command)
+        .and_then(std::process::Child::wait_with_output)
+        .map_err(|cause| failed(cause.to_string()))?;
+    if output.status.success() {
+        return Ok(());
+    }
+    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+}
+
+/// Makes what every cluster starts with. Safe to repeat.
+pub(crate) async fn furnish(administration: &Administration, postgres: &Postgres) -> Result<(), Error> {
+    if postgres.major < SAFE_CREATEROLE_MAJOR {
+        // Here whoever may create roles may also grant any role but a superuser's. These three reach files and
+        // programs, so they must not exist at all.
+        administration
+            .batch(
+                "SET allow_system_table_mods = on;
+                 DELETE FROM pg_auth_members WHERE roleid IN (SELECT oid FROM pg_authid WHERE rolname IN
+                   ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files'));
+                 DELETE FROM pg_authid WHERE rolname IN
+                   ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files');
+                 RESET allow_system_table_mods",
+            )
+            .await?;
+    }
+    administration
+        .batch(&format!(
+            "DO $$ BEGIN
+               IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ADMIN_ROLE}') THEN
+                 CREATE ROLE {ADMIN_ROLE} NOLOGIN CREATEDB CREATEROLE;
+               END IF;
+             END $$;
+             GRANT pg_monitor, pg_signal_backend TO {ADMIN_ROLE};
+             REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC"
+        ))
+        .await?;
+    if !administration.has_database(DEFAULT_DATABASE).await? {
+        administration.batch(&format!("CREATE DATABASE {DEFAULT_DATABASE} OWNER {ADMIN_ROLE}")).await?;
+    }
+    administration.checkpoint().await
+}

@@ -1,0 +1,195 @@
+//! The sandbox (bubblewrap): no network, no shell, a read-only system, the cluster's own volume and socket folder.
+
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use crate::Error;
+use crate::places::{Owner, is_root, make_folder};
+use crate::postgres::Postgres;
+
+/// Where the engine sees its volume.
+pub(crate) const VOLUME: &str = "/volume";
+/// Where the engine sees its socket folder.
+pub(crate) const RUN: &str = "/run/chitin";
+/// What the engine calls Chitin's own OS user; `pg_ident.conf` trusts this name.
+pub(crate) const NODE: &str = "chitin-node";
+const ENGINE: &str = "engine";
+
+/// What runs inside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Purpose {
+    /// The engine: no shell is there.
+    Run,
+    /// `initdb`, which starts its helpers through `/bin/sh`. No tenant has said a word yet.
+    Initialize,
+}
+
+/// One jail.
+pub(crate) struct Jail<'a> {
+    pub(crate) postgres: &'a Postgres,
+    pub(crate) owner: Owner,
+    pub(crate) base: &'a Path,
+    pub(crate) run: &'a Path,
+    /// A folder for the jail's own `/etc`, outside of the volume.
+    pub(crate) etc: &'a Path,
+}
+
+impl Jail<'_> {
+    /// The command that runs one of PostgreSQL's programs inside.
+    pub(crate) fn command(
+        &self,
+        purpose: Purpose,
+        program: &str,
+        arguments: &[&str],
+    ) -> Result<Command, Error> {
+        self.write_etc()?;
+        let mut bwrap = Command::new("bwrap");
+        bwrap.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default());
+        bwrap.args([
+            "--unshare-pid",
+            "--unshare-net",
+            "--unshare-ipc",
+            "--unshare-uts",
+            "--unshare-cgroup-try",
+        ]);
+        bwrap.args(["--die-with-parent", "--new-session", "--hostname", "engine"]);
+        if !is_root() {
+            bwrap.arg("--unshare-user");
+            bwrap.args(["--uid", &self.owner.uid.to_string(), "--gid", &self.owner.gid.to_string()]);
+        }
+        let libraries = libraries();
+        let programs = [&self.postgres.bin, &self.postgres.lib, &self.postgres.share];
+        // As root, bubblewrap keeps folders that it makes on the way to itself.
+        for folder in above(libraries.iter().chain(programs).map(PathBuf::as_path)) {
+            bwrap.args(["--perms", "0755", "--dir"]).arg(folder);
+        }
+        for folder in &libraries {
+            bwrap.arg("--ro-bind").arg(folder).arg(folder);
+        }
+        for (link, target) in [("/lib", "usr/lib"), ("/lib64", "usr/lib64"), ("/lib32", "usr/lib32")] {
+            if std::fs::read_link(link).is_ok() {
+                bwrap.args(["--symlink", target, link]);
+            }
+        }
+        for folder in programs {
+            bwrap.arg("--ro-bind").arg(folder).arg(folder);
+        }
+        for folder in
+            ["/usr/share/zoneinfo", "/usr/lib/locale", "/usr/share/postgresql-common", "/etc/ld.so.cache"]
+        {
+            bwrap.args(["--ro-bind-try", folder, folder]);
+        }
+        if let Some(setpriv) = setpriv() {
+            bwrap.arg("--ro-bind").arg(setpriv).arg("/jail/setpriv");
+        }
+        if purpose == Purpose::Initialize {
+            let shell =
+                Path::new("/bin/sh").canonicalize().map_err(Error::file("find", Path::new("/bin/sh")))?;
+            bwrap.arg("--ro-bind").arg(shell).arg("/bin/sh");
+        }
+        for file in ["passwd", "group"] {
+            bwrap.arg("--ro-bind").arg(self.etc.join(file)).arg(Path::new("/etc").join(file));
+        }
+        bwrap.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--tmpfs", "/tmp"]);
+        bwrap.args(["--chmod", "1777", "/tmp", "--chmod", "1777", "/dev/shm"]);
+        bwrap.arg("--bind").arg(self.base).arg(VOLUME);
+        bwrap.arg("--bind").arg(self.run).arg(RUN);
+        // The root itself too: what is not listed above is not there and cannot be made.
+        bwrap.args(["--remount-ro", "/", "--chdir", "/"]);
+        bwrap.args([
+            "--setenv",
+            "PATH",
+            "/nonexistent",
+            "--setenv",
+            "LC_ALL",
+            "C.UTF-8",
+            "--setenv",
+            "TZ",
+            "UTC",
+        ]);
+        bwrap.args(["--setenv", "PGSYSCONFDIR", "/nonexistent"]);
+        bwrap.arg("--");
+        let identity = self.owner.uid.to_string();
+        if is_root() {
+            let group = self.owner.gid.to_string();
+            bwrap.args(["/jail/setpriv", "--reuid", &identity, "--regid", &group, "--clear-groups"]);
+        } else {
+            bwrap.arg("/jail/setpriv");
+        }
+        bwrap.args(["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--"]);
+        bwrap.arg(self.postgres.bin.join(program)).args(arguments);
+        bwrap.stdin(Stdio::null());
+        Ok(bwrap)
+    }
+
+    /// Two users are known inside: the engine, and the node that attaches sessions.
+    fn write_etc(&self) -> Result<(), Error> {
+        make_folder(self.etc, 0o755)?;
+        let node = rustix::process::geteuid().as_raw();
+        let Owner { uid, gid } = self.owner;
+        let line = |name, uid| format!("{name}:x:{uid}:{gid}::/:/nonexistent\n");
+        let passwd = if uid == node { line(NODE, node) } else { line(NODE, node) + &line(ENGINE, uid) };
+        for (name, text) in [("passwd", passwd), ("group", format!("{ENGINE}:x:{gid}:\n"))] {
+            let path = self.etc.join(name);
+            std::fs::write(&path, text).map_err(Error::file("write", &path))?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks that a jail can be made here at all.
+pub(crate) fn probe() -> Result<String, String> {
+    let version = Command::new("bwrap")
+        .arg("--version")
+        .output()
+        .map_err(|cause| format!("bwrap cannot be started: {cause}"))?;
+    if setpriv().is_none() {
+        return Err("setpriv is missing".to_owned());
+    }
+    let mut bwrap = Command::new("bwrap");
+    bwrap.args([
+        "--unshare-pid",
+        "--unshare-net",
+        "--unshare-ipc",
+        "--die-with-parent",
+        "--ro-bind",
+        "/",
+        "/",
+    ]);
+    if !is_root() {
+        bwrap.arg("--unshare-user");
+    }
+    bwrap.args(["--proc", "/proc", "--", "/bin/true"]);
+    let output = bwrap.output().map_err(|cause| cause.to_string())?;
+    if !output.status.success() {
+        return Err(String::from_utf8_lossy(&output.stderr).trim().to_owned());
+    }
+    Ok(String::from_utf8_lossy(&version.stdout).trim().to_owned())
+}
+
+fn setpriv() -> Option<PathBuf> {
+    ["/usr/bin/setpriv", "/bin/setpriv"].into_iter().map(PathBuf::from).find(|path| path.is_file())
+}
+
+/// The folders above these and above what every jail has, from the root down.
+fn above<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeSet<&'a Path> {
+    let fixed = ["/usr/share/zoneinfo", "/usr/lib/locale", "/etc/passwd", "/jail/setpriv", "/bin/sh", RUN];
+    let all = paths.chain(fixed.into_iter().map(Path::new));
+    all.flat_map(|path| path.ancestors().skip(1)).filter(|folder| folder.parent().is_some()).collect()
+}
+
+/// Folders of shared libraries, and no folder of programs: `/usr/lib` as a whole holds interpreters and shells.
+fn libraries() -> Vec<PathBuf> {
+    let mut folders: Vec<PathBuf> = Vec::new();
+    for entry in std::fs::read_dir("/usr/lib").into_iter().flatten().flatten() {
+        if entry.file_name().to_string_lossy().ends_with("-linux-gnu") {
+            folders.push(entry.path());
+        }
+    }
+    let lib64 = PathBuf::from("/usr/lib64");
+    if lib64.is_dir() {
+        folders.push(lib64);
+    }
+    folders
+}

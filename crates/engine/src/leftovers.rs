@@ -1,0 +1,105 @@
+//! What a killed predecessor may have left: processes, mounts, loop devices, trial folders. And keys, destroyed well.
+
+use std::fs::OpenOptions;
+use std::io::Write;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::Error;
+use crate::places::Places;
+use crate::process::{signal, wait_gone};
+use crate::volume::put_away;
+
+/// For killed processes to be gone.
+const GONE_MAX: Duration = Duration::from_secs(5);
+
+/// Clears the data directory. We hold its claim, so nothing in it belongs to anybody alive.
+pub(crate) fn clear(places: &Places) {
+    end_processes_of(places.data());
+    put_away(&places.clusters());
+    for entry in std::fs::read_dir(places.data().join("run")).into_iter().flatten().flatten() {
+        // Sockets without engines; one that cannot go is replaced when its engine starts.
+        let _ = std::fs::remove_dir_all(entry.path());
+    }
+}
+
+/// Ends jails and volume servers that name a path below the folder in their arguments.
+pub(crate) fn end_processes_of(folder: &Path) {
+    let Some(folder) = folder.to_str() else {
+        return;
+    };
+    let below = format!("{}/", folder.trim_end_matches('/'));
+    let mut ended = Vec::new();
+    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
+            continue;
+        };
+        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        let program = words.next().unwrap_or_default();
+        let is_ours = matches!(program.rsplit('/').next(), Some("bwrap" | "gocryptfs" | "setpriv"));
+        if is_ours && pid != std::process::id() && words.any(|word| word.starts_with(&below)) {
+            signal(pid, Signal::KILL);
+            ended.push(pid);
+        }
+    }
+    for pid in ended {
+        wait_gone(pid, GONE_MAX);
+    }
+}
+
+/// Overwrites a key file and removes it. The wrapped key is useless without the key-encryption key; this is so that
+/// not even both together bring the data back.
+pub(crate) fn shred(path: &Path) -> Result<(), Error> {
+    let mut file = match OpenOptions::new().write(true).open(path) {
+        Ok(file) => file,
+        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        Err(other) => return Err(Error::file("destroy", path)(other)),
+    };
+    let failed = || Error::file("destroy", path);
+    let length = file.metadata().map_err(failed())?.len();
+    let zeros = vec![0; usize::try_from(length).unwrap_or(4096)];
+    file.write_all(&zeros).and_then(|()| file.sync_all()).map_err(failed())?;
+    std::fs::remove_file(path).map_err(failed())?;
+    let folder = path.parent().unwrap_or(path);
+    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", folder))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::Command;
+
+    use super::*;
+
+    #[test]
+    fn only_processes_of_the_folder_are_ended() {
+        let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let start = |folder: &Path| {
+            let mut bwrap = Command::new("bwrap");
+            bwrap
+                .args(["--die-with-parent", "--dev-bind", "/", "/", "--setenv", "X"])
+                .arg(folder.join("clusters"));
+            bwrap.args(["--", "sleep", "60"]);
+            crate::process::spawn(bwrap).unwrap()
+        };
+        let (mut one, mut other) = (start(ours.path()), start(theirs.path()));
+        std::thread::sleep(Duration::from_millis(200));
+        end_processes_of(ours.path());
+        assert!(one.wait().unwrap().code().is_none(), "killed by a signal");
+        assert!(other.try_wait().unwrap().is_none());
+        other.kill().unwrap();
+        other.wait().unwrap();
+    }
+
+    #[test]
+    fn a_shredded_key_is_gone_and_once_is_enough() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("key.json");
+        std::fs::write(&path, b"wrapped").unwrap();
+        shred(&path).unwrap();
+        assert!(!path.exists());
+        shred(&path).unwrap();
+    }
+}

@@ -1,0 +1,98 @@
+//! What this machine gives and what it cannot, found out by trying.
+
+use std::path::PathBuf;
+
+use model::Encryption;
+use serde::Serialize;
+
+use crate::places::{Places, is_root};
+use crate::postgres::Postgres;
+use crate::{Error, HostConfig, cgroup, jail, volume};
+
+/// Something that the machine gives or does not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Capability {
+    /// It does.
+    Present {
+        /// By what means.
+        how: String,
+    },
+    /// It does not.
+    Missing {
+        /// Why not.
+        why: String,
+        /// What the operator can do.
+        next_step: String,
+    },
+}
+
+/// What the machine gives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Posture {
+    /// The engine's version.
+    pub postgres_version: String,
+    /// Where its programs lie.
+    pub postgres_bin: PathBuf,
+    /// Namespaces around each engine.
+    pub sandbox: Capability,
+    /// An OS user of its own for each engine.
+    pub own_users: Capability,
+    /// Limits on memory and processes of each engine.
+    pub cgroups: Capability,
+    /// How new clusters are encrypted at rest.
+    pub encryption: Option<Encryption>,
+    /// Why they are not, where they are not.
+    pub no_encryption_reason: Option<String>,
+    /// Whether the operator accepts clusters without encryption.
+    pub is_unencrypted_allowed: bool,
+}
+
+impl Posture {
+    pub(crate) fn probe(config: &HostConfig, postgres: &Postgres, places: &Places) -> Result<Self, Error> {
+        let sandbox = jail::probe().map_err(|reason| Error::NoSandbox { reason })?;
+        let own_users = if is_root() {
+            Capability::Present { how: "uid 1900000000 plus the routing id".to_owned() }
+        } else {
+            Capability::Missing {
+                why: "Chitin does not run as root, so all engines run as its own user".to_owned(),
+                next_step: "start Chitin as root".to_owned(),
+            }
+        };
+        let cgroups = match cgroup::probe() {
+            Ok(folder) => Capability::Present { how: format!("cgroup v2 at {}", folder.display()) },
+            Err(why) => Capability::Missing {
+                why,
+                next_step: "run Chitin as a systemd service with Delegate=yes".to_owned(),
+            },
+        };
+        let (encryption, no_encryption_reason) = match config.encryption {
+            Some(Encryption::None) => (None, Some("the operator chose none".to_owned())),
+            wanted => match volume::probe(places, wanted) {
+                Ok(kind) => (Some(kind), None),
+                Err(reason) => (None, Some(reason)),
+            },
+        };
+        Ok(Self {
+            postgres_version: postgres.version.clone(),
+            postgres_bin: postgres.bin.clone(),
+            sandbox: Capability::Present { how: sandbox },
+            own_users,
+            cgroups,
+            encryption,
+            no_encryption_reason,
+            is_unencrypted_allowed: config.allow_unencrypted,
+        })
+    }
+
+    /// How a new cluster's volume is to be encrypted, or why none can be made.
+    pub(crate) fn encryption_of_new(&self) -> Result<Encryption, Error> {
+        match self.encryption {
+            Some(kind) => Ok(kind),
+            None if self.is_unencrypted_allowed => Ok(Encryption::None),
+            None => {
+                Err(Error::NoEncryption { reason: self.no_encryption_reason.clone().unwrap_or_default() })
+            }
+        }
+    }
+}

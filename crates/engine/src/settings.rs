@@ -1,0 +1,149 @@
+//! An engine's configuration files: sized to the plan, closed to everybody but the node.
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use model::{INTERNAL_ROLE, Plan};
+
+use crate::Error;
+use crate::jail::{NODE, RUN, VOLUME};
+use crate::places::{Owner, give};
+use crate::postgres::Postgres;
+
+/// The gateway's own bound plus what administration and reserve need.
+const CONNECTIONS_MAX: u32 = model::CONNECTIONS_PER_CLUSTER_MAX + 20;
+/// Left for the internal superuser when tenants have taken all others.
+const CONNECTIONS_RESERVED: u32 = 10;
+/// First major version whose `pg_ident.conf` knows `all`.
+const IDENT_ALL_MAJOR: u32 = 16;
+
+/// Writes `postgresql.conf` and `pg_hba.conf` anew.
+pub(crate) fn write(data: &Path, plan: Plan, owner: Owner) -> Result<(), Error> {
+    write_file(&data.join("postgresql.conf"), &postgresql_conf(plan, memory_bytes()), owner)?;
+    // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
+    write_file(&data.join("postgresql.auto.conf"), "", owner)?;
+    write_file(&data.join("pg_hba.conf"), "local all all peer map=chitin\n", owner)
+}
+
+/// Writes the identity map: which SQL roles the node may open sessions as. True if every role is in it.
+pub(crate) fn write_identities<'a>(
+    data: &Path,
+    postgres: &Postgres,
+    roles: impl Iterator<Item = &'a str>,
+    owner: Owner,
+) -> Result<(), Error> {
+    let mut map = format!("chitin {NODE} {INTERNAL_ROLE}\n");
+    if postgres.major >= IDENT_ALL_MAJOR {
+        map = format!("chitin {NODE} all\n");
+    } else {
+        for role in roles {
+            // Infallible: the target is a string.
+            let _ = writeln!(map, "chitin {NODE} \"{}\"", role.replace('"', "\"\""));
+        }
+    }
+    write_file(&data.join("pg_ident.conf"), &map, owner)
+}
+
+/// Whether sessions of every role are admitted without naming each.
+pub(crate) fn admits_all(postgres: &Postgres) -> bool {
+    postgres.major >= IDENT_ALL_MAJOR
+}
+
+fn write_file(path: &Path, text: &str, owner: Owner) -> Result<(), Error> {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".new");
+    let beside = Path::new(&name);
+    std::fs::write(beside, text).map_err(Error::file("write", beside))?;
+    give(beside, owner)?;
+    std::fs::rename(beside, path).map_err(Error::file("write", path))
+}
+
+fn postgresql_conf(plan: Plan, memory_bytes: u64) -> String {
+    let megabyte = 1 << 20;
+    let (shared, work, maintenance, wal) = match plan {
+        Plan::Serverless => (32, 4, 64, 512),
+        // A quarter of the machine, as PostgreSQL's manual advises (20.4.1), shared fairly with other clusters.
+        Plan::Dedicated => ((memory_bytes / megabyte / 4).clamp(128, 8_192), 16, 256, 2_048),
+    };
+    let jit = if plan == Plan::Dedicated { "on" } else { "off" };
+    format!(
+        "# Written by Chitin at every start; changes are lost.
+listen_addresses = ''
+unix_socket_directories = '{RUN}'
+unix_socket_permissions = 0700
+max_connections = {CONNECTIONS_MAX}
+superuser_reserved_connections = {CONNECTIONS_RESERVED}
+password_encryption = 'scram-sha-256'
+ssl = off
+shared_buffers = '{shared}MB'
+work_mem = '{work}MB'
+maintenance_work_mem = '{maintenance}MB'
+max_wal_size = '{wal}MB'
+min_wal_size = '80MB'
+wal_level = replica
+wal_compression = on
+fsync = on
+full_page_writes = on
+jit = {jit}
+huge_pages = off
+max_prepared_transactions = 0
+client_connection_check_interval = '10s'
+timezone = 'UTC'
+log_timezone = 'UTC'
+default_text_search_config = 'pg_catalog.english'
+logging_collector = on
+log_directory = '{VOLUME}/log'
+log_filename = 'postgresql-%a.log'
+log_truncate_on_rotation = on
+log_rotation_age = '1d'
+log_rotation_size = 0
+log_file_mode = 0600
+log_line_prefix = '%m [%p] %u@%d '
+# A statement may hold a password, so none is ever logged.
+log_statement = none
+log_min_error_statement = panic
+log_min_duration_statement = -1
+log_parameter_max_length = 0
+log_parameter_max_length_on_error = 0
+"
+    )
+}
+
+fn memory_bytes() -> u64 {
+    let info = rustix::system::sysinfo();
+    // The type differs between machines of 32 and 64 bits.
+    #[allow(clippy::useless_conversion, clippy::unnecessary_cast, reason = "a no-op on 64 bits only")]
+    (info.totalram as u64).saturating_mul(u64::from(info.mem_unit))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nothing_listens_on_a_network_and_no_statement_is_logged() {
+        for plan in [Plan::Serverless, Plan::Dedicated] {
+            let text = postgresql_conf(plan, 24 << 30);
+            for line in ["listen_addresses = ''", "log_min_error_statement = panic", "fsync = on"] {
+                assert!(text.lines().any(|found| found == line), "{line}");
+            }
+        }
+        assert!(postgresql_conf(Plan::Dedicated, 4 << 30).contains("shared_buffers = '1024MB'"));
+    }
+
+    #[test]
+    fn a_role_s_name_cannot_leave_its_quotes() {
+        let folder = tempfile::tempdir().unwrap();
+        let mut postgres = Postgres::find(None).unwrap();
+        postgres.major = 15;
+        let owner =
+            Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+        write_identities(folder.path(), &postgres, ["a\" chitin"].into_iter(), owner).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("pg_ident.conf")).unwrap();
+        assert_eq!(text, "chitin chitin-node chitin\nchitin chitin-node \"a\"\" chitin\"\n");
+        postgres.major = 16;
+        write_identities(folder.path(), &postgres, std::iter::empty(), owner).unwrap();
+        let text = std::fs::read_to_string(folder.path().join("pg_ident.conf")).unwrap();
+        assert_eq!(text, "chitin chitin-node all\n");
+    }
+}

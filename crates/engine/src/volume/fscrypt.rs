@@ -1,0 +1,77 @@
+//! fscrypt: the file system encrypts the folder itself (kernel documentation, `filesystems/fscrypt.rst`).
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use keys::DataKey;
+
+use super::open_folder;
+use crate::Error;
+use crate::places::make_folder;
+use crate::syscall::{self, KeyIdentifier, KeyStatus};
+
+/// Files that were just closed may be held for a moment longer by the kernel's own work.
+const BUSY_TRIES: u32 = 50;
+const BUSY_PAUSE: Duration = Duration::from_millis(20);
+
+/// A folder whose key the kernel holds.
+#[derive(Debug)]
+pub(super) struct Unlocked {
+    /// The folder's parent, open: it lies on the same file system and stays usable when the folder is locked.
+    place: File,
+    folder: PathBuf,
+    identifier: KeyIdentifier,
+}
+
+/// Makes an empty encrypted folder. Fails where the file system cannot.
+pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
+    make_folder(folder, 0o700)?;
+    let opened = open_folder(folder)?;
+    let refused = |cause| Error::file("encrypt", folder)(cause);
+    let identifier = syscall::add_key(&opened, key.expose()).map_err(refused)?;
+    syscall::set_policy(&opened, identifier).map_err(|cause| {
+        let _ = syscall::remove_key(&opened, &identifier);
+        Error::file("encrypt", folder)(cause)
+    })
+}
+
+pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
+    let place = open_folder(folder.parent().unwrap_or(folder))?;
+    let identifier = syscall::add_key(&place, key.expose()).map_err(Error::file("unlock", folder))?;
+    Ok(Unlocked { place, folder: folder.to_owned(), identifier })
+}
+
+impl Unlocked {
+    /// Removes the key and insists that nothing of it is left.
+    pub(super) fn lock(self) -> Result<(), Error> {
+        let failed = || Error::file("lock", &self.folder);
+        for _ in 0..BUSY_TRIES {
+            if syscall::remove_key(&self.place, &self.identifier).map_err(failed())? {
+                return Ok(());
+            }
+            std::thread::sleep(BUSY_PAUSE);
+        }
+        Err(failed()(std::io::Error::other(
+            "files are still open, so the key is not wholly gone from the kernel",
+        )))
+    }
+
+    pub(super) fn evidence(&self) -> String {
+        let status = syscall::key_status(&self.place, &self.identifier);
+        let name = hex::encode(self.identifier);
+        match status {
+            Ok(KeyStatus::Present) => {
+                format!("fscrypt v2, AES-256-XTS and AES-256-CTS; the kernel holds key {name}")
+            }
+            Ok(KeyStatus::Absent) => format!("fscrypt v2; the kernel does not hold key {name}"),
+            Ok(KeyStatus::IncompletelyRemoved) => format!("fscrypt v2; key {name} is being removed"),
+            Err(cause) => format!("fscrypt v2; the kernel does not tell: {cause}"),
+        }
+    }
+}
+
+/// Whether the folder shows encrypted names only: without its key `base` is not there by name.
+pub(super) fn is_locked(folder: &Path) -> bool {
+    !folder.join("pg").exists() && !folder.join("trial").exists()
+}

@@ -1,0 +1,125 @@
+//! fscrypt inside an ext4 image of our own, for machines whose file system was made without encryption.
+
+use std::fs::File;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use keys::DataKey;
+use rustix::mount::{UnmountFlags, unmount};
+
+use super::{FILES, fscrypt};
+use crate::Error;
+use crate::places::make_folder;
+
+/// The image's largest size. It is sparse: what the cluster does not use costs nothing.
+const IMAGE_BYTES_MAX: u64 = 1 << 40;
+/// The smallest that is worth making.
+const IMAGE_BYTES_MIN: u64 = 1 << 30;
+const IMAGE: &str = "image";
+/// The encrypted folder inside: the root of an ext4 file system cannot be one.
+const INNER: &str = "v";
+
+/// A mounted image whose key the kernel holds.
+#[derive(Debug)]
+pub(super) struct Unlocked {
+    inner: fscrypt::Unlocked,
+    mounted: PathBuf,
+}
+
+pub(super) fn base(folder: &Path) -> PathBuf {
+    folder.join(FILES).join(INNER)
+}
+
+/// Makes the image with the encryption feature, and the encrypted folder in it; leaves it unmounted.
+pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
+    let image = folder.join(IMAGE);
+    let failed = || Error::file("create", &image);
+    let room = rustix::fs::statvfs(folder).map_err(|cause| failed()(cause.into()))?;
+    // As large as the disk below: what fills up is the disk, and it says so itself.
+    let bytes = (room.f_blocks * room.f_frsize).clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX);
+    let file = File::create_new(&image).map_err(failed())?;
+    rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600))
+        .map_err(|cause| failed()(cause.into()))?;
+    file.set_len(bytes).map_err(failed())?;
+    drop(file);
+    // Inode tables and journal are written lazily: making a cluster must not write gigabytes of zeros.
+    let mut make = Command::new("mkfs.ext4");
+    make.args(["-q", "-F", "-O", "encrypt", "-m", "0", "-i", "65536", "-J", "size=16"])
+        .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
+        .arg(&image);
+    run("mkfs.ext4", &mut make)?;
+    let mounted = mount(folder)?;
+    let made =
+        fscrypt::create(&mounted.join(INNER), key).and_then(|()| fscrypt::unlock(&mounted.join(INNER), key));
+    let locked = made.and_then(fscrypt::Unlocked::lock);
+    let unmounted = unmount(&mounted, UnmountFlags::empty())
+        .map_err(|cause| Error::file("unmount", &mounted)(cause.into()));
+    locked.and(unmounted)
+}
+
+pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
+    let mounted = mount(folder)?;
+    match fscrypt::unlock(&mounted.join(INNER), key) {
+        Ok(inner) => Ok(Unlocked { inner, mounted }),
+        Err(cause) => {
+            let _ = unmount(&mounted, UnmountFlags::DETACH);
+            Err(cause)
+        }
+    }
+}
+
+impl Unlocked {
+    /// Removes the key, then the mount. Both are tried, whatever the first says.
+    pub(super) fn lock(self) -> Result<(), Error> {
+        let locked = self.inner.lock();
+        let unmounted = unmount(&self.mounted, UnmountFlags::empty())
+            .or_else(|_| unmount(&self.mounted, UnmountFlags::DETACH))
+            .map_err(|cause| Error::file("unmount", &self.mounted)(cause.into()));
+        locked.and(unmounted)
+    }
+
+    pub(super) fn evidence(&self) -> String {
+        format!("{}, in an ext4 image of its own", self.inner.evidence())
+    }
+}
+
+/// Mounts the image. The loop device frees itself with the mount, also when we are killed.
+fn mount(folder: &Path) -> Result<PathBuf, Error> {
+    let target = folder.join(FILES);
+    make_folder(&target, 0o711)?;
+    let mut mount = Command::new("mount");
+    mount
+        .args(["-n", "-t", "ext4", "-o", "loop,nosuid,nodev,noexec,noatime"])
+        .arg(folder.join(IMAGE))
+        .arg(&target);
+    run("mount", &mut mount)?;
+    // Searchable, so that the engine's user comes to its own folder inside; listable by nobody.
+    make_folder(&target, 0o711)?;
+    Ok(target)
+}
+
+/// Frees loop devices whose file lies below the folder.
+pub(super) fn detach_loops_below(folder: &Path) {
+    for device in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
+        let backing = device.path().join("loop/backing_file");
+        let Ok(file) = std::fs::read_to_string(backing) else {
+            continue;
+        };
+        if Path::new(file.trim_end()).starts_with(folder) {
+            let path = Path::new("/dev").join(device.file_name());
+            let _ = Command::new("losetup").arg("-d").arg(path).stderr(Stdio::null()).status();
+        }
+    }
+}
+
+fn run(program: &'static str, command: &mut Command) -> Result<(), Error> {
+    let output = command
+        .stdin(Stdio::null())
+        .output()
+        .map_err(|cause| Error::Program { program, reason: cause.to_string() })?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
+    Err(Error::Program { program, reason })
+}

@@ -1,0 +1,197 @@
+//! One encrypted volume a cluster, by the best means that the machine has.
+
+mod fscrypt;
+mod gocryptfs;
+mod image;
+
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Path, PathBuf};
+
+use keys::DataKey;
+use model::{ClusterId, Encryption};
+use serde::Serialize;
+
+use crate::Error;
+use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
+
+/// An unlocked volume.
+#[derive(Debug)]
+pub(crate) struct Unlocked {
+    /// Where the engine's files lie in plaintext, as seen by those who may.
+    pub(crate) base: PathBuf,
+    lock: Lock,
+}
+
+/// What locking must undo.
+#[derive(Debug)]
+enum Lock {
+    Fscrypt(fscrypt::Unlocked),
+    Image(image::Unlocked),
+    Gocryptfs(gocryptfs::Unlocked),
+    None,
+}
+
+/// What is true of a volume at this moment, read from the kernel.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct VolumeState {
+    /// How it is encrypted.
+    pub encryption: Encryption,
+    /// Whether its files can be read through the kernel now.
+    pub is_unlocked: bool,
+    /// What the kernel says.
+    pub evidence: String,
+}
+
+/// Names of what lies in a cluster's folder.
+const FILES: &str = "files";
+
+/// Makes an empty volume and unlocks it.
+pub(crate) fn create(
+    places: &Places,
+    id: ClusterId,
+    kind: Encryption,
+    key: &DataKey,
+    owner: Owner,
+) -> Result<Unlocked, Error> {
+    let folder = places.cluster(id);
+    make_folder(&folder, if places::is_root() { 0o711 } else { 0o700 })?;
+    match kind {
+        Encryption::Fscrypt => fscrypt::create(&folder.join(FILES), key)?,
+        Encryption::FscryptImage => image::create(&folder, key)?,
+        Encryption::Gocryptfs => gocryptfs::create(&folder, key)?,
+        Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
+    }
+    let unlocked = unlock(places, id, kind, key)?;
+    places::give(&unlocked.base, owner)?;
+    Ok(unlocked)
+}
+
+/// Unlocks a volume that exists.
+pub(crate) fn unlock(
+    places: &Places,
+    id: ClusterId,
+    kind: Encryption,
+    key: &DataKey,
+) -> Result<Unlocked, Error> {
+    let folder = places.cluster(id);
+    let files = folder.join(FILES);
+    let (base, lock) = match kind {
+        Encryption::Fscrypt => (files.clone(), Lock::Fscrypt(fscrypt::unlock(&files, key)?)),
+        Encryption::FscryptImage => {
+            let unlocked = image::unlock(&folder, key)?;
+            (image::base(&folder), Lock::Image(unlocked))
+        }
+        Encryption::Gocryptfs => (files, Lock::Gocryptfs(gocryptfs::unlock(&folder, key)?)),
+        Encryption::None => (files, Lock::None),
+    };
+    Ok(Unlocked { base, lock })
+}
+
+impl Unlocked {
+    /// Takes the key out of the kernel. An error means that it may still be there.
+    pub(crate) fn lock(self) -> Result<(), Error> {
+        match self.lock {
+            Lock::Fscrypt(unlocked) => unlocked.lock(),
+            Lock::Image(unlocked) => unlocked.lock(),
+            Lock::Gocryptfs(unlocked) => unlocked.lock(),
+            Lock::None => Ok(()),
+        }
+    }
+
+    /// What the kernel says of the volume now.
+    pub(crate) fn state(&self) -> VolumeState {
+        let (encryption, is_unlocked, evidence) = match &self.lock {
+            Lock::Fscrypt(unlocked) => (Encryption::Fscrypt, true, unlocked.evidence()),
+            Lock::Image(unlocked) => (Encryption::FscryptImage, true, unlocked.evidence()),
+            Lock::Gocryptfs(unlocked) => (Encryption::Gocryptfs, true, unlocked.evidence()),
+            Lock::None => (Encryption::None, true, "the files lie in plaintext".to_owned()),
+        };
+        VolumeState { encryption, is_unlocked, evidence }
+    }
+}
+
+/// What the kernel says of a volume that we hold locked.
+pub(crate) fn locked_state(places: &Places, id: ClusterId, encryption: Encryption) -> VolumeState {
+    let folder = places.cluster(id);
+    let mounts = mounts_below(&folder);
+    let (is_unlocked, evidence) = match encryption {
+        Encryption::None => (true, "the files lie in plaintext".to_owned()),
+        Encryption::Fscrypt if fscrypt::is_locked(&folder.join(FILES)) => {
+            (false, "the file system shows only encrypted names".to_owned())
+        }
+        Encryption::Fscrypt => (true, "the file system still shows plaintext names".to_owned()),
+        Encryption::FscryptImage | Encryption::Gocryptfs => match mounts.first() {
+            None => (false, "nothing of it is mounted, and its key died with the mount".to_owned()),
+            Some(mounted) => (true, format!("{} is still mounted", mounted.display())),
+        },
+    };
+    VolumeState { encryption, is_unlocked, evidence }
+}
+
+/// Removes what a volume left, locked or not: mounts, then files. The key file is gone before this is called.
+pub(crate) fn destroy(places: &Places, id: ClusterId) -> Result<(), Error> {
+    let folder = places.cluster(id);
+    put_away(&folder);
+    remove_folder(&folder)
+}
+
+/// Unmounts everything at or below a folder, whoever left it there.
+pub(crate) fn put_away(folder: &Path) {
+    for mounted in mounts_below(folder) {
+        let detached = rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH);
+        if detached.is_err() {
+            // Without root only FUSE's own helper may unmount.
+            let _ = std::process::Command::new("fusermount3").args(["-u", "-z"]).arg(&mounted).status();
+        }
+    }
+    image::detach_loops_below(folder);
+}
+
+/// The best encryption that works here, found by using it; or why there is none.
+pub(crate) fn probe(places: &Places, wanted: Option<Encryption>) -> Result<Encryption, String> {
+    let kinds = [Encryption::Fscrypt, Encryption::FscryptImage, Encryption::Gocryptfs];
+    let mut reasons = Vec::new();
+    for kind in kinds {
+        if wanted.is_some_and(|wanted| wanted != kind) {
+            continue;
+        }
+        match try_out(places, kind) {
+            Ok(()) => return Ok(kind),
+            Err(reason) => reasons.push(format!("{}: {reason}", kind.as_str())),
+        }
+    }
+    Err(if reasons.is_empty() { "none was wanted".to_owned() } else { reasons.join("; ") })
+}
+
+/// Makes, writes, locks, unlocks and reads a volume of this kind.
+fn try_out(places: &Places, kind: Encryption) -> Result<(), String> {
+    if matches!(kind, Encryption::FscryptImage) && !places::is_root() {
+        return Err("only root may mount an image".to_owned());
+    }
+    // A folder of its own for every trial: two on one name would tread on each other.
+    let id = ClusterId::random();
+    let key = DataKey::random();
+    let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    let tried = (|| -> Result<(), Error> {
+        let unlocked = create(places, id, kind, &key, owner)?;
+        let file = unlocked.base.join("trial");
+        std::fs::write(&file, b"trial").map_err(Error::file("write", &file))?;
+        unlocked.lock()?;
+        let unlocked = unlock(places, id, kind, &key)?;
+        let read = std::fs::read(&file).map_err(Error::file("read", &file));
+        unlocked.lock()?;
+        if read? == b"trial" { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
+    })();
+    let removed = destroy(places, id);
+    tried.and(removed).map_err(|cause| cause.to_string())
+}
+
+/// Opens a folder for an ioctl on it; never through a link that somebody left there.
+fn open_folder(path: &Path) -> Result<File, Error> {
+    std::fs::OpenOptions::new()
+        .read(true)
+        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC)
+        .open(path)
+        .map_err(Error::file("open", path))
+}

@@ -1,0 +1,336 @@
+//! An engine's life on this machine: made, attacked, put to sleep, woken, killed, destroyed. Real PostgreSQL, real
+//! encryption; every kind that the machine gives.
+#![expect(clippy::unwrap_used, reason = "a test's way to report is to panic")]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Administration, Error, Host, HostConfig};
+use keys::KeyEncryptionKey;
+use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
+use time::OffsetDateTime;
+
+const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+
+struct Place {
+    folder: tempfile::TempDir,
+    host: Arc<Host>,
+}
+
+async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>, Error> {
+    let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap());
+    let config = HostConfig {
+        data: folder.to_owned(),
+        kek,
+        allow_unencrypted: encryption == Some(Encryption::None),
+        postgres_bin: None,
+        encryption,
+    };
+    Host::open(config).await
+}
+
+async fn place(encryption: Option<Encryption>) -> Place {
+    // Short: a socket's path ends at 107 bytes.
+    let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
+    let host = open(folder.path(), encryption).await.unwrap();
+    Place { folder, host }
+}
+
+fn cluster(routing_id: u32) -> Cluster {
+    let now = OffsetDateTime::now_utc();
+    Cluster {
+        id: ClusterId::random(),
+        routing_id: routing_id.try_into().unwrap(),
+        name: "lazy-roach".parse().unwrap(),
+        plan: Plan::Serverless,
+        provider: Provider::Gcp,
+        regions: vec!["local".to_owned()],
+        labels: std::collections::BTreeMap::new(),
+        is_delete_protected: false,
+        allowlist: Vec::new(),
+        wish: Wish::Exists(Power::Running),
+        revision: 1,
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+    }
+}
+
+/// A session as a SQL user, as the gateway attaches it.
+async fn session(host: &Host, id: ClusterId, user: &str, database: &str) -> tokio_postgres::Client {
+    let role: RoleName = user.parse().unwrap();
+    host.admit(id, &role).await.unwrap();
+    let run = host.socket(id).unwrap().parent().unwrap().to_owned();
+    let mut config = tokio_postgres::Config::new();
+    let (client, connection) =
+        config.host_path(run).user(user).dbname(database).connect(tokio_postgres::NoTls).await.unwrap();
+    tokio::spawn(connection);
+    client
+}
+
+async fn maria(administration: &Administration) {
+    administration.create_user(&"maria".parse().unwrap(), VERIFIER).await.unwrap();
+}
+
+fn nothing_left(folder: &Path) {
+    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    assert!(!mounts.contains(folder.to_str().unwrap()), "a mount is left");
+    // The kernel frees a loop device a moment after its last user is gone.
+    for _ in 0..100 {
+        if loops_of(folder) == 0 {
+            break;
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(loops_of(folder), 0, "a loop device is left");
+    assert!(processes_of(folder).is_empty(), "a process is left");
+}
+
+fn loops_of(folder: &Path) -> usize {
+    let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
+    let backing =
+        |device: std::fs::DirEntry| std::fs::read_to_string(device.path().join("loop/backing_file"));
+    devices
+        .filter_map(|device| backing(device).ok())
+        .filter(|file| file.starts_with(folder.to_str().unwrap()))
+        .count()
+}
+
+fn processes_of(folder: &Path) -> Vec<u32> {
+    let folder = format!("{}/clusters", folder.display());
+    std::fs::read_dir("/proc")
+        .unwrap()
+        .flatten()
+        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
+        .filter(|pid| {
+            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            *pid != std::process::id() && String::from_utf8_lossy(&words).contains(&folder)
+        })
+        .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_lives_sleeps_wakes_and_goes() {
+    let Place { folder, host } = place(None).await;
+    let cluster = cluster(2);
+    let made = host.create(&cluster).await.unwrap();
+    assert_ne!(made.encryption, Encryption::None);
+    let administration = host.administration(cluster.id).await.unwrap();
+    maria(&administration).await;
+    let client = session(&host, cluster.id, "maria", "defaultdb").await;
+    client
+        .batch_execute("CREATE TABLE t (x int); INSERT INTO t SELECT generate_series(1, 1000)")
+        .await
+        .unwrap();
+    let who = client.query_one("SELECT current_user::text, session_user::text", &[]).await.unwrap();
+    assert_eq!((who.get::<_, &str>(0), who.get::<_, &str>(1)), ("maria", "maria"));
+    let checksums = client.query_one("SHOW data_checksums", &[]).await.unwrap();
+    assert_eq!(checksums.get::<_, &str>(0), "on");
+    for proof in host.sandbox_evidence(cluster.id).unwrap() {
+        assert_ne!(proof.is_proven, Some(false), "{proof:?}");
+    }
+    assert!(host.volume_state(cluster.id).unwrap().is_unlocked);
+    drop((client, administration));
+
+    host.stop(cluster.id).await.unwrap();
+    assert!(!host.is_running(cluster.id));
+    let asleep = host.volume_state(cluster.id).unwrap();
+    assert!(!asleep.is_unlocked, "{asleep:?}");
+    nothing_left(folder.path());
+
+    host.start(&cluster).await.unwrap();
+    let client = session(&host, cluster.id, "maria", "defaultdb").await;
+    let count = client.query_one("SELECT count(*) FROM t", &[]).await.unwrap();
+    assert_eq!(count.get::<_, i64>(0), 1000);
+    drop(client);
+
+    host.destroy(&cluster).await.unwrap();
+    assert!(host.on_disk().is_empty());
+    nothing_left(folder.path());
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_canary_is_in_no_raw_byte_of_an_encrypted_volume() {
+    let kinds = if rustix::process::geteuid().is_root() {
+        vec![Encryption::FscryptImage, Encryption::Gocryptfs]
+    } else {
+        vec![Encryption::Gocryptfs]
+    };
+    for (kind, is_readable) in kinds.into_iter().map(|kind| (kind, false)).chain([(Encryption::None, true)]) {
+        let Place { folder, host } = place(Some(kind)).await;
+        let cluster = cluster(3);
+        assert_eq!(host.create(&cluster).await.unwrap().encryption, kind);
+        let administration = host.administration(cluster.id).await.unwrap();
+        administration.write_canary("canary-8f1c7ab2-canary").await.unwrap();
+        let report = host.search(cluster.id, "canary-8f1c7ab2-canary").await.unwrap();
+        assert!(report.hits_in_plaintext > 0, "the search itself works: {report:?}");
+        assert_eq!(report.hits > 0, is_readable, "{kind:?} {report:?}");
+        assert!(report.bytes > 1 << 20, "{report:?}");
+        drop(administration);
+        host.destroy(&cluster).await.unwrap();
+        nothing_left(folder.path());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_reaches_neither_files_nor_programs_nor_the_superuser() {
+    let Place { host, .. } = place(Some(Encryption::None)).await;
+    let cluster = cluster(4);
+    host.create(&cluster).await.unwrap();
+    maria(&host.administration(cluster.id).await.unwrap()).await;
+    let client = session(&host, cluster.id, "maria", "defaultdb").await;
+    client.batch_execute("CREATE TABLE t (x text); CREATE ROLE helper LOGIN").await.unwrap();
+    client.batch_execute("CREATE DATABASE own").await.unwrap();
+    for attack in [
+        "COPY t FROM PROGRAM 'id'",
+        "COPY t TO PROGRAM 'cat'",
+        "COPY t FROM '/etc/passwd'",
+        "COPY t TO '/tmp/out'",
+        "SELECT pg_read_file('/etc/passwd')",
+        "SELECT pg_read_binary_file('postgresql.conf')",
+        "SELECT pg_ls_dir('/')",
+        "SELECT lo_import('/etc/passwd')",
+        "SELECT lo_export(lo_creat(-1), '/tmp/out')",
+        "ALTER SYSTEM SET listen_addresses = '*'",
+        "SET ROLE chitin",
+        "SET SESSION AUTHORIZATION chitin",
+        "ALTER ROLE chitin PASSWORD 'x'",
+        "ALTER ROLE maria SUPERUSER",
+        "CREATE ROLE super SUPERUSER",
+        "GRANT chitin TO maria",
+        "GRANT pg_execute_server_program TO maria",
+        "GRANT pg_read_server_files TO maria",
+        "GRANT pg_write_server_files TO helper",
+        "CREATE EXTENSION dblink",
+        "CREATE EXTENSION adminpack",
+        "CREATE FUNCTION f() RETURNS int AS '/lib/x86_64-linux-gnu/libc.so.6', 'system' LANGUAGE C",
+        "LOAD 'dblink'",
+        "SET session_preload_libraries = 'dblink'",
+        "SELECT * FROM pg_authid",
+        "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = 'chitin'",
+        "UPDATE pg_database SET datname = 'x'",
+        "DROP ROLE chitin",
+        "CREATE EVENT TRIGGER e ON ddl_command_start EXECUTE FUNCTION version()",
+        "CREATE TABLESPACE s LOCATION '/tmp'",
+        "CREATE SUBSCRIPTION s CONNECTION 'host=127.0.0.1' PUBLICATION p",
+    ] {
+        let result = client.batch_execute(attack).await;
+        let is_harmless = attack.contains("pg_terminate_backend") && result.is_ok();
+        assert!(result.is_err() || is_harmless, "{attack}");
+    }
+    let superusers = client.query_one("SELECT count(*) FROM pg_roles WHERE rolsuper", &[]).await.unwrap();
+    assert_eq!(superusers.get::<_, i64>(0), 1);
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_and_databases_are_made_listed_and_removed() {
+    let Place { host, .. } = place(Some(Encryption::None)).await;
+    let cluster = cluster(5);
+    host.create(&cluster).await.unwrap();
+    let administration = host.administration(cluster.id).await.unwrap();
+    let name: RoleName = "o'brien \"the\" first".parse().unwrap();
+    administration.create_user(&name, VERIFIER).await.unwrap();
+    assert!(matches!(administration.create_user(&name, VERIFIER).await, Err(Error::AlreadyExists { .. })));
+    assert_eq!(administration.users().await.unwrap(), [name.as_str()]);
+    let role = administration.role(&name).await.unwrap().unwrap();
+    assert_eq!(role.verifier.as_deref(), Some(VERIFIER));
+    assert!(role.can_login && role.valid_until.is_none());
+
+    administration.create_database(&"shop".parse().unwrap()).await.unwrap();
+    let again = administration.create_database(&"shop".parse().unwrap()).await;
+    assert!(matches!(again, Err(Error::AlreadyExists { what: "database", .. })));
+    let client = session(&host, cluster.id, name.as_str(), "shop").await;
+    client.batch_execute("CREATE TABLE kept (x int); INSERT INTO kept VALUES (7)").await.unwrap();
+    administration.drop_user(&name).await.unwrap();
+    assert!(matches!(administration.drop_user(&name).await, Err(Error::NotFound { .. })));
+    assert!(client.batch_execute("SELECT 1").await.is_err(), "the session of a removed user goes on");
+
+    maria(&administration).await;
+    let client = session(&host, cluster.id, "maria", "shop").await;
+    let kept = client.query_one("SELECT x FROM kept", &[]).await.unwrap();
+    assert_eq!(kept.get::<_, i32>(0), 7, "what a removed user made belongs to admin now");
+    let shop = "shop".parse().unwrap();
+    let busy = administration.rename_database(&shop, &"store".parse().unwrap()).await;
+    assert!(matches!(busy, Err(Error::Refused(_))), "in use: {busy:?}");
+    administration.drop_database(&shop).await.unwrap();
+    assert!(matches!(
+        administration.drop_database(&shop).await,
+        Err(Error::NotFound { what: "database", .. })
+    ));
+    assert!(client.batch_execute("SELECT 1").await.is_err(), "the session in a removed database goes on");
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_killed_engine_is_reported_and_starts_again_with_everything() {
+    let Place { folder, host } = place(None).await;
+    let cluster = cluster(6);
+    host.create(&cluster).await.unwrap();
+    let mut deaths = host.deaths();
+    host.administration(cluster.id).await.unwrap().write_canary("kept").await.unwrap();
+    for pid in processes_of(folder.path()) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let name =
+            std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).unwrap_or_default();
+        if name.trim() == "bwrap" {
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+    }
+    let dead = tokio::time::timeout(Duration::from_secs(10), deaths.recv()).await.unwrap().unwrap();
+    assert_eq!(dead, cluster.id);
+    host.start(&cluster).await.unwrap();
+    let report = host.search(cluster.id, "kept").await.unwrap();
+    assert!(report.hits_in_plaintext > 0);
+    host.destroy(&cluster).await.unwrap();
+    nothing_left(folder.path());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_half_made_cluster_is_made_anew_and_two_hosts_never_share() {
+    let Place { folder, host } = place(Some(Encryption::None)).await;
+    let cluster = cluster(7);
+    let half: PathBuf = folder.path().join("clusters").join(cluster.id.to_string());
+    std::fs::create_dir_all(half.join("files/pg")).unwrap();
+    std::fs::write(half.join("files/pg/PG_VERSION"), b"half").unwrap();
+    host.create(&cluster).await.unwrap();
+    let second = open(folder.path(), Some(Encryption::None)).await;
+    assert!(matches!(second, Err(Error::InUse { .. })));
+    host.shutdown().await;
+    assert!(!host.is_running(cluster.id));
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_of_another_cluster_opens_nothing() {
+    let Place { folder, host } = place(None).await;
+    let (one, other) = (cluster(8), cluster(9));
+    host.create(&one).await.unwrap();
+    host.create(&other).await.unwrap();
+    host.shutdown().await;
+    let key =
+        |cluster: &Cluster| folder.path().join("clusters").join(cluster.id.to_string()).join("key.json");
+    std::fs::copy(key(&other), key(&one)).unwrap();
+    assert!(matches!(host.start(&one).await, Err(Error::Key(keys::Error::Unsealable))));
+    host.destroy(&one).await.unwrap();
+    host.destroy(&other).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
+    let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
+    let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap());
+    let config = HostConfig {
+        data: folder.path().to_owned(),
+        kek,
+        allow_unencrypted: false,
+        postgres_bin: None,
+        encryption: Some(Encryption::None),
+    };
+    let host = Host::open(config).await.unwrap();
+    let refused = host.create(&cluster(10)).await.unwrap_err();
+    assert!(refused.to_string().contains("--allow-unencrypted"), "{refused}");
+    assert!(host.on_disk().is_empty());
+}
