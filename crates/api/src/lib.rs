@@ -1,1 +1,29 @@
-//! To be filled.
+//! The HTTPS API in words: the Cloud API's shapes, our own beside them, and a client that speaks both.
+
+mod access;
+mod chitin;
+mod client;
+mod cluster;
+mod error;
+mod number;
+pub mod openapi;
+mod page;
+mod transport;
+
+pub use access::{
+    Allowlist, AllowlistChange, AllowlistEntry, ConnectionParameters, ConnectionString, CreateDatabase,
+    CreateSqlUser, Database, Databases, Password, RenameDatabase, RenameNamedDatabase, SqlUser, SqlUsers,
+};
+pub use chitin::{Authority, Capability, ClusterDetail, Facts, Machine, Outcome, Proof, ProofRow, Status};
+pub use client::{Client, DEADLINE};
+pub use cluster::{
+    Cluster, ClusterConfig, Clusters, CreateCluster, CreateDedicated, CreateServerless, CreateSpec,
+    DedicatedConfig, Hardware, MachineSpec, Protection, Region, ServerlessConfig, UpdateCluster,
+    UpdateDedicated, UpdateServerless, UpgradeType, UsageLimits,
+};
+pub use error::{Code, Error, ErrorBody};
+pub use page::{PageQuery, Pagination, SortBy, SortOrder};
+pub use transport::encode_segment;
+
+/// The contract's version that we speak.
+pub const VERSION: &str = "2024-09-16";

@@ -78,3 +78,99 @@ impl Attached {
         Ok(false)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::net::UnixListener;
+    use tokio::time::timeout;
+
+    use super::*;
+
+    const OK: &[u8] = b"R\0\0\0\x08\0\0\0\0";
+    const READY: &[u8] = b"Z\0\0\0\x05I";
+
+    /// Attaches to an engine that says this and then waits, or closes.
+    async fn greeted_with(words: Vec<u8>, closes: bool) -> Result<(Vec<u8>, Vec<u8>, Vec<u8>), Refusal> {
+        let folder = tempfile::tempdir().unwrap();
+        let socket = folder.path().join("s");
+        let listener = UnixListener::bind(&socket).unwrap();
+        let engine = tokio::spawn(async move {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let mut heard = vec![0; 1024];
+            let count = stream.read(&mut heard).await.unwrap();
+            // A refused engine finds its socket closed; that is its problem.
+            let _ = stream.write_all(&words).await;
+            if !closes {
+                let _ = stream.read(&mut [0]).await;
+            }
+            heard.truncate(count);
+            heard
+        });
+        let route = Route {
+            handle: "lazy-roach-3".parse().unwrap(),
+            database: "shop".to_owned(),
+            parameters: vec![("application_name".to_owned(), "test".to_owned())],
+        };
+        let attached = attach(&socket, &Identity::for_test("maria"), &route).await?;
+        let Attached { engine: stream, greeting, ready, .. } = attached;
+        drop(stream);
+        Ok((greeting, ready, engine.await.unwrap()))
+    }
+
+    #[tokio::test]
+    async fn the_engine_is_asked_for_exactly_the_user_and_its_key_is_not_passed_on() {
+        let key = b"K\0\0\0\x0c\0\0\0\x07keys";
+        let status = b"S\0\0\0\x08a\0b\0";
+        let (greeting, ready, heard) = greeted_with([OK, status, key, READY].concat(), false).await.unwrap();
+        assert_eq!((greeting.as_slice(), ready.as_slice()), (status.as_slice(), READY));
+        let asked = wire::startup::Startup::parse(0, &heard[8..]).unwrap();
+        let asked: Vec<_> = asked.parameters().collect();
+        assert_eq!(asked, [("user", "maria"), ("database", "shop"), ("application_name", "test")]);
+    }
+
+    #[tokio::test]
+    async fn t11_an_engine_that_never_answers_is_given_up() {
+        let silent = timeout(Duration::from_millis(200), greeted_with(Vec::new(), false)).await;
+        assert!(silent.is_err(), "the caller's deadline ends the wait");
+        assert_eq!(greeted_with(Vec::new(), true).await.err(), Some(Refusal::EngineLost("it broke off")));
+    }
+
+    #[tokio::test]
+    async fn t14_an_engine_s_endless_greeting_is_refused() {
+        let mut long = b"N".to_vec();
+        long.extend(u32::try_from(MESSAGE_BYTES_MAX + 5).unwrap().to_be_bytes());
+        let refused = Some(Refusal::EngineLost("it does not speak PostgreSQL's protocol"));
+        assert_eq!(
+            greeted_with(long, false).await.err(),
+            refused,
+            "one message, refused before its body comes"
+        );
+        let notice = [b"N\0\0\x20\x04".as_slice(), &[b'x'; 0x2000]].concat();
+        assert_eq!(greeted_with(notice.repeat(20), false).await.err(), refused, "many messages");
+    }
+
+    #[tokio::test]
+    async fn t15_an_engine_s_error_without_fields_is_still_an_error() {
+        for body in [b"".as_slice(), b"\0", b"Mno end"] {
+            let mut error = b"E".to_vec();
+            error.extend(u32::try_from(body.len() + 4).unwrap().to_be_bytes());
+            error.extend(body);
+            let refused = greeted_with(error, true).await.err();
+            assert!(matches!(&refused, Some(Refusal::Engine { code, .. }) if code == "XX000"), "{refused:?}");
+        }
+    }
+
+    #[tokio::test]
+    async fn t02_an_engine_that_asks_for_a_password_or_speaks_otherwise_is_refused() {
+        let password = b"R\0\0\0\x08\0\0\0\x03".to_vec();
+        assert_eq!(
+            greeted_with(password, false).await.err(),
+            Some(Refusal::EngineLost("it does not trust this node"))
+        );
+        // What answers `S` to a question that was never asked, with bytes behind it, is no engine of ours.
+        let stuffed = b"SHTTP/1.1 200 OK\r\n".to_vec();
+        assert!(matches!(greeted_with(stuffed, true).await.err(), Some(Refusal::EngineLost(_))));
+    }
+}

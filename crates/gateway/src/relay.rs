@@ -12,7 +12,7 @@ use tokio::net::UnixStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, Sleep, sleep_until, timeout};
 use wire::backend::{Report, Severity};
-use wire::frame::Frames;
+use wire::frame::{Frames, Header};
 
 use crate::stream::ClientStream;
 use crate::{Cut, Settings};
@@ -77,7 +77,7 @@ struct Relay<'a> {
     last_moved: Instant,
     /// Runs while the session is ending, or while there is an idle limit.
     timer: Option<Pin<Box<Sleep>>>,
-    has_said_goodbye: bool,
+    has_client_ended: bool,
 }
 
 /// One direction.
@@ -86,6 +86,10 @@ struct Lane {
     frames: Frames,
     /// The type of the last frame that began.
     last_tag: u8,
+    /// Frames that ask for a `ReadyForQuery`: Query, FunctionCall, Sync.
+    asked: u64,
+    /// Frames that are one.
+    answered: u64,
     /// What was read and could not be written yet.
     waiting: Vec<u8>,
     written: usize,
@@ -120,7 +124,7 @@ impl<'a> Relay<'a> {
             ending: None,
             last_moved: Instant::now(),
             timer: settings.idle_max.map(|idle_max| Box::pin(sleep_until(Instant::now() + idle_max))),
-            has_said_goodbye: false,
+            has_client_ended: false,
         }
     }
 
@@ -149,14 +153,13 @@ impl<'a> Relay<'a> {
             let up = match self.up.pump(cx, client, engine, PIECE_BYTES) {
                 Ok(step) => step,
                 Err(Broken::Protocol) => return Poll::Ready(Ended::Protocol),
-                // The client is gone without a goodbye, or the engine closed its side first; its last words, if any,
-                // are still in the other lane.
-                Err(Broken::Source | Broken::Target) => {
+                Err(Broken::Source) => return Poll::Ready(Ended::ByClient),
+                // The engine closed its side first; its last words, if any, are still in the other lane.
+                Err(Broken::Target) => {
                     self.up.is_closed = true;
                     Step::SourceEnded
                 }
             };
-            self.has_said_goodbye |= self.up.last_tag == b'X';
             // While ending, read to the end of the present frame and no further.
             let piece = match self.ending {
                 Some(reason) if reason != Cut::Stopping => {
@@ -171,7 +174,7 @@ impl<'a> Relay<'a> {
             };
             if matches!(down, Step::SourceEnded) {
                 return Poll::Ready(match self.down.last_tag {
-                    _ if self.has_said_goodbye || self.up.is_closed => Ended::ByClient,
+                    _ if self.up.last_tag == b'X' || self.has_client_ended => Ended::ByClient,
                     b'E' => Ended::ByEngine,
                     _ => Ended::EngineLost,
                 });
@@ -179,6 +182,7 @@ impl<'a> Relay<'a> {
             if matches!(up, Step::SourceEnded) && !self.up.is_closed {
                 // The engine ends its session when it reads this; what it still has to say comes down first.
                 self.up.is_closed = true;
+                self.has_client_ended = true;
                 if Pin::new(&mut *engine).poll_shutdown(cx).is_ready_and_failed() {
                     return Poll::Ready(Ended::ByClient);
                 }
@@ -293,8 +297,14 @@ impl Lane {
                 Poll::Ready(Ok(())) => {}
             }
             let bytes = buffer.filled();
-            let last_tag = &mut self.last_tag;
-            self.frames.follow(bytes, |header| *last_tag = header.tag).map_err(|_| Broken::Protocol)?;
+            let Self { frames, last_tag, asked, answered, .. } = self;
+            let begin = |header: Header| {
+                *last_tag = header.tag;
+                // Each counter has a meaning in one direction only: `S` is Sync going up, ParameterStatus coming down.
+                *asked += u64::from(matches!(header.tag, b'Q' | b'F' | b'S'));
+                *answered += u64::from(header.tag == b'Z');
+            };
+            frames.follow(bytes, begin).map_err(|_| Broken::Protocol)?;
             let written = match Pin::new(&mut *target).poll_write(cx, bytes) {
                 Poll::Pending => 0,
                 Poll::Ready(Ok(0) | Err(_)) => return Err(Broken::Target),

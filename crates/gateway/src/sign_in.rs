@@ -29,6 +29,14 @@ impl Identity {
         &self.cluster
     }
 
+    /// Somebody who has proven nothing, for tests of what comes after.
+    #[cfg(test)]
+    pub(crate) fn for_test(user: &str) -> Self {
+        let cluster =
+            Found { id: model::ClusterId::random(), connections_max: 10, connections_per_user_max: 10 };
+        Self { user: user.parse().unwrap(), cluster, connections_max: None }
+    }
+
     /// The role's own connection limit.
     pub(crate) fn connections_max(&self) -> Option<u32> {
         self.connections_max

@@ -193,6 +193,9 @@ pub struct Cluster {
     pub is_delete_protected: bool,
     /// Who may connect, by address. Empty means nobody.
     pub allowlist: Vec<AllowlistEntry>,
+    /// What the client asked for that changes nothing here.
+    #[serde(default)]
+    pub asked: crate::Asked,
     /// What should be true.
     pub wish: Wish,
     /// Goes up by one with each change of the document; lost updates are refused by it.

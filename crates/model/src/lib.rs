@@ -1,12 +1,14 @@
 //! The words of the house: ids, names, documents and permissions as data, and the clock. No input or output.
 
 mod address;
+mod asked;
 mod clock;
 mod cluster;
 mod names;
 mod role;
 
 pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical};
+pub use asked::{Asked, Tier};
 pub use clock::{Clock, FixedClock, SystemClock};
 pub use cluster::{
     ALLOWLIST_ENTRIES_MAX, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Cluster, ClusterState,

@@ -1,1 +1,116 @@
-//! To be filled.
+//! Loops that make the wish true: they read what should be, look at the machine, act, and write what they saw.
+//!
+//! A loop takes no argument. Nudges only make it look sooner, so a lost one costs time and never correctness.
+
+mod back_off;
+mod decide;
+mod engines;
+mod gate;
+mod idle;
+mod roles;
+
+pub use back_off::{BackOff, LONGEST, SHORTEST};
+pub use decide::{Step, decide};
+pub use gate::Gate;
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use engine::Host;
+use model::{Clock, ClusterId};
+use store::Store;
+use tokio::time::Instant;
+use tokio_util::sync::CancellationToken;
+
+/// Who is using a cluster right now. Answered by the program.
+pub trait Sessions: Send + Sync + 'static {
+    /// How many use the cluster, those who still wait for its engine included.
+    fn count(&self, cluster: ClusterId) -> usize;
+
+    /// When the last of them left; `None` while somebody is there or if nobody ever was.
+    fn idle_since(&self, cluster: ClusterId) -> Option<std::time::Instant>;
+}
+
+/// What the operator may set.
+#[derive(Clone, Copy, Debug)]
+pub struct Settings {
+    /// A serverless cluster without sessions sleeps after this.
+    pub idle_after: Duration,
+    /// Every cluster is looked at this often, nudged or not.
+    pub look_every: Duration,
+    /// The roles of running engines are read this often.
+    pub roles_every: Duration,
+    /// Most clusters that are worked on at a time.
+    pub parallel_max: usize,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self {
+            idle_after: Duration::from_secs(300),
+            look_every: Duration::from_secs(10),
+            roles_every: Duration::from_secs(60),
+            parallel_max: 8,
+        }
+    }
+}
+
+/// What all loops share.
+pub struct Reconciler {
+    store: Arc<Store>,
+    host: Arc<Host>,
+    sessions: Arc<dyn Sessions>,
+    clock: Arc<dyn Clock>,
+    settings: Settings,
+    gate: Arc<Gate>,
+    /// When each engine was started by this process.
+    awake_since: Mutex<HashMap<ClusterId, Instant>>,
+}
+
+impl Reconciler {
+    /// Puts the loops together; [`Self::run`] starts them. The gate is the one that wakers pass through.
+    pub fn new(
+        store: Arc<Store>,
+        host: Arc<Host>,
+        sessions: Arc<dyn Sessions>,
+        clock: Arc<dyn Clock>,
+        settings: Settings,
+        gate: Arc<Gate>,
+    ) -> Arc<Self> {
+        Arc::new(Self { store, host, sessions, clock, settings, gate, awake_since: Mutex::default() })
+    }
+
+    /// Runs all loops until `stop`, then lets what was begun come to its end.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        tokio::join!(
+            engines::run(self.clone(), stop.clone()),
+            idle::run(&self, &stop),
+            roles::run(&self, &stop)
+        );
+        roles::refresh_all(&self).await;
+    }
+
+    fn awake_since(&self) -> MutexGuard<'_, HashMap<ClusterId, Instant>> {
+        // Single inserts and removals: a panic elsewhere leaves the map whole.
+        self.awake_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Writes to the store away from the threads that carry sessions: a write waits for the disk.
+    async fn write<T: Send + 'static>(
+        &self,
+        change: impl FnOnce(&Store) -> Result<T, store::Error> + Send + 'static,
+    ) -> Result<T, store::Error> {
+        let store = self.store.clone();
+        match tokio::task::spawn_blocking(move || change(&store)).await {
+            Ok(written) => written,
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+impl std::fmt::Debug for Reconciler {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reconciler").field("settings", &self.settings).finish_non_exhaustive()
+    }
+}

@@ -1,0 +1,145 @@
+//! What the Cloud API has no words for, under `/api/v1/chitin`.
+
+use model::{ClusterId, Encryption, Phase, Plan};
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+/// `GET /chitin/status`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Status {
+    /// Chitin's version.
+    pub version: String,
+    /// Where SQL clients connect, `HOST:PORT`.
+    pub sql: String,
+    /// Where this API answers, `HOST:PORT`.
+    pub http: String,
+    /// Clusters that exist.
+    pub clusters: usize,
+    /// Of them, those whose engine runs.
+    pub running: usize,
+    /// Of them, those that sleep.
+    pub asleep: usize,
+    /// What the machine gives.
+    pub machine: Machine,
+    /// What the operator should know.
+    pub warnings: Vec<String>,
+}
+
+/// What the machine gives to engines.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Machine {
+    /// The engine's version.
+    pub postgres_version: String,
+    /// How new volumes are encrypted; absent means not at all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+    /// Why no volume can be encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub no_encryption_reason: Option<String>,
+    /// Whether the operator said `--allow-unencrypted`.
+    pub is_unencrypted_allowed: bool,
+    /// Walls around engines.
+    pub capabilities: Vec<Capability>,
+}
+
+/// One wall.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capability {
+    /// Which.
+    pub name: String,
+    /// Whether it stands.
+    pub is_present: bool,
+    /// How it is built, or why it is missing.
+    pub explanation: String,
+    /// What to do about it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub next_step: Option<String>,
+}
+
+/// `GET /chitin/ca`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Authority {
+    /// The root certificate.
+    pub pem: String,
+    /// Where it lies on the cloud's machine.
+    pub path: String,
+}
+
+/// `GET /chitin/clusters/{id}`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterDetail {
+    /// Its id.
+    pub id: ClusterId,
+    /// Its name.
+    pub name: String,
+    /// `NAME-NUMBER`.
+    pub handle: String,
+    /// What was bought.
+    pub plan: Plan,
+    /// Where it stands, with the reason when something is wrong.
+    pub phase: Phase,
+    /// How its volume is encrypted.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub encryption: Option<Encryption>,
+    /// The engine's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub engine_version: Option<String>,
+    /// Lines of its allowlist.
+    pub allowlist_entries: usize,
+    /// Whether SQL clients from every IPv4 or IPv6 address are let in.
+    pub is_open_to_every_address: bool,
+    /// Goes up with each change of the document.
+    pub revision: u64,
+    /// When it was made.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// What was measured just now.
+    pub facts: Facts,
+}
+
+/// What only the machine knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Client sessions.
+    pub sessions: usize,
+    /// Whether the volume's key is in the kernel, as the kernel says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub is_unlocked: Option<bool>,
+    /// What was read for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub volume_evidence: Option<String>,
+}
+
+/// What became of a claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// It was attacked or measured and holds.
+    Proven,
+    /// It does not hold.
+    Failed,
+    /// The machine lacks what it takes, or the operator allowed it to be missing.
+    Missing,
+    /// It is said, not measured.
+    Stated,
+}
+
+/// A row of the security table.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProofRow {
+    /// The feature.
+    pub feature: String,
+    /// What is claimed.
+    pub claim: String,
+    /// What became of it.
+    pub outcome: Outcome,
+    /// What was seen.
+    pub evidence: String,
+}
+
+/// `POST /chitin/clusters/{id}/proof`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proof {
+    /// The rows.
+    pub rows: Vec<ProofRow>,
+}

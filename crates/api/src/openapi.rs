@@ -1,0 +1,118 @@
+//! The OpenAPI document of what is really served, written from one table.
+
+use serde_json::{Map, Value, json};
+
+/// A call that is served: method, path, what it does.
+#[derive(Clone, Copy, Debug)]
+pub struct Operation {
+    /// In lower case.
+    pub method: &'static str,
+    /// With `{parameters}`.
+    pub path: &'static str,
+    /// One sentence.
+    pub summary: &'static str,
+    /// Whether a JSON body is expected.
+    pub has_body: bool,
+}
+
+const fn call(method: &'static str, path: &'static str, summary: &'static str) -> Operation {
+    Operation { method, path, summary, has_body: false }
+}
+
+const fn send(method: &'static str, path: &'static str, summary: &'static str) -> Operation {
+    Operation { method, path, summary, has_body: true }
+}
+
+/// Every call that is served with a key.
+pub const OPERATIONS: &[Operation] = &[
+    call("get", "/api/v1/clusters", "Lists clusters."),
+    send("post", "/api/v1/clusters", "Creates a cluster. Sizes and usage limits are recorded, not enforced."),
+    call("get", "/api/v1/clusters/{cluster_id}", "Shows a cluster."),
+    send("patch", "/api/v1/clusters/{cluster_id}", "Changes labels, delete protection and recorded sizes."),
+    call("delete", "/api/v1/clusters/{cluster_id}", "Destroys a cluster's key, then its data."),
+    call("get", "/api/v1/clusters/{cluster_id}/sql-users", "Lists SQL users."),
+    send("post", "/api/v1/clusters/{cluster_id}/sql-users", "Creates a SQL user, a member of admin."),
+    call("delete", "/api/v1/clusters/{cluster_id}/sql-users/{name}", "Removes a SQL user."),
+    send("put", "/api/v1/clusters/{cluster_id}/sql-users/{name}/password", "Sets a SQL user's password."),
+    call("get", "/api/v1/clusters/{cluster_id}/databases", "Lists databases."),
+    send("post", "/api/v1/clusters/{cluster_id}/databases", "Creates a database."),
+    send("patch", "/api/v1/clusters/{cluster_id}/databases", "Renames the database that the body names."),
+    send("patch", "/api/v1/clusters/{cluster_id}/databases/{name}", "Renames a database."),
+    call("delete", "/api/v1/clusters/{cluster_id}/databases/{name}", "Removes a database."),
+    call("get", "/api/v1/clusters/{cluster_id}/networking/allowlist", "Lists who may connect, by address."),
+    send("post", "/api/v1/clusters/{cluster_id}/networking/allowlist", "Adds a range of addresses."),
+    send(
+        "put",
+        "/api/v1/clusters/{cluster_id}/networking/allowlist/{cidr_ip}/{cidr_mask}",
+        "Adds or replaces a range.",
+    ),
+    send(
+        "patch",
+        "/api/v1/clusters/{cluster_id}/networking/allowlist/{cidr_ip}/{cidr_mask}",
+        "Edits a range.",
+    ),
+    call(
+        "delete",
+        "/api/v1/clusters/{cluster_id}/networking/allowlist/{cidr_ip}/{cidr_mask}",
+        "Removes a range.",
+    ),
+    call("get", "/api/v1/clusters/{cluster_id}/connection-string", "Says where to connect."),
+    call("get", "/api/v1/chitin/status", "Shows the cloud and what its machine gives."),
+    call("get", "/api/v1/chitin/ca", "Shows the cloud's root certificate."),
+    call("get", "/api/v1/chitin/clusters/{cluster_id}", "Shows a cluster's phase, volume and sessions."),
+    call("post", "/api/v1/chitin/clusters/{cluster_id}/sleep", "Stops the engine and locks the volume."),
+    call("post", "/api/v1/chitin/clusters/{cluster_id}/wake", "Unlocks the volume and starts the engine."),
+    call("post", "/api/v1/chitin/clusters/{cluster_id}/proof", "Measures what can be proven from inside."),
+    call("get", "/api/v1/openapi.json", "Shows this document."),
+];
+
+/// The document.
+pub fn document(version: &str) -> Value {
+    let mut paths = Map::new();
+    for operation in OPERATIONS {
+        let parameters: Vec<Value> = operation
+            .path
+            .split('/')
+            .filter_map(|segment| segment.strip_prefix('{')?.strip_suffix('}'))
+            .map(|name| json!({"name": name, "in": "path", "required": true, "schema": {"type": "string"}}))
+            .collect();
+        let object = json!({"application/json": {"schema": {"type": "object"}}});
+        let error = json!({"application/json": {"schema": {"$ref": "#/components/schemas/Error"}}});
+        let mut described = json!({
+            "summary": operation.summary,
+            "parameters": parameters,
+            "responses": {
+                "200": {"description": "Done.", "content": object},
+                "default": {"description": "Refused.", "content": error},
+            },
+        });
+        if operation.has_body {
+            described["requestBody"] = json!({"required": true, "content": object});
+        }
+        let entry = paths.entry(operation.path).or_insert_with(|| json!({}));
+        entry[operation.method] = described;
+    }
+    json!({
+        "openapi": "3.0.3",
+        "info": {
+            "title": "Chitin",
+            "version": version,
+            "description": "Shapes of clusters, SQL users, databases and the allowlist are those of the \
+                CockroachDB Cloud API, version 2024-09-16. Its other calls answer 501.",
+        },
+        "security": [{"key": []}],
+        "paths": paths,
+        "components": {
+            "securitySchemes": {"key": {"type": "http", "scheme": "bearer"}},
+            "schemas": {"Error": {
+                "type": "object",
+                "required": ["code", "message", "details"],
+                "properties": {
+                    "code": {"type": "integer"},
+                    "message": {"type": "string"},
+                    "details": {"type": "array", "items": {"type": "object"}},
+                },
+            }},
+        },
+    })
+}

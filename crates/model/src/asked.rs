@@ -1,0 +1,45 @@
+//! What a client of the Cloud API asked for that changes nothing on this machine.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// The Cloud API's name of what is bought. The first two are our serverless plan, the third is dedicated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum Tier {
+    /// Serverless, paid by use.
+    Basic,
+    /// Serverless, with a size.
+    Standard,
+    /// Dedicated.
+    Advanced,
+}
+
+/// Kept only because clients compare our answers with what they sent; none of it is enforced.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Asked {
+    /// The plan by the Cloud API's name.
+    pub tier: Option<Tier>,
+    /// The first among several regions.
+    pub primary_region: Option<String>,
+    /// Request units a month.
+    pub request_unit_limit: Option<i64>,
+    /// Storage.
+    pub storage_mib_limit: Option<i64>,
+    /// The size of a STANDARD cluster.
+    pub provisioned_virtual_cpus: Option<i64>,
+    /// Whether versions change only when somebody says so.
+    pub is_upgraded_by_hand: bool,
+    /// Nodes by region.
+    pub region_nodes: BTreeMap<String, u32>,
+    /// A machine's name.
+    pub machine_type: Option<String>,
+    /// Processors of a node.
+    pub virtual_cpus: Option<u32>,
+    /// Storage of a node.
+    pub storage_gib: Option<u32>,
+    /// Disk operations a second.
+    pub disk_iops: Option<u32>,
+}
