@@ -22,6 +22,7 @@ pub use cluster::{
     UpdateDedicated, UpdateServerless, UpgradeType, UsageLimits,
 };
 pub use error::{Code, Error, ErrorBody};
+pub use keys::SecretText;
 pub use page::{PageQuery, Pagination, SortBy, SortOrder};
 pub use transport::encode_segment;
 

@@ -81,6 +81,8 @@ impl Administration {
 
     /// Makes a user who may do what `admin` may.
     pub async fn create_user(&self, name: &RoleName, verifier: &str) -> Result<(), Error> {
+        not_reserved(name)?;
+        self.ensure_admin().await?;
         let (user, password) = (quote(name.as_str()), literal(verifier));
         let made =
             self.batch(&format!("CREATE ROLE {user} LOGIN CREATEDB CREATEROLE PASSWORD {password}")).await;
@@ -92,6 +94,7 @@ impl Administration {
 
     /// Gives a user another password.
     pub async fn set_verifier(&self, name: &RoleName, verifier: &str) -> Result<(), Error> {
+        not_reserved(name)?;
         let changed =
             self.batch(&format!("ALTER ROLE {} PASSWORD {}", quote(name.as_str()), literal(verifier))).await;
         changed.map_err(|refused| named(refused, "user", name.as_str()))
@@ -99,6 +102,8 @@ impl Administration {
 
     /// Removes a user; what it owns becomes `admin`'s, what it was granted is revoked.
     pub async fn drop_user(&self, name: &RoleName) -> Result<(), Error> {
+        not_reserved(name)?;
+        self.ensure_admin().await?;
         if self.role(name).await?.is_none() {
             return Err(Error::NotFound { what: "user", name: name.as_str().to_owned() });
         }
@@ -139,12 +144,15 @@ impl Administration {
 
     /// Makes a database that `admin` owns.
     pub async fn create_database(&self, name: &DatabaseName) -> Result<(), Error> {
+        self.ensure_admin().await?;
         let made = self.batch(&format!("CREATE DATABASE {} OWNER {ADMIN_ROLE}", quote(name.as_str()))).await;
         made.map_err(|refused| named(refused, "database", name.as_str()))
     }
 
     /// Gives a database another name.
     pub async fn rename_database(&self, name: &DatabaseName, to: &DatabaseName) -> Result<(), Error> {
+        not_the_engine_s(name)?;
+        not_the_engine_s(to)?;
         let renamed = self
             .batch(&format!("ALTER DATABASE {} RENAME TO {}", quote(name.as_str()), quote(to.as_str())))
             .await;
@@ -156,6 +164,7 @@ impl Administration {
 
     /// Removes a database and ends its sessions.
     pub async fn drop_database(&self, name: &DatabaseName) -> Result<(), Error> {
+        not_the_engine_s(name)?;
         let dropped = self.batch(&format!("DROP DATABASE {} WITH (FORCE)", quote(name.as_str()))).await;
         dropped.map_err(|refused| named(refused, "database", name.as_str()))
     }
@@ -185,6 +194,20 @@ impl Administration {
     /// Brings everything to the disk.
     pub async fn checkpoint(&self) -> Result<(), Error> {
         self.batch("CHECKPOINT").await
+    }
+
+    /// Makes the role that users are members of, if it is not there: before PostgreSQL 16 whoever may create roles may
+    /// also rename or drop this one.
+    pub(crate) async fn ensure_admin(&self) -> Result<(), Error> {
+        self.batch(&format!(
+            "DO $$ BEGIN
+               IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ADMIN_ROLE}') THEN
+                 CREATE ROLE {ADMIN_ROLE} NOLOGIN CREATEDB CREATEROLE;
+                 GRANT pg_monitor, pg_signal_backend TO {ADMIN_ROLE};
+               END IF;
+             END $$"
+        ))
+        .await
     }
 
     pub(crate) async fn batch(&self, sql: &str) -> Result<(), Error> {
@@ -257,6 +280,20 @@ fn unready(cause: tokio_postgres::Error) -> Error {
         }
         _ => Error::Refused(refused.message().to_owned()),
     }
+}
+
+fn not_reserved(name: &RoleName) -> Result<(), Error> {
+    if name.is_reserved() {
+        return Err(Error::Refused(format!("user name '{name}' is reserved; choose another")));
+    }
+    Ok(())
+}
+
+fn not_the_engine_s(name: &DatabaseName) -> Result<(), Error> {
+    if name.is_reserved() {
+        return Err(Error::Refused(format!("database '{name}' belongs to the engine and cannot be changed")));
+    }
+    Ok(())
 }
 
 /// The same error with the name of what it is about.

@@ -7,25 +7,22 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use keys::{DataKey, KeyEncryptionKey, WrappedKey};
+use keys::{DataKey, KeyEncryptionKey};
 use model::{Cluster, ClusterId, Encryption, RoleName, RoutingId};
-use rustix::process::Signal;
-use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::sync::{Mutex as AsyncMutex, broadcast};
+use tokio::time::{Instant, sleep};
 
+use crate::inside::Inside;
 use crate::jail::{Jail, Purpose};
 use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
 use crate::postgres::Postgres;
+use crate::running::Running;
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Evidence, Posture, SearchReport, VolumeState};
 use crate::{cgroup, evidence, initialize, leftovers, process, search, settings};
 
 /// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
 const START_MAX: Duration = Duration::from_secs(120);
-/// For a fast shutdown, which writes everything to the disk.
-const STOP_MAX: Duration = Duration::from_secs(60);
-/// For an immediate one.
-const ABORT_MAX: Duration = Duration::from_secs(5);
 const READY_PAUSE: Duration = Duration::from_millis(5);
 /// For the engine to read its identity map again.
 const ADMIT_MAX: Duration = Duration::from_secs(5);
@@ -83,18 +80,6 @@ struct Slot {
     running: Mutex<Option<Arc<Running>>>,
 }
 
-/// An engine that was started.
-struct Running {
-    routing_id: RoutingId,
-    /// The process that holds the jail.
-    jailer: u32,
-    volume: Mutex<Option<Unlocked>>,
-    exited: watch::Receiver<bool>,
-    /// Set when the end is wanted, so that it is not reported as a death.
-    stopping: Arc<std::sync::atomic::AtomicBool>,
-    admitted: AsyncMutex<HashSet<String>>,
-}
-
 impl Host {
     /// Looks at the machine and clears what a killed predecessor left.
     pub async fn open(config: HostConfig) -> Result<Arc<Self>, Error> {
@@ -108,7 +93,7 @@ impl Host {
         let claim = claim(&data)?;
         make_folder(&places.clusters(), 0o711)?;
         make_folder(&data.join("run"), 0o711)?;
-        leftovers::clear(&places);
+        leftovers::clear(&places, &config.kek);
         let postgres = Postgres::find(config.postgres_bin.as_deref())?;
         let posture = Posture::probe(config, &postgres, &places)?;
         Ok(Arc::new(Self {
@@ -136,6 +121,11 @@ impl Host {
     /// Makes a cluster's volume and data directory and leaves its engine running. What a crash left half made is
     /// undone first.
     pub async fn create(self: &Arc<Self>, cluster: &Cluster) -> Result<Made, Error> {
+        let (host, cluster) = (self.clone(), cluster.clone());
+        to_its_end(async move { host.create_now(&cluster).await }).await
+    }
+
+    async fn create_now(self: &Arc<Self>, cluster: &Cluster) -> Result<Made, Error> {
         let slot = self.slot(cluster.id);
         let _turn = slot.turn.lock().await;
         if self.places.read_marker(cluster.id).is_some() {
@@ -201,15 +191,19 @@ impl Host {
 
     /// Unlocks the volume and starts the engine; returns when it answers. Does nothing where it runs already.
     pub async fn start(self: &Arc<Self>, cluster: &Cluster) -> Result<Started, Error> {
-        let slot = self.slot(cluster.id);
-        let _turn = slot.turn.lock().await;
-        self.start_in(&slot, cluster).await
+        let (host, cluster) = (self.clone(), cluster.clone());
+        to_its_end(async move {
+            let slot = host.slot(cluster.id);
+            let _turn = slot.turn.lock().await;
+            host.start_in(&slot, &cluster).await
+        })
+        .await
     }
 
     async fn start_in(self: &Arc<Self>, slot: &Slot, cluster: &Cluster) -> Result<Started, Error> {
         let engine_version = self.postgres.version.clone();
         if let Some(running) = lock(&slot.running).clone()
-            && !*running.exited.borrow()
+            && !running.has_exited()
         {
             return Ok(Started { engine_version });
         }
@@ -227,12 +221,7 @@ impl Host {
             path: self.places.marker(cluster.id),
             source: std::io::Error::other("the cluster was not completely made"),
         })?;
-        let path = self.places.key(cluster.id);
-        let damaged = |reason| keys::Error::Damaged { path: path.clone(), reason };
-        let text = keys::read_private(&path)?.ok_or_else(|| damaged("it is not there"))?;
-        let wrapped: WrappedKey =
-            serde_json::from_slice(text.expose()).map_err(|_| damaged("it is not a wrapped key"))?;
-        let key = self.kek.unwrap(&wrapped, cluster.id)?;
+        let key = volume::key(&self.places, cluster.id, &self.kek)?;
         let volume = volume::unlock(&self.places, cluster.id, marker.encryption, &key)?;
         let admitted = admitted_before(&volume.base);
         Ok((volume, admitted))
@@ -249,31 +238,24 @@ impl Host {
         let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
         let base = volume.base.clone();
         let started = blocking(move || host.spawn(&wanted, &base, &names)).await;
-        let (child, stopping) = match started {
-            Ok(child) => (child, Arc::new(std::sync::atomic::AtomicBool::new(false))),
+        let child = match started {
+            Ok(child) => child,
             Err(cause) => {
                 let _ = blocking(move || volume.lock()).await;
                 return Err(cause);
             }
         };
-        let jailer = child.id();
         if let Some(limits) = &self.limits
-            && let Err(cause) = cgroup::limit(limits, cluster.routing_id, cluster.plan, jailer)
+            && let Err(cause) = cgroup::limit(limits, cluster.routing_id, cluster.plan, child.id())
         {
             tracing::warn!(cluster = %cluster.handle(), %cause, "the engine runs without limits");
         }
-        let exited = watch_exit(child, cluster.id, stopping.clone(), self.deaths.clone());
-        let running = Arc::new(Running {
-            routing_id: cluster.routing_id,
-            jailer,
-            volume: Mutex::new(Some(volume)),
-            exited,
-            stopping,
-            admitted: AsyncMutex::new(admitted.iter().cloned().collect()),
-        });
+        let (admitted, deaths) = (admitted.iter().cloned().collect(), self.deaths.clone());
+        let running =
+            Arc::new(Running::watch(child, cluster.id, cluster.routing_id, volume, admitted, deaths));
         *lock(&slot.running) = Some(running.clone());
         if let Err(cause) = self.wait_ready(&running).await {
-            let reason = last_words(&running).unwrap_or_else(|| cause.to_string());
+            let reason = running.last_words().unwrap_or_else(|| cause.to_string());
             self.stop_in(slot).await?;
             return Err(Error::Unready(reason));
         }
@@ -287,17 +269,15 @@ impl Host {
         admitted: &[String],
     ) -> Result<std::process::Child, Error> {
         let owner = Owner::of(cluster);
-        let data = base.join("pg");
+        let data = Inside::open(base, "pg")?;
         settings::write(&data, cluster.plan, owner)?;
         settings::write_identities(&data, &self.postgres, admitted.iter().map(String::as_str), owner)?;
         // Of a run that was killed. Its process is gone: the slot is ours, and its namespace died with it.
-        let _ = std::fs::remove_file(data.join("postmaster.pid"));
+        data.remove("postmaster.pid");
         let (run, etc) = self.prepare_run(cluster, owner)?;
         let jail = self.jail(owner, base, &run, &etc);
         let mut command = jail.command(Purpose::Run, "postgres", &["-D", "/volume/pg"])?;
-        let words = base.join("log/start.log");
-        let _ = std::fs::remove_file(&words);
-        let log = File::create_new(&words).map_err(Error::file("create", &words))?;
+        let log = Inside::open(base, "log")?.create("start.log", owner)?;
         command.stdout(Stdio::null()).stderr(log);
         process::spawn(command)
             .map_err(|cause| Error::Program { program: "bwrap", reason: cause.to_string() })
@@ -308,7 +288,7 @@ impl Host {
         let socket = self.places.socket(running.routing_id);
         let deadline = Instant::now() + START_MAX;
         loop {
-            if *running.exited.borrow() {
+            if running.has_exited() {
                 return Err(Error::Unready("it ended while starting".to_owned()));
             }
             let refused = if socket.exists() {
@@ -328,34 +308,20 @@ impl Host {
 
     /// Stops the engine and locks its volume. Does nothing where it is stopped.
     pub async fn stop(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
-        let slot = self.slot(id);
-        let _turn = slot.turn.lock().await;
-        self.stop_in(&slot).await
+        let host = self.clone();
+        to_its_end(async move {
+            let slot = host.slot(id);
+            let _turn = slot.turn.lock().await;
+            host.stop_in(&slot).await
+        })
+        .await
     }
 
     async fn stop_in(&self, slot: &Slot) -> Result<(), Error> {
         let Some(running) = lock(&slot.running).clone() else {
             return Ok(());
         };
-        running.stopping.store(true, std::sync::atomic::Ordering::SeqCst);
-        let mut exited = running.exited.clone();
-        let postmaster = process::children(running.jailer)
-            .first()
-            .and_then(|init| process::children(*init).first().copied());
-        for (signal, patience) in [(Signal::INT, STOP_MAX), (Signal::QUIT, ABORT_MAX)] {
-            if *exited.borrow() {
-                break;
-            }
-            if let Some(postmaster) = postmaster {
-                process::signal(postmaster, signal);
-            }
-            let _ = timeout(patience, exited.wait_for(|exited| *exited)).await;
-        }
-        if !*exited.borrow() {
-            tracing::warn!("an engine did not stop when asked and was killed; it recovers at its next start");
-            process::signal(running.jailer, Signal::KILL);
-            let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
-        }
+        running.end().await;
         let volume = lock(&running.volume).take();
         let run = self.places.run(running.routing_id);
         let locked = blocking(move || {
@@ -373,20 +339,25 @@ impl Host {
 
     /// Destroys a cluster: its key first, then its engine and data. Safe to repeat.
     pub async fn destroy(self: &Arc<Self>, cluster: &Cluster) -> Result<(), Error> {
-        let slot = self.slot(cluster.id);
-        let turn = slot.turn.lock().await;
-        self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
-        drop(turn);
-        lock(&self.slots).remove(&cluster.id);
-        Ok(())
+        let (host, id, routing_id) = (self.clone(), cluster.id, cluster.routing_id);
+        to_its_end(async move {
+            let slot = host.slot(id);
+            let _turn = slot.turn.lock().await;
+            host.destroy_in(&slot, id, Some(routing_id)).await
+        })
+        .await
     }
 
     /// Destroys a cluster that no document speaks of.
     pub async fn destroy_stray(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
-        let slot = self.slot(id);
-        let _turn = slot.turn.lock().await;
-        let routing_id = self.places.read_marker(id).map(|marker| marker.routing_id);
-        self.destroy_in(&slot, id, routing_id).await
+        let host = self.clone();
+        to_its_end(async move {
+            let slot = host.slot(id);
+            let _turn = slot.turn.lock().await;
+            let routing_id = host.places.read_marker(id).map(|marker| marker.routing_id);
+            host.destroy_in(&slot, id, routing_id).await
+        })
+        .await
     }
 
     async fn destroy_in(
@@ -425,6 +396,9 @@ impl Host {
 
     /// Makes sure that the engine opens sessions of this role for us.
     pub async fn admit(&self, id: ClusterId, role: &RoleName) -> Result<(), Error> {
+        if role.is_reserved() {
+            return Err(Error::Refused(format!("user name '{role}' is reserved")));
+        }
         if settings::admits_all(&self.postgres) {
             return Ok(());
         }
@@ -449,8 +423,8 @@ impl Host {
         let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
         let (postgres, names) = (self.postgres.clone(), admitted.clone());
         let owner = Owner::of_routing_id(running.routing_id);
-        let data = base.join("pg");
         blocking(move || {
+            let data = Inside::open(&base, "pg")?;
             settings::write_identities(&data, &postgres, names.iter().map(String::as_str), owner)
         })
         .await?;
@@ -515,7 +489,7 @@ impl Host {
     fn running(&self, id: ClusterId) -> Result<Arc<Running>, Error> {
         let slot = lock(&self.slots).get(&id).cloned().ok_or(Error::Asleep)?;
         let running = lock(&slot.running).clone().ok_or(Error::Asleep)?;
-        if *running.exited.borrow() { Err(Error::Asleep) } else { Ok(running) }
+        if running.has_exited() { Err(Error::Asleep) } else { Ok(running) }
     }
 
     fn slot(&self, id: ClusterId) -> Arc<Slot> {
@@ -541,37 +515,6 @@ impl std::fmt::Debug for Host {
     }
 }
 
-/// The end of what the engine wrote while it started, for the operator.
-fn last_words(running: &Running) -> Option<String> {
-    let base = lock(&running.volume).as_ref()?.base.clone();
-    let text = std::fs::read_to_string(base.join("log/start.log")).ok()?;
-    let lines: Vec<&str> = text.lines().rev().filter(|line| !line.contains("redirecting")).take(3).collect();
-    (!lines.is_empty()).then(|| lines.into_iter().rev().collect::<Vec<_>>().join("; "))
-}
-
-/// Waits for the process in a thread of its own, and reports an end that nobody wanted.
-fn watch_exit(
-    mut child: std::process::Child,
-    id: ClusterId,
-    stopping: Arc<std::sync::atomic::AtomicBool>,
-    deaths: broadcast::Sender<ClusterId>,
-) -> watch::Receiver<bool> {
-    let (told, exited) = watch::channel(false);
-    let watch = move || {
-        let _ = child.wait();
-        told.send_replace(true);
-        if !stopping.load(std::sync::atomic::Ordering::SeqCst) {
-            // Nobody listening means that nobody is left to act on it.
-            let _ = deaths.send(id);
-        }
-    };
-    // Without the thread the exit would never be seen, so its absence counts as one.
-    match std::thread::Builder::new().name("engine-watch".to_owned()).stack_size(128 * 1024).spawn(watch) {
-        Ok(_) => exited,
-        Err(_) => watch::channel(true).1,
-    }
-}
-
 fn claim(data: &Path) -> Result<File, Error> {
     use rustix::fs::{FlockOperation, flock};
     let path = data.join("lock");
@@ -588,11 +531,23 @@ fn claim(data: &Path) -> Result<File, Error> {
 
 /// The roles that the identity map named before: they are admitted again from the first moment.
 fn admitted_before(base: &Path) -> Vec<String> {
-    let text = std::fs::read_to_string(base.join("pg/pg_ident.conf")).unwrap_or_default();
+    let data = Inside::open(base, "pg").ok();
+    let text = data.and_then(|data| data.read("pg_ident.conf")).unwrap_or_default();
     text.lines()
         .filter_map(|line| line.split_once('"')?.1.strip_suffix('"'))
         .map(|quoted| quoted.replace("\"\"", "\""))
         .collect()
+}
+
+/// Does the work in a task of its own, so that whoever stops waiting for it does not break it off half way: its thread
+/// would go on without the cluster's turn.
+async fn to_its_end<T: Send + 'static>(
+    work: impl Future<Output = Result<T, Error>> + Send + 'static,
+) -> Result<T, Error> {
+    match tokio::spawn(work).await {
+        Ok(done) => done,
+        Err(cause) => Err(broken_off(&cause)),
+    }
 }
 
 async fn blocking<T: Send + 'static>(
@@ -600,8 +555,12 @@ async fn blocking<T: Send + 'static>(
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {
         Ok(done) => done,
-        Err(cause) => Err(Error::Unready(format!("internal work was broken off: {cause}"))),
+        Err(cause) => Err(broken_off(&cause)),
     }
+}
+
+fn broken_off(cause: &tokio::task::JoinError) -> Error {
+    Error::Unready(format!("internal work was broken off: {cause}"))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -1,6 +1,6 @@
 //! A new cluster's data directory: `initdb` in the jail, then the roles and databases that every cluster has.
 
-use std::process::Stdio;
+use std::time::Duration;
 
 use model::{ADMIN_ROLE, DEFAULT_DATABASE, INTERNAL_ROLE};
 
@@ -8,10 +8,13 @@ use crate::Error;
 use crate::administration::Administration;
 use crate::jail::{Jail, Purpose};
 use crate::postgres::Postgres;
-use crate::process::spawn;
+use crate::process::run;
 
 /// First major version in which CREATEROLE gives power only over roles that one has made or been given.
 const SAFE_CREATEROLE_MAJOR: u32 = 16;
+
+/// For `initdb`, which writes some forty megabytes.
+const INITDB_MAX: Duration = Duration::from_secs(120);
 
 /// Runs `initdb`. The internal superuser has no password; it signs in by being the node.
 pub(crate) fn initdb(jail: &Jail<'_>) -> Result<(), Error> {
@@ -26,16 +29,7 @@ pub(crate) fn initdb(jail: &Jail<'_>) -> Result<(), Error> {
         "--data-checksums",
         "--no-instructions",
     ];
-    let mut command = jail.command(Purpose::Initialize, "initdb", &arguments)?;
-    command.stdout(Stdio::null()).stderr(Stdio::piped());
-    let failed = |reason: String| Error::Program { program: "initdb", reason };
-    let output = spawn(command)
-        .and_then(std::process::Child::wait_with_output)
-        .map_err(|cause| failed(cause.to_string()))?;
-    if output.status.success() {
-        return Ok(());
-    }
-    Err(failed(String::from_utf8_lossy(&output.stderr).trim().to_owned()))
+    run("initdb", jail.command(Purpose::Initialize, "initdb", &arguments)?, INITDB_MAX)
 }
 
 /// Makes what every cluster starts with. Safe to repeat.
@@ -54,17 +48,8 @@ pub(crate) async fn furnish(administration: &Administration, postgres: &Postgres
             )
             .await?;
     }
-    administration
-        .batch(&format!(
-            "DO $$ BEGIN
-               IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ADMIN_ROLE}') THEN
-                 CREATE ROLE {ADMIN_ROLE} NOLOGIN CREATEDB CREATEROLE;
-               END IF;
-             END $$;
-             GRANT pg_monitor, pg_signal_backend TO {ADMIN_ROLE};
-             REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC"
-        ))
-        .await?;
+    administration.ensure_admin().await?;
+    administration.batch("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC").await?;
     if !administration.has_database(DEFAULT_DATABASE).await? {
         administration.batch(&format!("CREATE DATABASE {DEFAULT_DATABASE} OWNER {ADMIN_ROLE}")).await?;
     }

@@ -5,24 +5,48 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
+use keys::KeyEncryptionKey;
+use model::{ClusterId, Encryption};
 use rustix::process::Signal;
 
 use crate::Error;
 use crate::places::Places;
 use crate::process::{signal, wait_gone};
-use crate::volume::put_away;
+use crate::volume::{self, put_away};
 
 /// For killed processes to be gone.
 const GONE_MAX: Duration = Duration::from_secs(5);
 
-/// Clears the data directory. We hold its claim, so nothing in it belongs to anybody alive.
-pub(crate) fn clear(places: &Places) {
+/// Clears the data directory. We hold its claim, so nothing in it belongs to anybody alive. What cannot be cleared of
+/// one cluster does not keep the others from being cleared.
+pub(crate) fn clear(places: &Places, kek: &KeyEncryptionKey) {
     end_processes_of(places.data());
     put_away(&places.clusters());
+    for entry in std::fs::read_dir(places.clusters()).into_iter().flatten().flatten() {
+        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+            continue;
+        };
+        let cleared = match places.read_marker(id) {
+            Some(marker) if marker.encryption == Encryption::Fscrypt => lock_native(places, id, kek),
+            Some(_) => Ok(()),
+            // A damaged marker is no proof that nothing was made: only an absent one is.
+            None if places.marker(id).exists() => Ok(()),
+            None => shred(&places.key(id)).and_then(|()| volume::destroy(places, id)),
+        };
+        if let Err(cause) = cleared {
+            tracing::warn!(cluster = %id, %cause, "what a killed Chitin left of a cluster could not be cleared");
+        }
+    }
     for entry in std::fs::read_dir(places.data().join("run")).into_iter().flatten().flatten() {
         // Sockets without engines; one that cannot go is replaced when its engine starts.
         let _ = std::fs::remove_dir_all(entry.path());
     }
+}
+
+/// Takes a key out of a file system that outlives us. Which key it is, the kernel says when it is added once more.
+fn lock_native(places: &Places, id: ClusterId, kek: &KeyEncryptionKey) -> Result<(), Error> {
+    let key = volume::key(places, id, kek)?;
+    volume::unlock(places, id, Encryption::Fscrypt, &key)?.lock()
 }
 
 /// Ends jails and volume servers that name a path below the folder in their arguments.

@@ -1,15 +1,19 @@
 //! Starting and ending processes that must not outlive us.
 
-use std::io;
-use std::process::{Child, Command};
+use std::io::{self, Read};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process, test_kill_process};
 
+use crate::Error;
+
 /// How often an ending process is looked at.
 const PAUSE: Duration = Duration::from_millis(5);
+/// What is kept of a failed program's words.
+const SAID_BYTES_MAX: u64 = 64 * 1024;
 
 type Order = (Command, Sender<io::Result<Child>>);
 
@@ -40,6 +44,39 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     let gone = || io::Error::other("the thread that starts processes has ended");
     starter.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).map_err(|_| gone())?;
     heard.recv().map_err(|_| gone())?
+}
+
+/// Runs a program to its end and hands back what it said on its error stream; kills it when it takes too long.
+pub(crate) fn run(name: &'static str, mut command: Command, patience: Duration) -> Result<(), Error> {
+    let failed = |reason: String| Error::Program { program: name, reason };
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let mut child = spawn(command).map_err(|cause| failed(cause.to_string()))?;
+    let stderr = child.stderr.take();
+    // Read to the side: a full pipe would stop the program.
+    let listening = std::thread::spawn(move || {
+        let mut said = Vec::new();
+        if let Some(stderr) = stderr {
+            let _ = stderr.take(SAID_BYTES_MAX).read_to_end(&mut said);
+        }
+        String::from_utf8_lossy(&said).trim().to_owned()
+    });
+    let deadline = Instant::now() + patience;
+    let status = loop {
+        if let Some(status) = child.try_wait().map_err(|cause| failed(cause.to_string()))? {
+            break status;
+        }
+        if Instant::now() >= deadline {
+            let _ = child.kill();
+            let _ = child.wait();
+            return Err(failed(format!("it did not end within {} seconds", patience.as_secs())));
+        }
+        std::thread::sleep(PAUSE);
+    };
+    if status.success() {
+        return Ok(());
+    }
+    let said = listening.join().unwrap_or_default();
+    Err(failed(if said.is_empty() { status.to_string() } else { said }))
 }
 
 /// The processes whose parent is this one, whichever of its threads started them.
@@ -77,6 +114,18 @@ pub(crate) fn wait_gone(pid: u32, patience: Duration) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_program_that_hangs_is_ended_and_one_that_fails_is_quoted() {
+        let mut sleep = Command::new("sleep");
+        sleep.arg("60");
+        let late = run("sleep", sleep, Duration::from_millis(100)).unwrap_err().to_string();
+        assert!(late.contains("did not end within"), "{late}");
+        let mut missing = Command::new("ls");
+        missing.arg("/nowhere");
+        let refused = run("ls", missing, Duration::from_secs(10)).unwrap_err().to_string();
+        assert!(refused.contains("/nowhere"), "{refused}");
+    }
 
     #[test]
     fn a_child_outlives_the_thread_that_asked_for_it() {

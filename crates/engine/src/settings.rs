@@ -1,13 +1,13 @@
 //! An engine's configuration files: sized to the plan, closed to everybody but the node.
 
 use std::fmt::Write as _;
-use std::path::Path;
 
 use model::{INTERNAL_ROLE, Plan};
 
 use crate::Error;
+use crate::inside::Inside;
 use crate::jail::{NODE, RUN, VOLUME};
-use crate::places::{Owner, give};
+use crate::places::Owner;
 use crate::postgres::Postgres;
 
 /// The gateway's own bound plus what administration and reserve need.
@@ -18,16 +18,16 @@ const CONNECTIONS_RESERVED: u32 = 10;
 const IDENT_ALL_MAJOR: u32 = 16;
 
 /// Writes `postgresql.conf` and `pg_hba.conf` anew.
-pub(crate) fn write(data: &Path, plan: Plan, owner: Owner) -> Result<(), Error> {
-    write_file(&data.join("postgresql.conf"), &postgresql_conf(plan, memory_bytes()), owner)?;
+pub(crate) fn write(data: &Inside, plan: Plan, owner: Owner) -> Result<(), Error> {
+    data.write("postgresql.conf", &postgresql_conf(plan, memory_bytes()), owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
-    write_file(&data.join("postgresql.auto.conf"), "", owner)?;
-    write_file(&data.join("pg_hba.conf"), "local all all peer map=chitin\n", owner)
+    data.write("postgresql.auto.conf", "", owner)?;
+    data.write("pg_hba.conf", "local all all peer map=chitin\n", owner)
 }
 
 /// Writes the identity map: which SQL roles the node may open sessions as. True if every role is in it.
 pub(crate) fn write_identities<'a>(
-    data: &Path,
+    data: &Inside,
     postgres: &Postgres,
     roles: impl Iterator<Item = &'a str>,
     owner: Owner,
@@ -41,21 +41,12 @@ pub(crate) fn write_identities<'a>(
             let _ = writeln!(map, "chitin {NODE} \"{}\"", role.replace('"', "\"\""));
         }
     }
-    write_file(&data.join("pg_ident.conf"), &map, owner)
+    data.write("pg_ident.conf", &map, owner)
 }
 
 /// Whether sessions of every role are admitted without naming each.
 pub(crate) fn admits_all(postgres: &Postgres) -> bool {
     postgres.major >= IDENT_ALL_MAJOR
-}
-
-fn write_file(path: &Path, text: &str, owner: Owner) -> Result<(), Error> {
-    let mut name = path.as_os_str().to_owned();
-    name.push(".new");
-    let beside = Path::new(&name);
-    std::fs::write(beside, text).map_err(Error::file("write", beside))?;
-    give(beside, owner)?;
-    std::fs::rename(beside, path).map_err(Error::file("write", path))
 }
 
 fn postgresql_conf(plan: Plan, memory_bytes: u64) -> String {
@@ -81,6 +72,8 @@ maintenance_work_mem = '{maintenance}MB'
 max_wal_size = '{wal}MB'
 min_wal_size = '80MB'
 wal_level = replica
+max_wal_senders = 0
+max_replication_slots = 0
 wal_compression = on
 fsync = on
 full_page_writes = on
@@ -134,16 +127,17 @@ mod tests {
     #[test]
     fn a_role_s_name_cannot_leave_its_quotes() {
         let folder = tempfile::tempdir().unwrap();
+        let data = Inside::open(folder.path(), ".").unwrap();
         let mut postgres = Postgres::find(None).unwrap();
         postgres.major = 15;
         let owner =
             Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
-        write_identities(folder.path(), &postgres, ["a\" chitin"].into_iter(), owner).unwrap();
-        let text = std::fs::read_to_string(folder.path().join("pg_ident.conf")).unwrap();
+        write_identities(&data, &postgres, ["a\" chitin"].into_iter(), owner).unwrap();
+        let text = data.read("pg_ident.conf").unwrap();
         assert_eq!(text, "chitin chitin-node chitin\nchitin chitin-node \"a\"\" chitin\"\n");
         postgres.major = 16;
-        write_identities(folder.path(), &postgres, std::iter::empty(), owner).unwrap();
-        let text = std::fs::read_to_string(folder.path().join("pg_ident.conf")).unwrap();
+        write_identities(&data, &postgres, std::iter::empty(), owner).unwrap();
+        let text = data.read("pg_ident.conf").unwrap();
         assert_eq!(text, "chitin chitin-node all\n");
     }
 }

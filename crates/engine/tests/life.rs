@@ -49,6 +49,7 @@ fn cluster(routing_id: u32) -> Cluster {
         labels: std::collections::BTreeMap::new(),
         is_delete_protected: false,
         allowlist: Vec::new(),
+        asked: model::Asked::default(),
         wish: Wish::Exists(Power::Running),
         revision: 1,
         created_at: now,
@@ -176,7 +177,7 @@ async fn a_canary_is_in_no_raw_byte_of_an_encrypted_volume() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_reaches_neither_files_nor_programs_nor_the_superuser() {
-    let Place { host, .. } = place(Some(Encryption::None)).await;
+    let Place { host, folder: _folder } = place(Some(Encryption::None)).await;
     let cluster = cluster(4);
     host.create(&cluster).await.unwrap();
     maria(&host.administration(cluster.id).await.unwrap()).await;
@@ -227,7 +228,7 @@ async fn a_tenant_reaches_neither_files_nor_programs_nor_the_superuser() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn users_and_databases_are_made_listed_and_removed() {
-    let Place { host, .. } = place(Some(Encryption::None)).await;
+    let Place { host, folder: _folder } = place(Some(Encryption::None)).await;
     let cluster = cluster(5);
     host.create(&cluster).await.unwrap();
     let administration = host.administration(cluster.id).await.unwrap();

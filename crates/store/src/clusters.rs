@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
-    AllowlistEntry, Cluster, ClusterId, ClusterName, Observation, Plan, Power, Provider, RoutingId, SqlRole,
-    Wish,
+    AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, Observation, Plan, Power, Provider, RoutingId,
+    SqlRole, Wish,
 };
 use time::OffsetDateTime;
 
@@ -32,6 +32,8 @@ pub struct Draft {
     pub is_delete_protected: bool,
     /// Who may connect, by address.
     pub allowlist: Vec<AllowlistEntry>,
+    /// What the client asked for that changes nothing here.
+    pub asked: Asked,
 }
 
 impl Store {
@@ -58,6 +60,7 @@ impl Store {
             labels: draft.labels,
             is_delete_protected: draft.is_delete_protected,
             allowlist: draft.allowlist,
+            asked: draft.asked,
             wish: Wish::Exists(Power::Running),
             revision: 1,
             created_at: now,
@@ -215,6 +218,7 @@ mod tests {
             labels: BTreeMap::new(),
             is_delete_protected: false,
             allowlist: Vec::new(),
+            asked: Asked::default(),
         }
     }
 

@@ -1,8 +1,9 @@
 //! gocryptfs over FUSE: AES-256-GCM, for machines without fscrypt and for ordinary users.
 
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::channel;
 use std::time::{Duration, Instant};
 
@@ -20,10 +21,19 @@ const CIPHER: &str = "cipher";
 const MOUNT_MAX: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
 
+/// Serves until its input ends, then kills itself and all that it started.
+///
+/// The kernel's own way to die with a parent (`PR_SET_PDEATHSIG`) does not hold for gocryptfs: it is lost whenever a
+/// process changes its user, and gocryptfs does so for each file that it makes.
+const SERVE: &str =
+    r#"IFS= read -r key; { printf '%s\n' "$key" | "$@"; kill -9 0; } & key=; read -r end; kill -9 0"#;
+
 /// A mounted file system and the process that serves it.
 #[derive(Debug)]
 pub(super) struct Unlocked {
     server: Child,
+    /// Open as long as the volume is to be served: its end, for whatever reason, ends the server.
+    _lifeline: ChildStdin,
     mounted: PathBuf,
 }
 
@@ -34,7 +44,8 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
     // The password has 512 random bits, so scrypt has nothing to slow down.
     let mut init = Command::new("gocryptfs");
     init.args(["-init", "-q", "-nosyslog", "-scryptn", "10"]).arg(&cipher);
-    let mut child = with_password(init, key)?;
+    let (mut child, input) = with_password(init, key)?;
+    drop(input);
     let mut reason = String::new();
     if let Some(mut stderr) = child.stderr.take() {
         let _ = stderr.read_to_string(&mut reason);
@@ -45,21 +56,20 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
 
 pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
     let mounted = folder.join(FILES);
-    // Dies with the thread that started it, which lives as long as we do.
-    let mut serve = Command::new("setpriv");
-    serve.args(["--pdeathsig", "KILL", "gocryptfs", "-fg", "-nosyslog"]);
+    let mut serve = Command::new("sh");
+    serve.process_group(0).args(["-c", SERVE, "serve", "gocryptfs", "-fg", "-nosyslog"]);
     if is_root() {
         // The engine runs as a user of its own, and the kernel checks its rights.
         serve.arg("-allow_other");
     }
     serve.arg(folder.join(CIPHER)).arg(&mounted);
-    let server = with_password(serve, key)?;
-    let mut unlocked = Unlocked { server, mounted };
+    let (server, lifeline) = with_password(serve, key)?;
+    let mut unlocked = Unlocked { server, _lifeline: lifeline, mounted };
     if wait_ready(&mut unlocked.server) && !mounts_below(&unlocked.mounted).is_empty() {
         return Ok(unlocked);
     }
     let mut reason = String::new();
-    let _ = unlocked.server.kill();
+    unlocked.kill();
     if let Some(mut stderr) = unlocked.server.stderr.take() {
         let _ = stderr.read_to_string(&mut reason);
     }
@@ -106,28 +116,37 @@ impl Unlocked {
             }
             std::thread::sleep(PAUSE);
         }
-        let _ = self.server.kill();
+        self.kill();
         let _ = self.server.wait();
         let left = mounts_below(&self.mounted);
         if left.is_empty() { Ok(()) } else { Err(failed("the volume is still mounted")) }
     }
 
+    /// Ends the server and the shell that holds it.
+    fn kill(&mut self) {
+        let group = i32::try_from(self.server.id()).ok().and_then(rustix::process::Pid::from_raw);
+        if let Some(group) = group {
+            let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        }
+    }
+
     pub(super) fn evidence(&self) -> String {
         format!(
-            "gocryptfs, AES-256-GCM, served by process {}; the key is in its memory only",
+            "gocryptfs, AES-256-GCM, served by process group {}; the key is in its memory only",
             self.server.id()
         )
     }
 }
 
-fn with_password(mut command: Command, key: &DataKey) -> Result<Child, Error> {
+fn with_password(mut command: Command, key: &DataKey) -> Result<(Child, ChildStdin), Error> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command).map_err(|cause| failed(&cause.to_string()))?;
     let mut password = Zeroizing::new(hex::encode(key.expose()));
     password.push('\n');
-    let sent = child.stdin.take().map(|mut stdin| stdin.write_all(password.as_bytes()));
-    if let Some(Ok(())) = sent {
-        return Ok(child);
+    if let Some(mut input) = child.stdin.take()
+        && input.write_all(password.as_bytes()).is_ok()
+    {
+        return Ok((child, input));
     }
     let _ = child.kill();
     let _ = child.wait();

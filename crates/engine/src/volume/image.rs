@@ -3,6 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use keys::DataKey;
 use rustix::mount::{UnmountFlags, unmount};
@@ -10,11 +11,14 @@ use rustix::mount::{UnmountFlags, unmount};
 use super::{FILES, fscrypt};
 use crate::Error;
 use crate::places::make_folder;
+use crate::process::run;
 
 /// The image's largest size. It is sparse: what the cluster does not use costs nothing.
 const IMAGE_BYTES_MAX: u64 = 1 << 40;
 /// The smallest that is worth making.
 const IMAGE_BYTES_MIN: u64 = 1 << 30;
+/// For making or mounting a file system.
+const TOOL_MAX: Duration = Duration::from_secs(60);
 const IMAGE: &str = "image";
 /// The encrypted folder inside: the root of an ext4 file system cannot be one.
 const INNER: &str = "v";
@@ -47,7 +51,7 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
     make.args(["-q", "-F", "-O", "encrypt", "-m", "0", "-i", "65536", "-J", "size=16"])
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
         .arg(&image);
-    run("mkfs.ext4", &mut make)?;
+    run("mkfs.ext4", make, TOOL_MAX)?;
     let mounted = mount(folder)?;
     let made =
         fscrypt::create(&mounted.join(INNER), key).and_then(|()| fscrypt::unlock(&mounted.join(INNER), key));
@@ -92,7 +96,7 @@ fn mount(folder: &Path) -> Result<PathBuf, Error> {
         .args(["-n", "-t", "ext4", "-o", "loop,nosuid,nodev,noexec,noatime"])
         .arg(folder.join(IMAGE))
         .arg(&target);
-    run("mount", &mut mount)?;
+    run("mount", mount, TOOL_MAX)?;
     // Searchable, so that the engine's user comes to its own folder inside; listable by nobody.
     make_folder(&target, 0o711)?;
     Ok(target)
@@ -110,16 +114,4 @@ pub(super) fn detach_loops_below(folder: &Path) {
             let _ = Command::new("losetup").arg("-d").arg(path).stderr(Stdio::null()).status();
         }
     }
-}
-
-fn run(program: &'static str, command: &mut Command) -> Result<(), Error> {
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .map_err(|cause| Error::Program { program, reason: cause.to_string() })?;
-    if output.status.success() {
-        return Ok(());
-    }
-    let reason = String::from_utf8_lossy(&output.stderr).trim().to_owned();
-    Err(Error::Program { program, reason })
 }

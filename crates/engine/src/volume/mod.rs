@@ -7,12 +7,14 @@ mod image;
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use keys::DataKey;
+use keys::{DataKey, KeyEncryptionKey, WrappedKey};
 use model::{ClusterId, Encryption};
 use serde::Serialize;
 
 use crate::Error;
+use crate::leftovers::end_processes_of;
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
 
 /// An unlocked volume.
@@ -43,8 +45,20 @@ pub struct VolumeState {
     pub evidence: String,
 }
 
+/// For trying one kind of volume.
+const TRIAL_MAX: Duration = Duration::from_secs(60);
 /// Names of what lies in a cluster's folder.
 const FILES: &str = "files";
+
+/// Opens a cluster's wrapped key.
+pub(crate) fn key(places: &Places, id: ClusterId, kek: &KeyEncryptionKey) -> Result<DataKey, Error> {
+    let path = places.key(id);
+    let damaged = |reason| keys::Error::Damaged { path: path.clone(), reason };
+    let text = keys::read_private(&path)?.ok_or_else(|| damaged("it is not there"))?;
+    let wrapped: WrappedKey =
+        serde_json::from_slice(text.expose()).map_err(|_| damaged("it is not a wrapped key"))?;
+    Ok(kek.unwrap(&wrapped, id)?)
+}
 
 /// Makes an empty volume and unlocks it.
 pub(crate) fn create(
@@ -156,7 +170,7 @@ pub(crate) fn probe(places: &Places, wanted: Option<Encryption>) -> Result<Encry
         if wanted.is_some_and(|wanted| wanted != kind) {
             continue;
         }
-        match try_out(places, kind) {
+        match try_in_time(places, kind) {
             Ok(()) => return Ok(kind),
             Err(reason) => reasons.push(format!("{}: {reason}", kind.as_str())),
         }
@@ -164,13 +178,29 @@ pub(crate) fn probe(places: &Places, wanted: Option<Encryption>) -> Result<Encry
     Err(if reasons.is_empty() { "none was wanted".to_owned() } else { reasons.join("; ") })
 }
 
+/// Tries in a thread of its own: a file system that does not answer must not stop Chitin.
+fn try_in_time(places: &Places, kind: Encryption) -> Result<(), String> {
+    // A folder of its own for every trial: two on one name would tread on each other.
+    let id = ClusterId::random();
+    let (told, heard) = std::sync::mpsc::channel();
+    let own = places.clone();
+    std::thread::Builder::new()
+        .name("trial".to_owned())
+        .spawn(move || told.send(try_out(&own, id, kind)))
+        .map_err(|cause| cause.to_string())?;
+    heard.recv_timeout(TRIAL_MAX).unwrap_or_else(|_| {
+        // Whoever waits for the file system is let go when its server is gone.
+        end_processes_of(&places.cluster(id));
+        let _ = destroy(places, id);
+        Err(format!("it did not answer within {} seconds", TRIAL_MAX.as_secs()))
+    })
+}
+
 /// Makes, writes, locks, unlocks and reads a volume of this kind.
-fn try_out(places: &Places, kind: Encryption) -> Result<(), String> {
+fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), String> {
     if matches!(kind, Encryption::FscryptImage) && !places::is_root() {
         return Err("only root may mount an image".to_owned());
     }
-    // A folder of its own for every trial: two on one name would tread on each other.
-    let id = ClusterId::random();
     let key = DataKey::random();
     let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let tried = (|| -> Result<(), Error> {

@@ -1,0 +1,116 @@
+//! One engine that was started: its processes, its volume, and how it is ended.
+
+use std::collections::HashSet;
+use std::process::Child;
+use std::sync::Arc;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use model::{ClusterId, RoutingId};
+use rustix::process::Signal;
+use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
+use tokio::time::timeout;
+
+use crate::inside::Inside;
+use crate::process;
+use crate::volume::Unlocked;
+
+/// For a fast shutdown, which writes everything to the disk.
+const STOP_MAX: Duration = Duration::from_secs(60);
+/// For an immediate one.
+const ABORT_MAX: Duration = Duration::from_secs(5);
+/// Lines of its log that are told when it does not start.
+const LAST_LINES: usize = 3;
+
+/// An engine that was started.
+pub(crate) struct Running {
+    pub(crate) routing_id: RoutingId,
+    /// The process that holds the jail.
+    pub(crate) jailer: u32,
+    pub(crate) volume: Mutex<Option<Unlocked>>,
+    exited: watch::Receiver<bool>,
+    /// Set when the end is wanted, so that it is not reported as a death.
+    stopping: Arc<AtomicBool>,
+    /// Roles that its identity map names.
+    pub(crate) admitted: AsyncMutex<HashSet<String>>,
+}
+
+impl Running {
+    /// Watches over a process that was just started; an end that nobody asked for is told to `deaths`.
+    pub(crate) fn watch(
+        child: Child,
+        id: ClusterId,
+        routing_id: RoutingId,
+        volume: Unlocked,
+        admitted: HashSet<String>,
+        deaths: broadcast::Sender<ClusterId>,
+    ) -> Self {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let jailer = child.id();
+        let exited = watch_exit(child, id, stopping.clone(), deaths);
+        let (volume, admitted) = (Mutex::new(Some(volume)), AsyncMutex::new(admitted));
+        Self { routing_id, jailer, volume, exited, stopping, admitted }
+    }
+
+    pub(crate) fn has_exited(&self) -> bool {
+        *self.exited.borrow()
+    }
+
+    /// Ends the engine: asked nicely, then firmly, then killed.
+    pub(crate) async fn end(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        let mut exited = self.exited.clone();
+        let postmaster =
+            process::children(self.jailer).first().and_then(|init| process::children(*init).first().copied());
+        for (signal, patience) in [(Signal::INT, STOP_MAX), (Signal::QUIT, ABORT_MAX)] {
+            let Some(postmaster) = postmaster.filter(|_| !self.has_exited()) else {
+                break;
+            };
+            process::signal(postmaster, signal);
+            let _ = timeout(patience, exited.wait_for(|exited| *exited)).await;
+        }
+        if !self.has_exited() {
+            tracing::warn!("an engine did not stop when asked and was killed; it recovers at its next start");
+            process::signal(self.jailer, Signal::KILL);
+            let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
+        }
+    }
+
+    /// The end of what the engine wrote while it started, for the operator.
+    pub(crate) fn last_words(&self) -> Option<String> {
+        let volume = self.volume.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let log = Inside::open(&volume.as_ref()?.base, "log").ok()?;
+        let text = log.read("start.log")?;
+        let lines = text.lines().rev().filter(|line| !line.contains("redirecting"));
+        let mut last: Vec<&str> = lines.take(LAST_LINES).collect();
+        last.reverse();
+        (!last.is_empty()).then(|| last.join("; "))
+    }
+}
+
+/// Waits for the process in a thread of its own, and reports an end that nobody wanted.
+fn watch_exit(
+    mut child: Child,
+    id: ClusterId,
+    stopping: Arc<AtomicBool>,
+    deaths: broadcast::Sender<ClusterId>,
+) -> watch::Receiver<bool> {
+    let (told, exited) = watch::channel(false);
+    let jailer = child.id();
+    let watch = move || {
+        let _ = child.wait();
+        told.send_replace(true);
+        if !stopping.load(Ordering::SeqCst) {
+            // Nobody listening means that nobody is left to act on it.
+            let _ = deaths.send(id);
+        }
+    };
+    // An engine that nobody watches over must not run.
+    let watcher = std::thread::Builder::new().name("engine-watch".to_owned()).stack_size(128 * 1024);
+    if watcher.spawn(watch).is_err() {
+        process::signal(jailer, Signal::KILL);
+        return watch::channel(true).1;
+    }
+    exited
+}

@@ -1,0 +1,176 @@
+//! A tenant with all the rights that tenants can have attacks what it shares with others, and the roles that hold it.
+#![expect(clippy::unwrap_used, reason = "a test's way to report is to panic")]
+
+use std::sync::Arc;
+
+use engine::{Administration, Error, Host, HostConfig};
+use keys::KeyEncryptionKey;
+use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
+use time::OffsetDateTime;
+use tokio_postgres::{Client, NoTls};
+
+const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
+
+struct Place {
+    host: Arc<Host>,
+    cluster: Cluster,
+    administration: Administration,
+    _folder: tempfile::TempDir,
+}
+
+async fn place(routing_id: u32, plan: Plan) -> Place {
+    // Short: a socket's path ends at 107 bytes.
+    let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
+    let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap());
+    let config = HostConfig {
+        data: folder.path().to_owned(),
+        kek,
+        allow_unencrypted: true,
+        postgres_bin: None,
+        encryption: Some(Encryption::None),
+    };
+    let host = Host::open(config).await.unwrap();
+    let now = OffsetDateTime::UNIX_EPOCH;
+    let cluster = Cluster {
+        id: ClusterId::random(),
+        routing_id: routing_id.try_into().unwrap(),
+        name: "lazy-roach".parse().unwrap(),
+        plan,
+        provider: Provider::Gcp,
+        regions: vec!["local".to_owned()],
+        labels: std::collections::BTreeMap::new(),
+        asked: model::Asked::default(),
+        is_delete_protected: false,
+        allowlist: Vec::new(),
+        wish: Wish::Exists(Power::Running),
+        revision: 1,
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+    };
+    host.create(&cluster).await.unwrap();
+    let administration = host.administration(cluster.id).await.unwrap();
+    administration.create_user(&name("maria"), VERIFIER).await.unwrap();
+    Place { host, cluster, administration, _folder: folder }
+}
+
+fn name(text: &str) -> RoleName {
+    text.parse().unwrap()
+}
+
+impl Place {
+    /// A session as a SQL user, as the gateway attaches it.
+    async fn session(&self, user: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
+        self.host.admit(self.cluster.id, &name(user)).await.unwrap();
+        self.attach(user, database).await
+    }
+
+    async fn attach(&self, user: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
+        let run = self.host.socket(self.cluster.id).unwrap().parent().unwrap().to_owned();
+        let mut config = tokio_postgres::Config::new();
+        let (client, connection) = config.host_path(run).user(user).dbname(database).connect(NoTls).await?;
+        tokio::spawn(connection);
+        Ok(client)
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn users_are_still_made_after_a_tenant_renamed_or_dropped_the_role_that_holds_them() {
+    let place = place(81, Plan::Dedicated).await;
+    let maria = place.session("maria", "defaultdb").await.unwrap();
+    // Before PostgreSQL 16 whoever may create roles may do this to every role but a superuser.
+    let _ = maria.batch_execute("ALTER ROLE admin RENAME TO boss").await;
+    let _ = maria.batch_execute("REASSIGN OWNED BY admin TO maria; DROP ROLE admin").await;
+    place.administration.create_user(&name("paula"), VERIFIER).await.unwrap();
+    place.administration.create_database(&"shop".parse().unwrap()).await.unwrap();
+    let paula = place.session("paula", "shop").await.unwrap();
+    paula.batch_execute("CREATE TABLE t (x int)").await.unwrap();
+    place.administration.drop_user(&name("paula")).await.unwrap();
+    place.host.destroy(&place.cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn names_of_our_own_are_refused_whoever_asks() {
+    let place = place(82, Plan::Serverless).await;
+    for reserved in ["chitin", "admin", "postgres", "pg_monitor"] {
+        let reserved = name(reserved);
+        let administration = &place.administration;
+        for refused in [
+            administration.create_user(&reserved, VERIFIER).await,
+            administration.set_verifier(&reserved, VERIFIER).await,
+            administration.drop_user(&reserved).await,
+            place.host.admit(place.cluster.id, &reserved).await,
+        ] {
+            assert!(matches!(refused, Err(Error::Refused(_))), "{reserved}: {refused:?}");
+        }
+    }
+    for reserved in ["postgres", "template0", "template1"] {
+        let (reserved, other) = (reserved.parse().unwrap(), "other".parse().unwrap());
+        assert!(matches!(place.administration.drop_database(&reserved).await, Err(Error::Refused(_))));
+        let renamed = place.administration.rename_database(&reserved, &other).await;
+        assert!(matches!(renamed, Err(Error::Refused(_))));
+    }
+    place.host.destroy(&place.cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_tenant_reaches_no_database_of_the_engine_and_keeps_no_write_ahead_log() {
+    let place = place(83, Plan::Serverless).await;
+    for database in ["postgres", "template1", "template0"] {
+        let refused = place.session("maria", database).await.err().unwrap();
+        assert!(refused.as_db_error().is_some(), "{database}: {refused}");
+    }
+    let maria = place.session("maria", "defaultdb").await.unwrap();
+    for attack in [
+        // A slot that nobody reads would keep every byte of the log for ever.
+        "SELECT pg_create_physical_replication_slot('slot', true)",
+        "SELECT pg_create_logical_replication_slot('slot', 'test_decoding')",
+        "CREATE EXTENSION postgres_fdw",
+        "CREATE EXTENSION file_fdw",
+        "CREATE EXTENSION plperlu",
+        "CREATE LANGUAGE plpython3u",
+        "DO LANGUAGE plpgsql $$ BEGIN EXECUTE 'COPY (SELECT 1) TO PROGRAM ''id'''; END $$",
+        "ALTER DATABASE postgres ALLOW_CONNECTIONS false",
+        "ALTER DATABASE defaultdb SET session_preload_libraries = 'x'",
+        "ALTER ROLE maria SET session_preload_libraries = 'x'",
+        "ALTER ROLE maria SET log_statement = 'all'",
+        "SET log_min_error_statement = 'error'",
+        "SET ignore_checksum_failure = on",
+        "GRANT SET ON PARAMETER log_statement TO maria",
+        "SELECT pg_rotate_logfile()",
+        "SELECT pg_reload_conf()",
+        "CREATE FUNCTION f() RETURNS void LANGUAGE internal AS 'pg_reload_conf'",
+        "ALTER ROLE maria BYPASSRLS",
+        "ALTER ROLE maria REPLICATION",
+    ] {
+        assert!(maria.batch_execute(attack).await.is_err(), "{attack}");
+    }
+    place.host.destroy(&place.cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn inside_the_jail_there_is_nothing_of_the_machine_and_nothing_of_other_clusters() {
+    let place = place(84, Plan::Serverless).await;
+    let maria = place.session("maria", "defaultdb").await.unwrap();
+    let pid: i32 = maria.query_one("SELECT pg_backend_pid()", &[]).await.unwrap().get(0);
+    assert!(pid < 1_000, "its own process namespace: {pid}");
+    // The internal superuser itself, which no tenant is, sees the jail's files only.
+    let superuser = place.attach("chitin", "postgres").await.unwrap();
+    let users: String = superuser.query_one("SELECT pg_read_file('/etc/passwd')", &[]).await.unwrap().get(0);
+    assert!(!users.contains("root:"), "{users}");
+    let sockets = superuser.query("SELECT pg_ls_dir('/run/chitin')", &[]).await.unwrap();
+    assert!((1..=2).contains(&sockets.len()), "its own and no other");
+    for attack in [
+        "SELECT pg_read_file('/etc/shadow')",
+        "SELECT pg_ls_dir('/home')",
+        "SELECT pg_ls_dir('/root')",
+        "SELECT pg_ls_dir('/sys')",
+        "SELECT pg_ls_dir('/var')",
+        "COPY (SELECT 1) TO '/etc/new'",
+        "COPY (SELECT 1) TO '/usr/new'",
+        "COPY (SELECT 1) TO PROGRAM 'cat'",
+    ] {
+        assert!(superuser.batch_execute(attack).await.is_err(), "{attack}");
+    }
+    place.host.destroy(&place.cluster).await.unwrap();
+}
