@@ -1,1 +1,93 @@
-//! To be filled.
+//! The API's verbs: who asks, what is allowed, which wish is written. Nothing here starts or stops an engine.
+
+mod administration;
+mod allowlist;
+mod chitin;
+mod clusters;
+mod connection;
+mod create;
+mod databases;
+mod door;
+mod input;
+mod page;
+mod rate;
+mod refusal;
+mod shape;
+mod unbuilt;
+mod update;
+mod users;
+
+use std::sync::Arc;
+
+use axum::Router;
+use axum::routing::{any, delete, get, post, put};
+use model::Clock;
+use store::Store;
+
+pub use administration::Administration;
+pub use refusal::Refusal;
+
+/// What the verbs need.
+#[derive(Clone)]
+pub struct State {
+    /// The cloud's state.
+    pub store: Arc<Store>,
+    /// Whoever can speak to engines.
+    pub administration: Arc<dyn Administration>,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// What clients are told.
+    pub settings: Arc<Settings>,
+}
+
+/// What clients are told about this cloud.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The host of connection strings, `localhost` for a cloud on loopback.
+    pub sql_host: String,
+    /// The port of connection strings.
+    pub sql_port: u16,
+    /// Where SQL clients connect, `HOST:PORT`, for status.
+    pub sql: String,
+    /// Where the API answers, `HOST:PORT`, for status.
+    pub http: String,
+    /// The root certificate.
+    pub ca_pem: String,
+    /// Where the root certificate lies, for `sslrootcert`; `None` when clients know the root without it.
+    pub ca_path: Option<String>,
+    /// The program's version.
+    pub version: String,
+}
+
+/// Every call of the API. The whole service is behind one door: key, bounds, headers, audit.
+pub fn router(state: State) -> Router {
+    let cluster = Router::new()
+        .route("/", get(clusters::show).patch(update::update).delete(clusters::destroy))
+        .route("/sql-users", get(users::list).post(users::create))
+        .route("/sql-users/{name}", delete(users::destroy))
+        .route("/sql-users/{name}/password", put(users::set_password))
+        .route("/databases", get(databases::list).post(databases::create).patch(databases::rename_named))
+        .route("/databases/{name}", axum::routing::patch(databases::rename).delete(databases::destroy))
+        .route("/networking/allowlist", get(allowlist::list).post(allowlist::add))
+        .route(
+            "/networking/allowlist/{cidr_ip}/{cidr_mask}",
+            put(allowlist::put).patch(allowlist::edit).delete(allowlist::remove),
+        )
+        .route("/connection-string", get(connection::show));
+    let chitin = Router::new()
+        .route("/status", get(chitin::status))
+        .route("/ca", get(chitin::authority))
+        .route("/clusters/{cluster_id}", get(chitin::detail))
+        .route("/clusters/{cluster_id}/sleep", post(chitin::sleep))
+        .route("/clusters/{cluster_id}/wake", post(chitin::wake))
+        .route("/clusters/{cluster_id}/proof", post(chitin::prove));
+    let verbs = Router::new()
+        .route("/api/v1/clusters", get(clusters::list).post(create::create))
+        .route("/api/v1/clusters/available-regions", any(unbuilt::refuse))
+        .nest("/api/v1/clusters/{cluster_id}", cluster)
+        .nest("/api/v1/chitin", chitin)
+        .route("/api/v1/openapi.json", get(chitin::openapi))
+        .fallback(unbuilt::fallback)
+        .with_state(state.clone());
+    door::close(state, verbs)
+}

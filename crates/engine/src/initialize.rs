@@ -35,15 +35,15 @@ pub(crate) fn initdb(jail: &Jail<'_>) -> Result<(), Error> {
 /// Makes what every cluster starts with. Safe to repeat.
 pub(crate) async fn furnish(administration: &Administration, postgres: &Postgres) -> Result<(), Error> {
     if postgres.major < SAFE_CREATEROLE_MAJOR {
-        // Here whoever may create roles may also grant any role but a superuser's. These three reach files and
-        // programs, so they must not exist at all.
+        // Here whoever may create roles may also grant any role but a superuser's. These reach files and
+        // programs, or read every catalog, verifiers included; so they must not exist at all.
         administration
             .batch(
                 "SET allow_system_table_mods = on;
                  DELETE FROM pg_auth_members WHERE roleid IN (SELECT oid FROM pg_authid WHERE rolname IN
-                   ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files'));
+                   ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files', 'pg_read_all_data'));
                  DELETE FROM pg_authid WHERE rolname IN
-                   ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files');
+                   ('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files', 'pg_read_all_data');
                  RESET allow_system_table_mods",
             )
             .await?;

@@ -1,0 +1,43 @@
+//! What the verbs ask of whoever can speak to engines.
+
+use api::{Database, Facts, Machine, ProofRow};
+use async_trait::async_trait;
+use model::{ClusterId, DatabaseName, RoleName};
+
+use crate::Refusal;
+
+/// Everything that needs a running engine. Calls wake a cluster that sleeps and wait until they are done.
+#[async_trait]
+pub trait Administration: Send + Sync + 'static {
+    /// Names of the users that people made.
+    async fn users(&self, id: ClusterId) -> Result<Vec<String>, Refusal>;
+    /// Makes a user who is a member of `admin`. The verifier is in PostgreSQL's form.
+    async fn create_user(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal>;
+    /// Gives a user another password.
+    async fn set_verifier(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal>;
+    /// Removes a user and cuts its sessions.
+    async fn drop_user(&self, id: ClusterId, name: &RoleName) -> Result<(), Refusal>;
+    /// The databases that a tenant sees.
+    async fn databases(&self, id: ClusterId) -> Result<Vec<Database>, Refusal>;
+    /// Makes a database.
+    async fn create_database(&self, id: ClusterId, name: &DatabaseName) -> Result<(), Refusal>;
+    /// Renames a database.
+    async fn rename_database(
+        &self,
+        id: ClusterId,
+        name: &DatabaseName,
+        to: &DatabaseName,
+    ) -> Result<(), Refusal>;
+    /// Removes a database.
+    async fn drop_database(&self, id: ClusterId, name: &DatabaseName) -> Result<(), Refusal>;
+    /// Returns when the engine answers.
+    async fn wake(&self, id: ClusterId) -> Result<(), Refusal>;
+    /// Returns when the engine is stopped and the volume is locked.
+    async fn sleep(&self, id: ClusterId) -> Result<(), Refusal>;
+    /// What is measured of a cluster. Does not wake it.
+    async fn facts(&self, id: ClusterId) -> Result<Facts, Refusal>;
+    /// What can be proven only from inside.
+    async fn prove(&self, id: ClusterId) -> Result<Vec<ProofRow>, Refusal>;
+    /// What the machine gives.
+    fn machine(&self) -> Machine;
+}

@@ -1,0 +1,110 @@
+//! What the Cloud API has no words for.
+
+use api::{Authority, ClusterDetail, Proof, Status};
+use axum::Json;
+use axum::extract::{Path, State as Shared};
+use model::{AddressRange, ClusterId, Phase};
+
+use crate::{Refusal, State, input};
+
+/// Shows the cloud.
+pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
+    let snapshot = state.store.snapshot();
+    let count = |phase: &Phase| snapshot.iter().filter(|entry| entry.seen.phase == *phase).count();
+    let (settings, machine) = (&state.settings, state.administration.machine());
+    let mut warnings = Vec::new();
+    if machine.is_unencrypted_allowed {
+        warnings
+            .push("--allow-unencrypted is set: new clusters may lie on the disk as plain text".to_owned());
+    }
+    let plain = snapshot
+        .iter()
+        .filter(|entry| entry.seen.encryption == Some(model::Encryption::None))
+        .map(|entry| entry.cluster.name.as_str());
+    for name in plain.take(20) {
+        warnings.push(format!("cluster {name} is not encrypted"));
+    }
+    Json(Status {
+        version: settings.version.clone(),
+        sql: settings.sql.clone(),
+        http: settings.http.clone(),
+        clusters: snapshot.len(),
+        running: count(&Phase::Running),
+        asleep: count(&Phase::Asleep),
+        machine,
+        warnings,
+    })
+}
+
+/// Shows the root certificate.
+pub(crate) async fn authority(Shared(state): Shared<State>) -> Json<Authority> {
+    let path = state.settings.ca_path.clone().unwrap_or_default();
+    Json(Authority { pem: state.settings.ca_pem.clone(), path })
+}
+
+/// Shows the OpenAPI document.
+pub(crate) async fn openapi(Shared(state): Shared<State>) -> Json<serde_json::Value> {
+    Json(api::openapi::document(&state.settings.version))
+}
+
+/// Shows what the Cloud API does not say of a cluster.
+pub(crate) async fn detail(
+    Shared(state): Shared<State>,
+    Path(id): Path<String>,
+) -> Result<Json<ClusterDetail>, Refusal> {
+    let id = input::cluster(&state.store, &id)?.cluster.id;
+    describe(&state, id).await
+}
+
+/// Puts a cluster to sleep.
+pub(crate) async fn sleep(
+    Shared(state): Shared<State>,
+    Path(id): Path<String>,
+) -> Result<Json<ClusterDetail>, Refusal> {
+    let id = input::made(&state.store, &id)?.cluster.id;
+    state.administration.sleep(id).await?;
+    describe(&state, id).await
+}
+
+/// Wakes a cluster.
+pub(crate) async fn wake(
+    Shared(state): Shared<State>,
+    Path(id): Path<String>,
+) -> Result<Json<ClusterDetail>, Refusal> {
+    let id = input::made(&state.store, &id)?.cluster.id;
+    state.administration.wake(id).await?;
+    describe(&state, id).await
+}
+
+/// Measures what can be proven from inside.
+pub(crate) async fn prove(
+    Shared(state): Shared<State>,
+    Path(id): Path<String>,
+) -> Result<Json<Proof>, Refusal> {
+    let id = input::made(&state.store, &id)?.cluster.id;
+    Ok(Json(Proof { rows: state.administration.prove(id).await? }))
+}
+
+async fn describe(state: &State, id: ClusterId) -> Result<Json<ClusterDetail>, Refusal> {
+    let facts = state.administration.facts(id).await?;
+    let entry = input::cluster(&state.store, &id.to_string())?;
+    let (cluster, seen) = (&entry.cluster, &entry.seen);
+    let everybody = [AddressRange::EVERY_IPV4, AddressRange::EVERY_IPV6];
+    Ok(Json(ClusterDetail {
+        id,
+        name: cluster.name.to_string(),
+        handle: cluster.handle().to_string(),
+        plan: cluster.plan,
+        phase: seen.phase.clone(),
+        encryption: seen.encryption,
+        engine_version: seen.engine_version.clone(),
+        allowlist_entries: cluster.allowlist.len(),
+        is_open_to_every_address: cluster
+            .allowlist
+            .iter()
+            .any(|line| line.sql && everybody.contains(&line.range)),
+        revision: cluster.revision,
+        created_at: cluster.created_at,
+        facts,
+    }))
+}

@@ -1,0 +1,188 @@
+//! What every request passes: bounds, the key, the rate, the contract's version; and what every answer carries.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{Code, ErrorBody};
+use axum::Router;
+use axum::body::{Body, Bytes, to_bytes};
+use axum::extract::Request;
+use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
+use axum::response::{IntoResponse, Response};
+use identity::api_key::ApiKeyText;
+use store::ApiKey;
+use tokio::time::{Instant, timeout};
+use tower::ServiceExt;
+
+use crate::rate::Rate;
+use crate::{Refusal, State};
+
+const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// For a body to arrive.
+const BODY_MAX: Duration = Duration::from_secs(30);
+/// For the verb. Clients wait a little longer.
+const VERB_MAX: Duration = Duration::from_secs(130);
+const PATH_BYTES_MAX: usize = 4_096;
+const AUTHORIZATION_BYTES_MAX: usize = 256;
+const LATEST: &str = "latest";
+
+/// Puts the door before the verbs. They see only requests that passed, with the body whole.
+pub(crate) fn close(state: State, verbs: Router) -> Router {
+    let rate = Arc::new(Rate::default());
+    Router::new().fallback(move |request: Request| pass(state.clone(), rate.clone(), verbs.clone(), request))
+}
+
+async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request) -> Response {
+    let version = request.headers().get("cc-version").cloned();
+    let (method, is_certificate) = (request.method().clone(), is_certificate(&request));
+    if is_certificate {
+        return finish(certificate(&state), version.as_ref());
+    }
+    if let Some(uri) = without_leading_slashes(request.uri()) {
+        *request.uri_mut() = uri;
+    }
+    let path: String = request.uri().path().chars().take(512).collect();
+    let caller = match authenticate(&state, &request) {
+        Ok(caller) => caller,
+        Err(refusal) => return finish(refusal.into_response(), version.as_ref()),
+    };
+    let response = match rate.take(&caller.id, Instant::now()) {
+        Ok(()) => match answer(verbs, request, version.as_ref()).await {
+            Ok(response) => response,
+            Err(refusal) => refusal.into_response(),
+        },
+        Err(pause) => {
+            let mut response = Refusal::new(Code::ResourceExhausted, "rate limit exceeded").into_response();
+            let seconds = pause.as_secs() + 1;
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+            response
+        }
+    };
+    if !matches!(method, Method::GET | Method::HEAD) {
+        let status = response.status().as_u16();
+        // Paths hold names of clusters, users and databases, never secrets; `?` escapes what would forge a line.
+        tracing::info!(target: "audit", who = ?caller.name, key = %caller.id, %method, path = ?path, status, "API call");
+    }
+    finish(response, version.as_ref())
+}
+
+/// The verb's own answer, or what keeps it from being asked.
+async fn answer(verbs: Router, request: Request, version: Option<&HeaderValue>) -> Result<Response, Refusal> {
+    let is_known = version.is_none_or(|version| {
+        [api::VERSION, LATEST, ""].iter().any(|known| version.as_bytes() == known.as_bytes())
+    });
+    if !is_known {
+        return Err(Refusal::new(Code::InvalidArgument, "invalid Cc-Version"));
+    }
+    if request.uri().path_and_query().is_some_and(|path| path.as_str().len() > PATH_BYTES_MAX) {
+        return Err(Refusal::invalid("the path and query are longer than 4096 bytes"));
+    }
+    let (head, body) = request.into_parts();
+    let too_long = || Refusal::invalid("the body is longer than 1 MiB");
+    let length =
+        head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
+    if length.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+        return Err(too_long());
+    }
+    let body: Bytes = timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX))
+        .await
+        .map_err(|_| Refusal::new(Code::DeadlineExceeded, "the body took too long to arrive"))?
+        .map_err(|_| too_long())?;
+    // The verb runs on when its client hangs up: what was begun is finished, and logged as what it became.
+    let verb = tokio::spawn(verbs.oneshot(Request::from_parts(head, Body::from(body))));
+    match timeout(VERB_MAX, verb).await {
+        Ok(Ok(Ok(response))) => Ok(response),
+        Ok(Ok(Err(never))) => match never {},
+        Ok(Err(panic)) => Err(Refusal::internal(panic)),
+        Err(_) => Err(Refusal::new(
+            Code::DeadlineExceeded,
+            "the call took too long; it may still be carried out, so look before you repeat it",
+        )),
+    }
+}
+
+/// Who asks. All refusals are one sentence, and a key that does not exist costs what a wrong one costs.
+fn authenticate(state: &State, request: &Request) -> Result<Arc<ApiKey>, Refusal> {
+    let refused = || {
+        Refusal::new(
+            Code::Unauthenticated,
+            "the API key is missing or not valid; send it as `Authorization: Bearer KEY`",
+        )
+    };
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return Err(refused());
+    };
+    let text =
+        value.to_str().ok().filter(|text| text.len() <= AUTHORIZATION_BYTES_MAX).ok_or_else(refused)?;
+    let (scheme, key) = text.split_once(' ').ok_or_else(refused)?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return Err(refused());
+    }
+    let key = ApiKeyText::parse(key.trim()).ok_or_else(refused)?;
+    let known = state.store.snapshot().api_key(key.id()).cloned();
+    let digest = known.as_ref().map_or([0; 32], |known| known.digest);
+    match known {
+        Some(known) if key.matches(&digest) => Ok(known),
+        Some(_) => Err(refused()),
+        None => {
+            let _ = key.matches(&digest);
+            Err(refused())
+        }
+    }
+}
+
+/// Clients whose base URL ends in a slash ask for `//api/v1/…`.
+fn without_leading_slashes(uri: &Uri) -> Option<Uri> {
+    let text = uri.path_and_query()?.as_str();
+    text.starts_with("//").then(|| format!("/{}", text.trim_start_matches('/')).parse().ok())?
+}
+
+/// `GET /clusters/{id}/cert`: the one path without a key, because clients fetch the root before they trust anything.
+fn is_certificate(request: &Request) -> bool {
+    let path: Vec<&str> = request.uri().path().trim_start_matches('/').split('/').collect();
+    request.method() == Method::GET && matches!(path.as_slice(), ["clusters", id, "cert"] if !id.is_empty())
+}
+
+fn certificate(state: &State) -> Response {
+    let kind = (header::CONTENT_TYPE, HeaderValue::from_static("text/plain; charset=utf-8"));
+    ([kind], state.settings.ca_pem.clone()).into_response()
+}
+
+/// Headers of every answer. What the router refused by itself gets the contract's body.
+fn finish(mut response: Response, version: Option<&HeaderValue>) -> Response {
+    let status = response.status();
+    if (status.is_client_error() || status.is_server_error()) && !is_json(&response) {
+        let (code, message) = match status {
+            StatusCode::METHOD_NOT_ALLOWED => (Code::Unimplemented, "this method is not served at this path"),
+            StatusCode::NOT_FOUND => (Code::NotFound, "there is nothing at this path"),
+            _ => (Code::InvalidArgument, "invalid argument: the path or query cannot be read"),
+        };
+        let allow = response.headers().get(header::ALLOW).cloned();
+        response = (status, axum::Json(ErrorBody::new(code, message))).into_response();
+        if let Some(allow) = allow {
+            response.headers_mut().insert(header::ALLOW, allow);
+        }
+    }
+    let headers = response.headers_mut();
+    let fixed = [
+        ("strict-transport-security", "max-age=31536000; includeSubDomains"),
+        ("content-security-policy", "sandbox"),
+        ("x-content-type-options", "nosniff"),
+        ("cache-control", "no-store"),
+    ];
+    for (name, value) in fixed {
+        headers.insert(name, HeaderValue::from_static(value));
+    }
+    let echoed = version.filter(|version| version.as_bytes() == api::VERSION.as_bytes());
+    let version = echoed.cloned().unwrap_or(HeaderValue::from_static(api::VERSION));
+    headers.insert("cc-version", version);
+    response
+}
+
+fn is_json(response: &Response) -> bool {
+    response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
+}

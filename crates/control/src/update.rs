@@ -1,0 +1,117 @@
+//! Changing a cluster.
+
+use api::{Hardware, Protection, UpdateCluster, UpdateDedicated, UpdateServerless, UsageLimits};
+use axum::Json;
+use axum::body::Bytes;
+use axum::extract::{Path, State as Shared};
+use model::{Asked, Cluster, Plan, Tier};
+
+use crate::create::{labels, parent, regions, upgrade};
+use crate::{Refusal, State, clusters, input, shape};
+
+/// Changes what the body names; what is absent stays. All of it or nothing.
+pub(crate) async fn update(
+    Shared(state): Shared<State>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<api::Cluster>, Refusal> {
+    let request: UpdateCluster = input::body(&body)?;
+    let id = input::cluster(&state.store, &id)?.cluster.id;
+    if request.cockroach_version.is_some() || request.upgrade_status.is_some() {
+        return Err(Refusal::unbuilt("version changes (cockroach_version, upgrade_status) are"));
+    }
+    parent(request.parent_id.as_deref())?;
+    let labels = request.labels.map(labels).transpose()?;
+    input::edit(&state, id, move |cluster| {
+        if let Some(tier) = request.plan {
+            move_plan(cluster, tier)?;
+        }
+        match (request.serverless, request.dedicated, cluster.plan) {
+            (None, None, _) => {}
+            (Some(serverless), None, Plan::Serverless) => change_serverless(cluster, serverless)?,
+            (None, Some(dedicated), Plan::Dedicated) => change_dedicated(cluster, dedicated)?,
+            _ => return Err(Refusal::invalid("the settings are not those of the cluster's plan")),
+        }
+        if let Some(labels) = labels {
+            cluster.labels = labels;
+        }
+        if let Some(protection) = request.delete_protection {
+            cluster.is_delete_protected = protection == Protection::Enabled;
+        }
+        Ok(())
+    })
+    .await?;
+    clusters::find(&state, id).map(Json)
+}
+
+fn move_plan(cluster: &mut Cluster, tier: Tier) -> Result<(), Refusal> {
+    if (tier == Tier::Advanced) != (cluster.plan == Plan::Dedicated) {
+        return Err(Refusal::invalid("a cluster moves between BASIC and STANDARD, not to or from ADVANCED"));
+    }
+    // What was left out at creation stays left out.
+    if shape::tier(cluster) != tier {
+        cluster.asked.tier = Some(tier);
+    }
+    Ok(())
+}
+
+fn change_serverless(cluster: &mut Cluster, change: UpdateServerless) -> Result<(), Refusal> {
+    if let Some(wanted) = change.regions.filter(|wanted| !wanted.is_empty()) {
+        let wanted = regions(wanted)?;
+        if !cluster.regions.iter().all(|region| wanted.contains(region)) {
+            return Err(Refusal::invalid("regions can be added but not removed"));
+        }
+        cluster.regions = wanted;
+    }
+    if let Some(primary) = change.primary_region.filter(|primary| !primary.is_empty()) {
+        if !cluster.regions.contains(&primary) {
+            return Err(Refusal::invalid("primary_region is one of the regions"));
+        }
+        cluster.asked.primary_region = Some(primary);
+    }
+    if cluster.regions.len() > 1 && cluster.asked.primary_region.is_none() {
+        return Err(Refusal::invalid("several regions need a primary_region"));
+    }
+    if change.usage_limits.is_some() {
+        keep_limits(&mut cluster.asked, change.usage_limits)?;
+    }
+    if change.upgrade_type.is_some() {
+        cluster.asked.is_upgraded_by_hand = upgrade(change.upgrade_type, Some(shape::tier(cluster)))?;
+    }
+    Ok(())
+}
+
+fn change_dedicated(cluster: &mut Cluster, change: UpdateDedicated) -> Result<(), Refusal> {
+    if change.region_machine_specs.is_some() || change.cmek_region_specs.is_some() {
+        return Err(Refusal::unbuilt("region_machine_specs and cmek_region_specs are"));
+    }
+    if let Some(nodes) = change.region_nodes {
+        cluster.regions = regions(nodes.keys().cloned().collect())?;
+        cluster.asked.region_nodes = nodes;
+    }
+    keep_hardware(&mut cluster.asked, change.hardware);
+    Ok(())
+}
+
+/// Records limits as given, all at once.
+pub(crate) fn keep_limits(asked: &mut Asked, limits: Option<UsageLimits>) -> Result<(), Refusal> {
+    let limits = limits.unwrap_or_default();
+    let all = [limits.request_unit_limit, limits.storage_mib_limit, limits.provisioned_virtual_cpus];
+    if all.into_iter().flatten().any(|limit| limit < 0) {
+        return Err(Refusal::invalid("usage limits are not negative"));
+    }
+    asked.request_unit_limit = limits.request_unit_limit;
+    asked.storage_mib_limit = limits.storage_mib_limit;
+    asked.provisioned_virtual_cpus = limits.provisioned_virtual_cpus;
+    Ok(())
+}
+
+/// Records sizes; what is absent stays.
+pub(crate) fn keep_hardware(asked: &mut Asked, hardware: Option<Hardware>) {
+    let hardware = hardware.unwrap_or_default();
+    let machine = hardware.machine_spec.unwrap_or_default();
+    asked.machine_type = machine.machine_type.or_else(|| asked.machine_type.take());
+    asked.virtual_cpus = machine.num_virtual_cpus.or(asked.virtual_cpus);
+    asked.storage_gib = hardware.storage_gib.or(asked.storage_gib);
+    asked.disk_iops = hardware.disk_iops.or(asked.disk_iops);
+}

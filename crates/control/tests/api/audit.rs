@@ -1,0 +1,49 @@
+use std::io::Write;
+use std::sync::{Arc, Mutex};
+
+use serde_json::json;
+use tracing_subscriber::fmt::MakeWriter;
+
+use crate::world::World;
+
+#[derive(Clone, Default)]
+struct Lines(Arc<Mutex<Vec<u8>>>);
+
+impl Write for Lines {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl<'a> MakeWriter<'a> for Lines {
+    type Writer = Self;
+
+    fn make_writer(&'a self) -> Self {
+        self.clone()
+    }
+}
+
+#[tokio::test]
+async fn every_change_leaves_one_line_without_secrets() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt().with_writer(lines.clone()).with_ansi(false).finish();
+    let _guard = tracing::subscriber::set_default(subscriber);
+    let world = World::new();
+    let users = format!("/clusters/{}/sql-users", world.made("shop-one").await);
+    world.call("POST", &users, json!({"name": "maria", "password": "canary-4711-long"})).await;
+    world.call("POST", &users, json!({"name": "maria", "password": "canary-4711-long"})).await;
+    world.get(&users).await;
+    // A name with a line break must not become a line.
+    world.call("DELETE", &format!("{users}/x%0Aaudit%3A%20forged"), json!({})).await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    let audit: Vec<&str> = text.lines().filter(|line| line.contains(" audit: ")).collect();
+    assert_eq!(audit.len(), 4, "{text}");
+    assert!(audit[0].contains("status=200") && audit[0].contains("who=\"tester\""), "{text}");
+    assert!(audit[2].contains("status=409") && audit[2].contains(&users), "{text}");
+    assert!(!text.contains("canary") && !text.lines().any(|line| line.starts_with("audit")), "{text}");
+}

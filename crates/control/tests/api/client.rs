@@ -1,0 +1,116 @@
+//! The typed client against the router, over real TLS.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use api::{Client, CreateCluster, CreateServerless, CreateSpec, Error};
+use axum::Router;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use hyper_util::service::TowerToHyperService;
+use keys::{Authority, KeyEncryptionKey, SecretText};
+use model::{ClusterState, Provider, SystemClock, Tier};
+use rustls::ServerConfig;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use crate::world::World;
+
+fn authority() -> Authority {
+    let folder = tempfile::tempdir().unwrap();
+    let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
+    Authority::open_or_create(folder.path(), &kek.sealer("authority").unwrap(), &SystemClock).unwrap()
+}
+
+async fn serve(router: Router, authority: &Authority) -> SocketAddr {
+    let certificate = authority.issue(&["localhost".to_owned()], &SystemClock).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = ServerConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .unwrap()
+        .with_no_client_auth()
+        .with_single_cert(certificate.chain.clone(), certificate.key.clone_key())
+        .unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(config));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move {
+        while let Ok((tcp, _)) = listener.accept().await {
+            let (acceptor, service) = (acceptor.clone(), TowerToHyperService::new(router.clone()));
+            tokio::spawn(async move {
+                if let Ok(stream) = acceptor.accept(tcp).await {
+                    let server = auto::Builder::new(TokioExecutor::new());
+                    let _ = server.serve_connection(TokioIo::new(stream), service).await;
+                }
+            });
+        }
+    });
+    address
+}
+
+fn client(address: SocketAddr, host: &str, key: &str, root: &Authority) -> Client {
+    let key = SecretText::new(key.to_owned());
+    Client::new(&format!("https://{host}:{}", address.port()), key, Some(root.root_pem())).unwrap()
+}
+
+#[tokio::test]
+async fn the_client_speaks_with_the_cloud_and_tells_errors_apart() {
+    let (world, root) = (World::new(), authority());
+    let address = serve(world.router.clone(), &root).await;
+    let cloud = client(address, "localhost", &world.key, &root);
+    let request = CreateCluster {
+        name: "from-client".to_owned(),
+        provider: Provider::Gcp,
+        spec: CreateSpec {
+            plan: Some(Tier::Basic),
+            serverless: Some(CreateServerless { regions: vec!["local".to_owned()], ..Default::default() }),
+            ..Default::default()
+        },
+    };
+    let made = cloud.create_cluster(&request).await.unwrap();
+    assert_eq!((made.state, made.handle()), (ClusterState::Creating, "from-client-2"));
+    assert_eq!(cloud.cluster(made.id).await.unwrap(), made);
+    assert_eq!(cloud.cluster_by_name("from-client").await.unwrap().unwrap(), made);
+    assert_eq!(cloud.allowlist(made.id).await.unwrap().len(), 2);
+    assert_eq!(cloud.status().await.unwrap().clusters, 1);
+    let six: model::AddressRange = "::/0".parse().unwrap();
+    cloud.delete_allowlist_entry(made.id, six).await.unwrap();
+    let url = cloud.connection_string(made.id, Some("a/b"), None).await.unwrap().connection_string;
+    assert!(url.starts_with("postgresql://a%2Fb@localhost:26257/defaultdb?"), "{url}");
+
+    let missing = cloud.cluster(model::ClusterId::random()).await;
+    assert!(matches!(missing, Err(Error::NotFound { .. })), "{missing:?}");
+    let early = cloud.create_sql_user(made.id, "maria", SecretText::new("long-enough".into())).await;
+    assert!(matches!(early, Err(Error::Refused { status: 400, code: 9, .. })), "{early:?}");
+    let stranger = client(address, "localhost", "CCDB1_x_y", &root).status().await;
+    assert!(matches!(stranger, Err(Error::Refused { status: 401, code: 16, .. })), "{stranger:?}");
+}
+
+#[tokio::test]
+async fn the_client_waits_out_the_rate_limit() {
+    let (world, root) = (World::new(), authority());
+    let address = serve(world.router.clone(), &root).await;
+    let cloud = client(address, "localhost", &world.key, &root);
+    let mut calls = tokio::task::JoinSet::new();
+    for _ in 0..60 {
+        let cloud = cloud.clone();
+        calls.spawn(async move { cloud.clusters().await.map(|clusters| clusters.len()) });
+    }
+    for answer in calls.join_all().await {
+        assert_eq!(answer.unwrap(), 0);
+    }
+}
+
+#[tokio::test]
+async fn the_client_gives_its_key_to_nobody_else() {
+    let (world, root, other) = (World::new(), authority(), authority());
+    let modern = serve(world.router.clone(), &root).await;
+    let cases = [
+        ("another root", client(modern, "localhost", &world.key, &other)),
+        ("another name", client(modern, "127.0.0.1", &world.key, &root)),
+    ];
+    for (case, cloud) in cases {
+        let answer = cloud.status().await;
+        assert!(matches!(answer, Err(Error::Unreachable { .. })), "{case}: {answer:?}");
+    }
+}

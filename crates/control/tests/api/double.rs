@@ -1,0 +1,101 @@
+//! Engines in memory: what the verbs ask is kept and can be looked at.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Mutex;
+
+use api::{Database, Facts, Machine, Outcome, ProofRow};
+use async_trait::async_trait;
+use control::{Administration, Refusal};
+use model::{ClusterId, DatabaseName, RoleName};
+
+#[derive(Default)]
+pub struct Engines {
+    pub users: Mutex<BTreeMap<String, String>>,
+    pub databases: Mutex<BTreeSet<String>>,
+    pub asleep: Mutex<BTreeSet<ClusterId>>,
+}
+
+#[async_trait]
+impl Administration for Engines {
+    async fn users(&self, _: ClusterId) -> Result<Vec<String>, Refusal> {
+        Ok(self.users.lock().unwrap().keys().cloned().collect())
+    }
+
+    async fn create_user(&self, _: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {
+        let mut users = self.users.lock().unwrap();
+        if users.contains_key(name.as_str()) {
+            return Err(Refusal::exists(format!("user '{name}' already exists")));
+        }
+        users.insert(name.to_string(), verifier.to_owned());
+        Ok(())
+    }
+
+    async fn set_verifier(&self, _: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {
+        let mut users = self.users.lock().unwrap();
+        let known = users.get_mut(name.as_str()).ok_or_else(|| Refusal::not_found("no such user"))?;
+        verifier.clone_into(known);
+        Ok(())
+    }
+
+    async fn drop_user(&self, _: ClusterId, name: &RoleName) -> Result<(), Refusal> {
+        let removed = self.users.lock().unwrap().remove(name.as_str());
+        removed.map(drop).ok_or_else(|| Refusal::not_found("no such user"))
+    }
+
+    async fn databases(&self, _: ClusterId) -> Result<Vec<Database>, Refusal> {
+        let names = self.databases.lock().unwrap().clone();
+        Ok(names.into_iter().map(|name| Database { name, table_count: None }).collect())
+    }
+
+    async fn create_database(&self, _: ClusterId, name: &DatabaseName) -> Result<(), Refusal> {
+        let is_new = self.databases.lock().unwrap().insert(name.to_string());
+        is_new.then_some(()).ok_or_else(|| Refusal::exists("there is one already"))
+    }
+
+    async fn rename_database(
+        &self,
+        _: ClusterId,
+        name: &DatabaseName,
+        to: &DatabaseName,
+    ) -> Result<(), Refusal> {
+        let mut databases = self.databases.lock().unwrap();
+        if !databases.remove(name.as_str()) {
+            return Err(Refusal::not_found("no such database"));
+        }
+        databases.insert(to.to_string());
+        Ok(())
+    }
+
+    async fn drop_database(&self, _: ClusterId, name: &DatabaseName) -> Result<(), Refusal> {
+        let removed = self.databases.lock().unwrap().remove(name.as_str());
+        removed.then_some(()).ok_or_else(|| Refusal::not_found("no such database"))
+    }
+
+    async fn wake(&self, id: ClusterId) -> Result<(), Refusal> {
+        self.asleep.lock().unwrap().remove(&id);
+        Ok(())
+    }
+
+    async fn sleep(&self, id: ClusterId) -> Result<(), Refusal> {
+        self.asleep.lock().unwrap().insert(id);
+        Ok(())
+    }
+
+    async fn facts(&self, id: ClusterId) -> Result<Facts, Refusal> {
+        let is_asleep = self.asleep.lock().unwrap().contains(&id);
+        Ok(Facts { sessions: 3, is_unlocked: Some(!is_asleep), volume_evidence: None })
+    }
+
+    async fn prove(&self, _: ClusterId) -> Result<Vec<ProofRow>, Refusal> {
+        Ok(vec![ProofRow {
+            feature: "sandbox".to_owned(),
+            claim: "no network".to_owned(),
+            outcome: Outcome::Proven,
+            evidence: "one interface".to_owned(),
+        }])
+    }
+
+    fn machine(&self) -> Machine {
+        Machine { postgres_version: "15.18".to_owned(), ..Machine::default() }
+    }
+}

@@ -1,0 +1,12 @@
+//! The router with a real store, driven as HTTP clients drive it, and as attackers do.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop at what should not happen")]
+
+mod access;
+mod attacks;
+mod audit;
+mod client;
+mod clusters;
+mod double;
+mod served;
+mod world;
