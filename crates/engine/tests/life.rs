@@ -203,6 +203,7 @@ async fn a_tenant_reaches_neither_files_nor_programs_nor_the_superuser() {
         "GRANT chitin TO maria",
         "GRANT pg_execute_server_program TO maria",
         "GRANT pg_read_server_files TO maria",
+        "GRANT pg_read_all_data TO maria",
         "GRANT pg_write_server_files TO helper",
         "CREATE EXTENSION dblink",
         "CREATE EXTENSION adminpack",

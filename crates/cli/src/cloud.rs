@@ -1,0 +1,97 @@
+//! The running cloud as commands see it: the API's client, and its errors turned into failures with a next step.
+
+use std::path::PathBuf;
+
+use api::{Client, Cluster, Error};
+use model::ClusterId;
+
+use crate::command::Global;
+use crate::discovery;
+use crate::failure::{Failure, Kind};
+
+/// gRPC's `UNAVAILABLE`: on a deletion, it goes on by itself.
+pub const UNAVAILABLE: u16 = 14;
+
+/// A cloud that was found.
+pub struct Cloud {
+    /// Its API.
+    pub api: Client,
+    /// Where the API answers.
+    pub url: String,
+    /// The root certificate as a file for psql.
+    pub root_path: Option<PathBuf>,
+    /// The root certificate in PEM.
+    pub root_pem: Option<String>,
+}
+
+impl Cloud {
+    /// Finds the cloud that the options mean. Nothing is sent yet.
+    pub fn find(global: &Global) -> Result<Self, Failure> {
+        let found = discovery::find(global)?;
+        let key = api::SecretText::new(found.api_key);
+        let api = Client::new(&found.url, key, found.root_pem.as_deref())?;
+        Ok(Self { api, url: found.url, root_path: found.root_path, root_pem: found.root_pem })
+    }
+
+    /// The cluster that a name, a `NAME-ID` handle or an id means.
+    pub async fn cluster(&self, text: &str) -> Result<Cluster, Failure> {
+        if let Ok(id) = text.parse::<ClusterId>() {
+            return Ok(self.api.cluster(id).await?);
+        }
+        // A name may look like another cluster's handle; a name is what was said first.
+        let clusters = self.api.clusters().await?;
+        let found = clusters
+            .iter()
+            .find(|cluster| cluster.name == text)
+            .or_else(|| clusters.iter().find(|cluster| cluster.handle() == text));
+        found.cloned().ok_or_else(|| missing(text, &clusters))
+    }
+}
+
+fn missing(text: &str, clusters: &[Cluster]) -> Failure {
+    let text: String = text.chars().take(64).collect();
+    let known: Vec<&str> = clusters.iter().take(5).map(|cluster| cluster.name.as_str()).collect();
+    let next = if known.is_empty() {
+        "there is none yet; create one: chitin cluster create NAME".to_owned()
+    } else {
+        format!("look at what there is ({}, …): chitin cluster list", known.join(", "))
+    };
+    Failure::new(Kind::NotFound, format!("there is no cluster `{text}`")).next(next)
+}
+
+impl From<Error> for Failure {
+    fn from(error: Error) -> Self {
+        match error {
+            Error::Unreachable { url, reason } => Self::new(
+                Kind::Unreachable,
+                format!("no cloud answers at {url}: {reason}"),
+            )
+            .next(
+                "is it running? chitin start; or say where it is: --data DIR, or CHITIN_URL with CHITIN_CA",
+            ),
+            Error::NotFound { message } => Self::new(Kind::NotFound, message).next("chitin cluster list"),
+            Error::Refused { status: 401 | 403, message, .. } => Self::new(Kind::Failed, message)
+                .next("the API key is not this cloud's: check --data, or CHITIN_API_KEY"),
+            Error::Refused { message, .. } => Self::new(Kind::Failed, message),
+            Error::Unexpected(message) => {
+                Self::new(Kind::Failed, message).next("look at the cloud's log, then: chitin status")
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn errors_of_the_api_become_exit_codes() {
+        let unreachable = Error::Unreachable { url: "https://x".to_owned(), reason: "refused".to_owned() };
+        assert_eq!(Failure::from(unreachable).kind, Kind::Unreachable);
+        assert_eq!(Failure::from(Error::NotFound { message: "no".to_owned() }).kind, Kind::NotFound);
+        let refused = Error::Refused { status: 409, code: 6, message: "the name is taken".to_owned() };
+        assert_eq!(Failure::from(refused), Failure::new(Kind::Failed, "the name is taken"));
+        let unknown = Error::Refused { status: 401, code: 16, message: "unknown key".to_owned() };
+        assert!(Failure::from(unknown).next.unwrap().contains("CHITIN_API_KEY"));
+    }
+}

@@ -1,0 +1,318 @@
+//! `chitin cluster`: create, list, show, url, sleep, wake, delete.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use api::{
+    Cluster, ClusterConfig, ClusterDetail, CreateCluster as Request, CreateDedicated, CreateServerless,
+    CreateSpec, Error, Protection, UpdateCluster,
+};
+use model::{ClusterState, Phase, Plan, Provider, Tier};
+use time::format_description::well_known::Rfc3339;
+use tokio::time::{Instant, sleep};
+
+use crate::cloud::{Cloud, UNAVAILABLE};
+use crate::command::{ClusterCommand, CreateCluster};
+use crate::failure::{Failure, Kind};
+use crate::output::{self, Printer, facts, table};
+use crate::{confirm, url};
+
+/// Regions are the client's words; one machine is one region.
+const REGION: &str = "local";
+/// For a cluster to be made: initdb and the first start on a slow disk.
+const CREATE_MAX: Duration = Duration::from_secs(180);
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Carries out a command.
+pub async fn run(cloud: &Cloud, command: ClusterCommand, printer: Printer) -> Result<(), Failure> {
+    match command {
+        ClusterCommand::Create(wanted) => create(cloud, wanted, printer).await,
+        ClusterCommand::List => list(cloud, printer).await,
+        ClusterCommand::Show(one) => {
+            let cluster = cloud.cluster(&one.cluster).await?;
+            let detail = cloud.api.detail(cluster.id).await?;
+            printer.result(&cluster, || shown(&cluster, &detail))
+        }
+        ClusterCommand::Url { cluster, user, database } => {
+            let cluster = cloud.cluster(&cluster).await?;
+            let url = url::of(cloud, &cluster, &user, &database).await?;
+            if printer.is_json() {
+                printer.result(&serde_json::json!({ "url": url }), String::new)
+            } else {
+                output::line(&url)
+            }
+        }
+        ClusterCommand::Sleep(one) => {
+            let cluster = cloud.cluster(&one.cluster).await?;
+            let spinner = printer.spinner("stopping the engine and locking the volume");
+            let detail = cloud.api.sleep(cluster.id).await;
+            spinner.finish_and_clear();
+            moved(&cluster, &detail?, printer)
+        }
+        ClusterCommand::Wake(one) => {
+            let cluster = cloud.cluster(&one.cluster).await?;
+            let spinner = printer.spinner("unlocking the volume and starting the engine");
+            let detail = cloud.api.wake(cluster.id).await;
+            spinner.finish_and_clear();
+            moved(&cluster, &detail?, printer)
+        }
+        ClusterCommand::Protect { cluster, off } => protect(cloud, &cluster, off, printer).await,
+        ClusterCommand::Delete { cluster, yes } => delete(cloud, &cluster, yes, printer).await,
+    }
+}
+
+fn moved(cluster: &Cluster, detail: &ClusterDetail, printer: Printer) -> Result<(), Failure> {
+    printer.result(detail, || format!("{} is {}", cluster.name, detail.phase.as_str()))
+}
+
+async fn create(cloud: &Cloud, wanted: CreateCluster, printer: Printer) -> Result<(), Failure> {
+    let spinner = printer.spinner("creating the volume, its key and the engine");
+    let made = make(cloud, &wanted).await;
+    spinner.finish_and_clear();
+    let made = made?;
+    printer.result(&made, || {
+        let name = &made.name;
+        format!("created {name} ({})\nnext: chitin user create {name} maria", made.handle())
+    })?;
+    if let Some(note) = allowlist_note(&wanted) {
+        output::say(&note);
+    }
+    Ok(())
+}
+
+async fn make(cloud: &Cloud, wanted: &CreateCluster) -> Result<Cluster, Failure> {
+    let made = cloud.api.create_cluster(&request(wanted)).await?;
+    for range in &wanted.allow {
+        let entry = api::AllowlistEntry {
+            cidr_ip: range.address().to_string(),
+            cidr_mask: range.prefix_bits(),
+            name: String::new(),
+            ui: false,
+            sql: true,
+        };
+        cloud.api.add_allowlist_entry(made.id, &entry).await.map_err(|error| {
+            let failure = Failure::from(error);
+            Failure {
+                what: format!("the cluster is being made, but {range} was not let in: {}", failure.what),
+                ..failure
+            }
+            .next(format!("chitin allowlist add {} {range}", made.name))
+        })?;
+    }
+    let end = Instant::now() + CREATE_MAX;
+    loop {
+        let seen = cloud.api.cluster(made.id).await?;
+        match seen.state {
+            ClusterState::Created => return Ok(seen),
+            ClusterState::CreationFailed => return Err(not_made(cloud, &seen).await),
+            ClusterState::Deleted => {
+                return Err(Failure::new(Kind::Failed, "the cluster was deleted while it was being made"));
+            }
+            ClusterState::Creating | ClusterState::Locked if Instant::now() < end => sleep(LOOK_EVERY).await,
+            ClusterState::Creating | ClusterState::Locked => {
+                return Err(Failure::new(Kind::Failed, format!("{} is still being made", seen.name))
+                    .next(format!("it goes on by itself; look at it: chitin cluster show {}", seen.name)));
+            }
+        }
+    }
+}
+
+async fn not_made(cloud: &Cloud, cluster: &Cluster) -> Failure {
+    let reason = match cloud.api.detail(cluster.id).await {
+        Ok(ClusterDetail { phase: Phase::Failed { reason } | Phase::Broken { reason }, .. }) => reason,
+        _ => "the cloud's log says why".to_owned(),
+    };
+    Failure::new(Kind::Failed, format!("{} could not be made: {reason}", cluster.name))
+        .next(format!("chitin cluster delete {} --yes, then try again", cluster.name))
+}
+
+fn request(wanted: &CreateCluster) -> Request {
+    let mut spec = CreateSpec {
+        delete_protection: wanted.protect.then_some(Protection::Enabled),
+        ..CreateSpec::default()
+    };
+    match Plan::from(wanted.plan) {
+        Plan::Serverless => {
+            spec.plan = Some(Tier::Basic);
+            spec.serverless = Some(CreateServerless {
+                regions: vec![REGION.to_owned()],
+                // With ranges of its own, the list must not begin with everybody.
+                with_empty_ip_allowlist: (!wanted.allow.is_empty()).then_some(true),
+                ..CreateServerless::default()
+            });
+        }
+        Plan::Dedicated => {
+            spec.plan = Some(Tier::Advanced);
+            spec.dedicated = Some(CreateDedicated {
+                region_nodes: BTreeMap::from([(REGION.to_owned(), 1)]),
+                ..CreateDedicated::default()
+            });
+        }
+    }
+    Request { name: wanted.name.as_str().to_owned(), provider: Provider::Aws, spec }
+}
+
+/// What the operator must know about who may connect.
+fn allowlist_note(wanted: &CreateCluster) -> Option<String> {
+    if !wanted.allow.is_empty() {
+        return None;
+    }
+    let name = &wanted.name;
+    Some(match Plan::from(wanted.plan) {
+        Plan::Serverless => format!(
+            "warning: {name} may be reached from every address (passwords and TLS still protect it)\n  \
+             to close it: chitin allowlist add {name} CIDR, then remove 0.0.0.0/0 and ::/0 (chitin allowlist remove)"
+        ),
+        Plan::Dedicated => format!(
+            "note: nobody may connect to {name} yet\n  to let an address in: chitin allowlist add {name} 127.0.0.1/32"
+        ),
+    })
+}
+
+async fn list(cloud: &Cloud, printer: Printer) -> Result<(), Failure> {
+    let clusters = cloud.api.clusters().await?;
+    if clusters.is_empty() && !printer.is_json() {
+        output::say("there is no cluster yet; create one: chitin cluster create NAME");
+        return Ok(());
+    }
+    printer.result(&clusters, || {
+        let row = |cluster: &Cluster| {
+            let created = cluster.created_at.date().to_string();
+            [
+                cluster.name.clone(),
+                cluster.handle().to_owned(),
+                plan(cluster).to_owned(),
+                state(cluster),
+                created,
+            ]
+        };
+        table(["NAME", "ADDRESS", "PLAN", "STATE", "CREATED"], clusters.iter().map(row))
+    })
+}
+
+fn plan(cluster: &Cluster) -> &'static str {
+    match cluster.config {
+        ClusterConfig::Serverless(_) => Plan::Serverless.as_str(),
+        ClusterConfig::Dedicated(_) => Plan::Dedicated.as_str(),
+    }
+}
+
+/// The state in the API's own spelling.
+fn state(cluster: &Cluster) -> String {
+    serde_json::to_value(cluster.state)
+        .ok()
+        .and_then(|state| state.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+fn shown(cluster: &Cluster, detail: &ClusterDetail) -> String {
+    let encryption = match detail.encryption {
+        Some(model::Encryption::None) => "NONE: started with --allow-unencrypted".to_owned(),
+        Some(encryption) => encryption.as_str().to_owned(),
+        None => "not known yet".to_owned(),
+    };
+    let reason = match &detail.phase {
+        Phase::Failed { reason } | Phase::Broken { reason } => reason.clone(),
+        _ => String::new(),
+    };
+    let key = match detail.facts.is_unlocked {
+        Some(true) => "in the kernel",
+        Some(false) => "not in the kernel",
+        None => "",
+    };
+    let allowlist = if detail.is_open_to_every_address {
+        format!("{} entries, OPEN TO EVERY ADDRESS", detail.allowlist_entries)
+    } else {
+        format!("{} entries", detail.allowlist_entries)
+    };
+    let protection = match cluster.delete_protection {
+        Protection::Enabled => "protected from deletion",
+        Protection::Disabled => "",
+    };
+    facts([
+        ("name", cluster.name.clone()),
+        ("id", cluster.id.to_string()),
+        ("address", format!("{} ({})", cluster.handle(), cluster.sql_dns)),
+        ("plan", plan(cluster).to_owned()),
+        ("state", format!("{}, {}", state(cluster), detail.phase.as_str())),
+        ("reason", reason),
+        (
+            "engine",
+            detail.engine_version.as_ref().map(|version| format!("PostgreSQL {version}")).unwrap_or_default(),
+        ),
+        ("sessions", detail.facts.sessions.to_string()),
+        ("encryption", encryption),
+        ("volume key", key.to_owned()),
+        ("allowlist", allowlist),
+        ("protection", protection.to_owned()),
+        ("created", cluster.created_at.format(&Rfc3339).unwrap_or_default()),
+    ])
+}
+
+async fn protect(cloud: &Cloud, text: &str, off: bool, printer: Printer) -> Result<(), Failure> {
+    let cluster = cloud.cluster(text).await?;
+    let protection = if off { Protection::Disabled } else { Protection::Enabled };
+    let change = UpdateCluster { delete_protection: Some(protection), ..UpdateCluster::default() };
+    let changed = cloud.api.update_cluster(cluster.id, &change).await?;
+    printer.result(&changed, || {
+        let state = if off { "may be deleted" } else { "is protected from deletion" };
+        format!("{} {state}", cluster.name)
+    })
+}
+
+async fn delete(cloud: &Cloud, text: &str, yes: bool, printer: Printer) -> Result<(), Failure> {
+    let cluster = cloud.cluster(text).await?;
+    if cluster.delete_protection == Protection::Enabled {
+        return Err(Failure::new(Kind::Failed, format!("{} is protected from deletion", cluster.name))
+            .next(format!("chitin cluster protect {} --off", cluster.name)));
+    }
+    confirm::destruction("cluster", &cluster.name, yes)?;
+    let spinner = printer.spinner("destroying the key, then the data");
+    let deleted = cloud.api.delete_cluster(cluster.id).await;
+    spinner.finish_and_clear();
+    let deleted = deleted.map_err(|error| match error {
+        Error::Refused { code: UNAVAILABLE, message, .. } => Failure::new(
+            Kind::Failed,
+            format!("the deletion of {} is not finished yet: {message}", cluster.name),
+        )
+        .next("it goes on by itself; look again with: chitin cluster list"),
+        other => other.into(),
+    })?;
+    printer.result(&deleted, || format!("deleted {}: its key, then its data", cluster.name))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::PlanName;
+
+    fn wanted(plan: PlanName, allow: &[&str]) -> CreateCluster {
+        CreateCluster {
+            name: "my-shop".parse().unwrap(),
+            plan,
+            allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
+            protect: true,
+        }
+    }
+
+    #[test]
+    fn an_open_cluster_warns_a_closed_one_says_how_to_open_it_and_a_set_one_says_nothing() {
+        let open = allowlist_note(&wanted(PlanName::Serverless, &[])).unwrap();
+        assert!(open.starts_with("warning:") && open.contains("every address"), "{open}");
+        let closed = allowlist_note(&wanted(PlanName::Dedicated, &[])).unwrap();
+        assert!(closed.starts_with("note:") && closed.contains("allowlist add my-shop"), "{closed}");
+        for plan in [PlanName::Serverless, PlanName::Dedicated] {
+            assert_eq!(allowlist_note(&wanted(plan, &["10.0.0.0/8"])), None);
+        }
+    }
+
+    #[test]
+    fn ranges_of_its_own_mean_that_a_serverless_cluster_does_not_begin_open() {
+        let begins_empty = |allow: &[&str]| {
+            request(&wanted(PlanName::Serverless, allow)).spec.serverless.unwrap().with_empty_ip_allowlist
+        };
+        assert_eq!((begins_empty(&[]), begins_empty(&["10.0.0.0/8"])), (None, Some(true)));
+        let dedicated = request(&wanted(PlanName::Dedicated, &[])).spec;
+        assert!(dedicated.serverless.is_none() && dedicated.delete_protection == Some(Protection::Enabled));
+    }
+}

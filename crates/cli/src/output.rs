@@ -1,0 +1,129 @@
+//! Results to standard output, as tables for people or JSON for programs; everything else to standard error.
+
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+
+use comfy_table::{ContentArrangement, Table, presets};
+use indicatif::{ProgressBar, ProgressStyle};
+use serde::Serialize;
+
+use crate::command::Output;
+use crate::failure::{Failure, Kind, printable};
+
+/// Width of a table that does not go to a terminal.
+const WIDTH_DEFAULT: u16 = 120;
+/// A table on a narrower terminal is cut by the terminal instead of falling apart.
+const WIDTH_MIN: u16 = 60;
+
+/// Where a command's words go.
+#[derive(Clone, Copy, Debug)]
+pub struct Printer {
+    output: Output,
+}
+
+impl Printer {
+    /// A printer for this form.
+    pub fn new(output: Output) -> Self {
+        Self { output }
+    }
+
+    /// Whether programs read the result.
+    pub fn is_json(self) -> bool {
+        self.output == Output::Json
+    }
+
+    /// Prints a result: as JSON, or as the text that `table` makes.
+    pub fn result<T: Serialize>(self, value: &T, table: impl FnOnce() -> String) -> Result<(), Failure> {
+        let text = match self.output {
+            Output::Json => serde_json::to_string_pretty(value)
+                .map_err(|error| Failure::new(Kind::Failed, format!("the result is no JSON: {error}")))?,
+            Output::Table => table(),
+        };
+        line(&text)
+    }
+
+    /// A spinner on a terminal, nothing elsewhere.
+    pub fn spinner(self, text: &str) -> ProgressBar {
+        if self.is_json() || !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::new_spinner();
+        if let Ok(style) = ProgressStyle::with_template("{spinner} {msg} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_message(text.to_owned());
+        bar.enable_steady_tick(Duration::from_millis(100));
+        bar
+    }
+}
+
+/// Prints one line of data.
+pub fn line(text: &str) -> Result<(), Failure> {
+    let mut out = std::io::stdout().lock();
+    match writeln!(out, "{text}").and_then(|()| out.flush()) {
+        // The reader, for instance `head`, has seen enough.
+        Err(error) if error.kind() == std::io::ErrorKind::BrokenPipe => Ok(()),
+        other => Ok(other?),
+    }
+}
+
+/// Says something to a person.
+pub fn say(text: &str) {
+    // When nobody can read it, there is nobody to tell.
+    let _ = writeln!(std::io::stderr().lock(), "{}", printable(text));
+}
+
+/// A table with a heading, as wide as the terminal.
+pub fn table<const N: usize>(heading: [&str; N], rows: impl IntoIterator<Item = [String; N]>) -> String {
+    let mut table = Table::new();
+    table.load_preset(presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
+    table.set_width(width());
+    table.set_header(heading);
+    for row in rows {
+        table.add_row(row.map(|cell| printable(&cell)));
+    }
+    for column in table.column_iter_mut() {
+        column.set_padding((0, 2));
+    }
+    let lines: Vec<String> = table.lines().map(|line| line.trim_end().to_owned()).collect();
+    lines.join("\n")
+}
+
+/// Facts about one thing, a line each.
+pub fn facts<'a>(facts: impl IntoIterator<Item = (&'a str, String)>) -> String {
+    let facts: Vec<_> = facts.into_iter().filter(|(_, value)| !value.is_empty()).collect();
+    let width = facts.iter().map(|(name, _)| name.len()).max().unwrap_or(0);
+    let lines: Vec<String> =
+        facts.iter().map(|(name, value)| format!("{name:width$}  {}", printable(value))).collect();
+    lines.join("\n")
+}
+
+fn width() -> u16 {
+    let out = std::io::stdout();
+    if !out.is_terminal() {
+        return WIDTH_DEFAULT;
+    }
+    rustix::termios::tcgetwinsize(out).map_or(WIDTH_DEFAULT, |size| size.ws_col.max(WIDTH_MIN))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_has_its_heading_and_every_cell() {
+        let text = table(["name", "state"], [["my-shop".to_owned(), "CREATED".to_owned()]]);
+        for word in ["name", "state", "my-shop", "CREATED"] {
+            assert!(text.contains(word), "{text}");
+        }
+        assert!(text.lines().all(|line| line == line.trim_end()));
+    }
+
+    #[test]
+    fn facts_without_a_value_are_left_out() {
+        assert_eq!(
+            facts([("name", "a".to_owned()), ("gone", String::new()), ("id", "b".to_owned())]),
+            "name  a\nid    b"
+        );
+    }
+}

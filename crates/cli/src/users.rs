@@ -1,0 +1,103 @@
+//! `chitin user`: create, list, password, delete.
+
+use std::io::Read;
+
+use api::{Cluster, SecretText};
+
+use crate::cloud::Cloud;
+use crate::command::{UserCommand, UserPassword};
+use crate::failure::{Failure, Kind};
+use crate::output::{self, Printer, table};
+use crate::{confirm, password, url};
+
+/// Longest password that is read, as libpq and PostgreSQL's own SCRAM code bound it.
+const PASSWORD_BYTES_MAX: usize = 1_024;
+
+/// Carries out a command.
+pub async fn run(cloud: &Cloud, command: UserCommand, printer: Printer) -> Result<(), Failure> {
+    match command {
+        UserCommand::Create(wanted) => {
+            let cluster = cloud.cluster(&wanted.cluster).await?;
+            let (password, is_ours) = password_for(&wanted)?;
+            cloud.api.create_sql_user(cluster.id, &wanted.user, password.clone()).await?;
+            show(cloud, &cluster, &wanted.user, &password, is_ours, printer).await
+        }
+        UserCommand::Password(wanted) => {
+            let cluster = cloud.cluster(&wanted.cluster).await?;
+            let (password, is_ours) = password_for(&wanted)?;
+            cloud.api.set_password(cluster.id, &wanted.user, password.clone()).await?;
+            show(cloud, &cluster, &wanted.user, &password, is_ours, printer).await
+        }
+        UserCommand::List(one) => {
+            let cluster = cloud.cluster(&one.cluster).await?;
+            let users = cloud.api.sql_users(cluster.id).await?;
+            if users.is_empty() && !printer.is_json() {
+                output::say(&format!(
+                    "there is no user yet; create one: chitin user create {} NAME",
+                    cluster.name
+                ));
+                return Ok(());
+            }
+            printer.result(&users, || table(["USER"], users.iter().map(|user| [user.name.clone()])))
+        }
+        UserCommand::Delete { cluster, user, yes } => {
+            let cluster = cloud.cluster(&cluster).await?;
+            confirm::destruction("user", &user, yes)?;
+            let deleted = cloud.api.delete_sql_user(cluster.id, &user).await?;
+            printer.result(&deleted, || {
+                format!("deleted {user}; what it owned belongs to {}", model::ADMIN_ROLE)
+            })
+        }
+    }
+}
+
+/// The password to set, and whether it was made here and must be shown.
+fn password_for(wanted: &UserPassword) -> Result<(SecretText, bool), Failure> {
+    if !wanted.password_stdin {
+        return Ok((password::generate()?, true));
+    }
+    let mut text = String::new();
+    let bytes_max = u64::try_from(PASSWORD_BYTES_MAX + 2).unwrap_or(u64::MAX);
+    std::io::stdin().lock().take(bytes_max).read_to_string(&mut text)?;
+    let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
+    if line.is_empty() || line.len() > PASSWORD_BYTES_MAX || line.contains('\n') {
+        return Err(Failure::new(
+            Kind::Usage,
+            format!(
+                "standard input must hold one line with the password, at most {PASSWORD_BYTES_MAX} bytes"
+            ),
+        ));
+    }
+    Ok((SecretText::new(line.to_owned()), false))
+}
+
+async fn show(
+    cloud: &Cloud,
+    cluster: &Cluster,
+    user: &str,
+    password: &SecretText,
+    is_ours: bool,
+    printer: Printer,
+) -> Result<(), Failure> {
+    if printer.is_json() {
+        let shown = if is_ours {
+            serde_json::json!({ "name": user, "password": password.expose() })
+        } else {
+            serde_json::json!({ "name": user })
+        };
+        return printer.result(&shown, String::new);
+    }
+    if is_ours {
+        output::line(&format!(
+            "user      {user}\npassword  {}   (shown once; nobody can read it again)",
+            password.expose()
+        ))?;
+    } else {
+        output::line(&format!("user      {user}"))?;
+    }
+    // The user exists; a connection string that cannot be had now is no reason to fail.
+    if let Ok(url) = url::of(cloud, cluster, user, model::DEFAULT_DATABASE).await {
+        output::say(&format!("next: psql \"{url}\""));
+    }
+    Ok(())
+}
