@@ -1,2 +1,90 @@
-//! x
-fn main() {}
+//! Chitin: one machine becomes a secure SQL cloud.
+
+mod administration;
+mod certificates;
+mod cloud;
+mod config;
+mod directory;
+mod http;
+mod logging;
+mod paths;
+mod presence;
+mod start;
+mod waker;
+mod watch;
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+use crate::config::StartOptions;
+
+/// The hard shell around SQL: one machine becomes a secure PostgreSQL cloud
+#[derive(Debug, Parser)]
+#[command(name = "chitin", version, propagate_version = true)]
+struct CommandLine {
+    #[command(flatten)]
+    global: cli::Global,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Start the cloud on this machine and keep it in the foreground
+    #[command(
+        after_help = "Example:  chitin start --data /var/lib/chitin\nNext:     chitin cluster create my-shop"
+    )]
+    Start(Box<StartOptions>),
+    #[command(flatten)]
+    Client(cli::Command),
+}
+
+fn main() -> ExitCode {
+    let CommandLine { global, command } = CommandLine::parse();
+    match command {
+        Command::Start(options) => start(&options),
+        Command::Client(command) => cli::run(command, &global, CommandLine::command()),
+    }
+}
+
+fn start(options: &StartOptions) -> ExitCode {
+    logging::start();
+    // Before there is a second thread: the new namespace must hold for all of them.
+    if let Err(cause) = engine::isolate_mounts() {
+        tracing::error!(%cause, "the program could not get a mount namespace of its own");
+        return ExitCode::FAILURE;
+    }
+    keep_secrets_in();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(cause) => {
+            tracing::error!(%cause, "the program could not start its threads");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(start::run(options)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            tracing::error!("{cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Keys must not reach a core file, and every session needs descriptors.
+fn keep_secrets_in() {
+    let none = Rlimit { current: Some(0), maximum: Some(0) };
+    if let Err(cause) = setrlimit(Resource::Core, none) {
+        tracing::warn!(%cause, "core files could not be switched off");
+    }
+    if let Err(cause) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
+    {
+        tracing::warn!(%cause, "memory dumps could not be switched off");
+    }
+    let files = getrlimit(Resource::Nofile);
+    if let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
+        tracing::warn!(%cause, "the bound on open files could not be raised");
+    }
+}

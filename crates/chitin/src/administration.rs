@@ -1,0 +1,388 @@
+//! What the API may have done on a cluster's engine: users, databases, waking, sleeping, and evidence for `verify`.
+//!
+//! Whoever works on an engine is counted as using it, so that it does not fall asleep meanwhile.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use api::{Database, Facts, Machine, Outcome, ProofRow};
+use async_trait::async_trait;
+use control::Refusal;
+use engine::{Administration as Engine, Capability, Host, SearchReport};
+use gateway::Cut;
+use gateway::directory::NotReady;
+use identity::scram::Verifier;
+use model::{
+    Clock, ClusterId, DatabaseName, Encryption, INTERNAL_ROLE, Phase, Power, RoleName, SqlRole, Wish,
+};
+use store::Store;
+use tokio::time::timeout;
+
+use crate::presence::{Errand, Presence};
+use crate::waker::Waker;
+
+/// For one errand on an engine that is awake.
+const ERRAND_MAX: Duration = Duration::from_secs(120);
+/// For a cluster to fall asleep.
+const SLEEP_MAX: Duration = Duration::from_secs(130);
+/// Should a change be missed, it is looked again after this.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+const AT_REST: &str = "all data encrypted at rest";
+const PASSWORDS: &str = "username and password";
+const SANDBOX: &str = "sandbox";
+
+/// Does the errands.
+pub struct Administrator {
+    store: Arc<Store>,
+    host: Arc<Host>,
+    presence: Arc<Presence>,
+    waker: Arc<Waker>,
+    clock: Arc<dyn Clock>,
+}
+
+impl Administrator {
+    /// Puts the administrator together.
+    pub fn new(
+        store: Arc<Store>,
+        host: Arc<Host>,
+        presence: Arc<Presence>,
+        waker: Arc<Waker>,
+        clock: Arc<dyn Clock>,
+    ) -> Arc<Self> {
+        Arc::new(Self { store, host, presence, waker, clock })
+    }
+
+    /// Wakes the cluster; while the errand lives it stays awake.
+    async fn awake(&self, id: ClusterId) -> Result<Errand, Refusal> {
+        if self.store.snapshot().get(&id).is_none() {
+            return Err(Refusal::no_cluster(id));
+        }
+        let errand = self.presence.errand(id);
+        self.waker.wake(id).await.map_err(|reason| match reason {
+            NotReady::Gone => Refusal::no_cluster(id),
+            NotReady::Failed => {
+                Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
+            }
+            NotReady::TimedOut => too_slow(),
+        })?;
+        Ok(errand)
+    }
+
+    /// Wakes the cluster and opens a line to its engine.
+    async fn open(&self, id: ClusterId) -> Result<(Errand, Engine), Refusal> {
+        let errand = self.awake(id).await?;
+        let engine = within(self.host.administration(id)).await?;
+        Ok((errand, engine))
+    }
+
+    /// Keeps changed roles at once, for sign-in while the cluster sleeps.
+    async fn keep_roles(&self, id: ClusterId, engine: &Engine) -> Result<(), Refusal> {
+        let roles = within(engine.roles()).await?;
+        let store = self.store.clone();
+        Ok(blocking(move || store.set_roles(id, roles)).await?)
+    }
+
+    fn volume_row(&self, id: ClusterId) -> ProofRow {
+        let claim = "the cluster's files lie in an encrypted volume with a key of its own";
+        let Some(state) = self.host.volume_state(id) else {
+            return failed(AT_REST, claim, "the volume was not found");
+        };
+        let outcome = match state.encryption {
+            Encryption::None => Outcome::Missing,
+            Encryption::Fscrypt | Encryption::FscryptImage | Encryption::Gocryptfs => Outcome::Proven,
+        };
+        row(AT_REST, claim, outcome, &format!("{}: {}", state.encryption.as_str(), state.evidence))
+    }
+
+    /// Writes a row, and looks for it in what a thief of the disk would have.
+    async fn canary_row(&self, id: ClusterId, engine: &Engine) -> ProofRow {
+        let claim = "a row that was just written is not found in the raw bytes of the volume";
+        let canary = format!("chitin-canary-{}", identity::password::generate().expose());
+        let searched = match within(engine.write_canary(&canary)).await {
+            Ok(()) => within(self.host.search(id, &canary)).await,
+            Err(cause) => Err(cause),
+        };
+        if let Err(cause) = within(engine.remove_canary()).await {
+            tracing::warn!(cluster = %id, ?cause, "the canary row could not be removed");
+        }
+        match searched {
+            Ok(report) => {
+                let is_plain =
+                    self.host.volume_state(id).is_none_or(|state| state.encryption == Encryption::None);
+                let evidence = format!(
+                    "{} bytes of {} searched: found {} times; in the files as the engine sees them: {} times",
+                    report.bytes, report.place, report.hits, report.hits_in_plaintext
+                );
+                row(AT_REST, claim, canary_outcome(&report, is_plain), &evidence)
+            }
+            Err(cause) => failed(AT_REST, claim, &cause.to_string()),
+        }
+    }
+
+    fn sandbox_rows(&self, id: ClusterId) -> Vec<ProofRow> {
+        match self.host.sandbox_evidence(id) {
+            Ok(evidence) => evidence
+                .into_iter()
+                .map(|seen| {
+                    let outcome = match seen.is_proven {
+                        Some(true) => Outcome::Proven,
+                        Some(false) => Outcome::Failed,
+                        None => Outcome::Missing,
+                    };
+                    row(SANDBOX, &seen.claim, outcome, &seen.evidence)
+                })
+                .collect(),
+            Err(cause) => {
+                vec![failed(SANDBOX, "the engine's process can be looked at", &cause.to_string())]
+            }
+        }
+    }
+}
+
+#[async_trait]
+impl control::Administration for Administrator {
+    async fn users(&self, id: ClusterId) -> Result<Vec<String>, Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        within(engine.users()).await
+    }
+
+    async fn create_user(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        within(engine.create_user(name, verifier)).await?;
+        self.keep_roles(id, &engine).await
+    }
+
+    async fn set_verifier(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        within(engine.set_verifier(name, verifier)).await?;
+        self.keep_roles(id, &engine).await
+    }
+
+    async fn drop_user(&self, id: ClusterId, name: &RoleName) -> Result<(), Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        within(engine.drop_user(name)).await?;
+        self.presence
+            .cut(|facts| (facts.cluster == id && *facts.user == *name.as_str()).then_some(Cut::User));
+        self.keep_roles(id, &engine).await
+    }
+
+    async fn databases(&self, id: ClusterId) -> Result<Vec<Database>, Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        let databases = within(engine.databases()).await?;
+        let shown =
+            |database: engine::Database| Database { name: database.name, table_count: database.table_count };
+        Ok(databases.into_iter().map(shown).collect())
+    }
+
+    async fn create_database(&self, id: ClusterId, name: &DatabaseName) -> Result<(), Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        within(engine.create_database(name)).await
+    }
+
+    async fn rename_database(
+        &self,
+        id: ClusterId,
+        from: &DatabaseName,
+        to: &DatabaseName,
+    ) -> Result<(), Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        within(engine.rename_database(from, to)).await
+    }
+
+    async fn drop_database(&self, id: ClusterId, name: &DatabaseName) -> Result<(), Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        within(engine.drop_database(name)).await
+    }
+
+    async fn wake(&self, id: ClusterId) -> Result<(), Refusal> {
+        self.awake(id).await.map(drop)
+    }
+
+    async fn sleep(&self, id: ClusterId) -> Result<(), Refusal> {
+        let (store, now) = (self.store.clone(), self.clock.now());
+        blocking(move || store.wish(id, Wish::Exists(Power::Asleep), now)).await?;
+        self.presence.cut(|facts| (facts.cluster == id).then_some(Cut::Asleep));
+        let asleep = async {
+            let mut changes = self.store.changes();
+            loop {
+                changes.mark_unchanged();
+                let snapshot = self.store.snapshot();
+                let entry = snapshot.get(&id).ok_or_else(|| Refusal::no_cluster(id))?;
+                match (entry.cluster.wish, &entry.seen.phase) {
+                    (Wish::Deleted, _) => return Err(Refusal::no_cluster(id)),
+                    (_, Phase::Asleep) => return Ok(()),
+                    (_, Phase::Failed { reason }) => return Err(Refusal::wrong_state(reason.clone())),
+                    (Wish::Exists(Power::Running), _) => {
+                        return Err(Refusal::wrong_state(
+                            "somebody signed in meanwhile and woke the cluster",
+                        ));
+                    }
+                    (Wish::Exists(Power::Asleep), _) => {}
+                }
+                // A lost change costs a moment.
+                let _ = timeout(LOOK_EVERY, changes.changed()).await;
+            }
+        };
+        timeout(SLEEP_MAX, asleep).await.map_err(|_| too_slow())?
+    }
+
+    async fn facts(&self, id: ClusterId) -> Result<Facts, Refusal> {
+        let host = self.host.clone();
+        // The kernel's answer may take a moment: it is read from files and by ioctl.
+        let volume = blocking(move || host.volume_state(id)).await;
+        Ok(Facts {
+            sessions: self.presence.sessions(id),
+            is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
+            volume_evidence: volume.map(|volume| volume.evidence),
+        })
+    }
+
+    fn machine(&self) -> Machine {
+        let posture = self.host.posture();
+        let wall = |name: &str, capability: &Capability| {
+            let (is_present, explanation, next_step) = match capability {
+                Capability::Present { how } => (true, how.clone(), None),
+                Capability::Missing { why, next_step } => (false, why.clone(), Some(next_step.clone())),
+            };
+            api::Capability { name: name.to_owned(), is_present, explanation, next_step }
+        };
+        Machine {
+            postgres_version: posture.postgres_version.clone(),
+            encryption: posture.encryption,
+            no_encryption_reason: posture.no_encryption_reason.clone(),
+            is_unencrypted_allowed: posture.is_unencrypted_allowed,
+            capabilities: vec![
+                wall(SANDBOX, &posture.sandbox),
+                wall("own OS users", &posture.own_users),
+                wall("resource limits", &posture.cgroups),
+            ],
+        }
+    }
+
+    async fn prove(&self, id: ClusterId) -> Result<Vec<ProofRow>, Refusal> {
+        let (_errand, engine) = self.open(id).await?;
+        let mut rows = vec![self.volume_row(id), self.canary_row(id, &engine).await];
+        rows.extend(self.sandbox_rows(id));
+        rows.push(passwords_row(&within(engine.roles()).await?));
+        Ok(rows)
+    }
+}
+
+impl std::fmt::Debug for Administrator {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Administrator")
+    }
+}
+
+fn canary_outcome(report: &SearchReport, is_plain: bool) -> Outcome {
+    match (report.hits, report.hits_in_plaintext) {
+        // The control: a search that does not even find the row where it must be proves nothing.
+        (_, 0) => Outcome::Failed,
+        (0, _) => Outcome::Proven,
+        _ if is_plain => Outcome::Missing,
+        _ => Outcome::Failed,
+    }
+}
+
+/// What the engine keeps of passwords, told without telling any of it.
+fn passwords_row(roles: &[SqlRole]) -> ProofRow {
+    let claim = "every password is kept as a SCRAM-SHA-256 verifier only";
+    let kept: Vec<(&str, &str)> = roles
+        .iter()
+        .filter(|role| role.name != INTERNAL_ROLE)
+        .filter_map(|role| Some((role.name.as_str(), role.verifier.as_deref()?)))
+        .collect();
+    let others: Vec<&str> =
+        kept.iter().filter(|(_, text)| Verifier::parse(text).is_err()).map(|(name, _)| *name).collect();
+    if others.is_empty() {
+        let evidence = format!("pg_authid: {} passwords, all of them SCRAM-SHA-256", kept.len());
+        row(PASSWORDS, claim, Outcome::Proven, &evidence)
+    } else {
+        failed(PASSWORDS, claim, &format!("pg_authid holds another kind for: {}", others.join(", ")))
+    }
+}
+
+fn row(feature: &str, claim: &str, outcome: Outcome, evidence: &str) -> ProofRow {
+    ProofRow { feature: feature.to_owned(), claim: claim.to_owned(), outcome, evidence: evidence.to_owned() }
+}
+
+fn failed(feature: &str, claim: &str, cause: &str) -> ProofRow {
+    row(feature, claim, Outcome::Failed, cause)
+}
+
+fn too_slow() -> Refusal {
+    Refusal::busy("it took too long; it may still be carried out, so look before you repeat it")
+}
+
+/// One errand on an engine, within its time and in the API's words.
+async fn within<T>(work: impl Future<Output = Result<T, engine::Error>>) -> Result<T, Refusal> {
+    match timeout(ERRAND_MAX, work).await {
+        Ok(done) => done.map_err(refusal),
+        Err(_) => Err(too_slow()),
+    }
+}
+
+fn refusal(cause: engine::Error) -> Refusal {
+    let text = cause.to_string();
+    match cause {
+        engine::Error::NotFound { .. } => Refusal::not_found(text),
+        engine::Error::AlreadyExists { .. } => Refusal::exists(text),
+        engine::Error::Refused(_) => Refusal::wrong_state(text),
+        engine::Error::Unready(_) | engine::Error::Asleep => Refusal::busy(text),
+        engine::Error::NoPostgres { .. }
+        | engine::Error::NoSandbox { .. }
+        | engine::Error::NoEncryption { .. }
+        | engine::Error::InUse { .. }
+        | engine::Error::File { .. }
+        | engine::Error::Program { .. }
+        | engine::Error::Key(_) => Refusal::internal(text),
+    }
+}
+
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(done) => done,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keys::SecretText;
+
+    use super::*;
+
+    fn role(name: &str, verifier: Option<&str>) -> SqlRole {
+        SqlRole {
+            name: name.to_owned(),
+            can_login: true,
+            verifier: verifier.map(str::to_owned),
+            valid_until: None,
+            connection_limit: -1,
+        }
+    }
+
+    #[test]
+    fn another_kind_of_password_is_named_and_no_password_is_told() {
+        let scram = Verifier::from_password(&SecretText::new("a good password".to_owned())).to_string();
+        let good = passwords_row(&[role("maria", Some(&scram)), role("admin", None)]);
+        assert_eq!(good.outcome, Outcome::Proven);
+        let bad = passwords_row(&[role("maria", Some(&scram)), role("otto", Some("md5-canary"))]);
+        assert_eq!(bad.outcome, Outcome::Failed);
+        assert!(bad.evidence.contains("otto") && !bad.evidence.contains("canary"), "{}", bad.evidence);
+    }
+
+    #[test]
+    fn a_search_that_finds_nothing_anywhere_proves_nothing() {
+        let report = |hits, hits_in_plaintext| SearchReport {
+            place: "the image".to_owned(),
+            bytes: 1,
+            hits,
+            hits_in_plaintext,
+        };
+        assert_eq!(canary_outcome(&report(0, 0), false), Outcome::Failed);
+        assert_eq!(canary_outcome(&report(0, 100), false), Outcome::Proven);
+        assert_eq!(canary_outcome(&report(1, 100), false), Outcome::Failed);
+        assert_eq!(canary_outcome(&report(100, 100), true), Outcome::Missing);
+    }
+}

@@ -1,0 +1,346 @@
+//! Puts the rooms of one cloud together, opens its doors, and closes everything in order.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Host, HostConfig};
+use gateway::Gateway;
+use identity::api_key::ApiKeyText;
+use keys::{Authority, KeyEncryptionKey};
+use model::{Clock, SystemClock};
+use reconcile::{Gate, Reconciler};
+use store::{ApiKey, Store};
+use tokio::net::TcpListener;
+use tokio::task::JoinSet;
+use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
+
+use crate::administration::Administrator;
+use crate::certificates::{self, Certificates};
+use crate::config::StartOptions;
+use crate::directory::Directory;
+use crate::paths::{Endpoint, Paths, Unsuitable};
+use crate::presence::Presence;
+use crate::waker::Waker;
+use crate::{http, watch};
+
+/// For engines to stop and volumes to be locked when the program ends.
+const SHUTDOWN_MAX: Duration = Duration::from_secs(90);
+
+/// Why the cloud could not be started. Each text says what to do.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    Data(#[from] Unsuitable),
+    /// A key cannot be used.
+    #[error(transparent)]
+    Key(#[from] keys::Error),
+    /// The machine does not give what engines need.
+    #[error(transparent)]
+    Engine(#[from] engine::Error),
+    /// The state cannot be used.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// There is no certificate to show.
+    #[error("{0}")]
+    Certificate(#[from] certificates::Error),
+    /// A door cannot be opened.
+    #[error("could not listen on {address} for {what}: {source}; {next_step}")]
+    Listen {
+        /// Which door.
+        what: &'static str,
+        /// Where.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+        /// What to do.
+        next_step: String,
+    },
+    /// TLS cannot be set up.
+    #[error("TLS could not be set up: {0}")]
+    Tls(#[from] rustls::Error),
+    /// A part ended that should have run on.
+    #[error("{0} ended unexpectedly; the log above says why")]
+    Ended(&'static str),
+}
+
+/// A running cloud.
+pub struct Cloud {
+    /// Where everything lies.
+    pub paths: Paths,
+    /// Its engines.
+    pub host: Arc<Host>,
+    /// Its state.
+    pub store: Arc<Store>,
+    /// Where SQL clients connect.
+    pub sql: SocketAddr,
+    /// Where the API answers.
+    pub http: SocketAddr,
+    doors: Stage,
+    loops: Stage,
+}
+
+/// Tasks that are stopped together and awaited together.
+struct Stage {
+    stop: CancellationToken,
+    tasks: JoinSet<&'static str>,
+}
+
+impl Stage {
+    fn new() -> Self {
+        Self { stop: CancellationToken::new(), tasks: JoinSet::new() }
+    }
+
+    fn spawn(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+        self.tasks.spawn(async move {
+            work.await;
+            name
+        });
+    }
+
+    /// Waits for a task to end by itself, which none should.
+    async fn failed(&mut self) -> &'static str {
+        match self.tasks.join_next().await {
+            Some(Ok(name)) => name,
+            Some(Err(panic)) => {
+                tracing::error!(%panic, "a part of the program broke");
+                "a part of the program"
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    async fn close(&mut self) {
+        self.stop.cancel();
+        while let Some(ended) = self.tasks.join_next().await {
+            if let Err(panic) = ended {
+                tracing::error!(%panic, "a part of the program broke while it stopped");
+            }
+        }
+    }
+}
+
+impl Cloud {
+    /// Opens everything; when this returns, clients are let in.
+    pub async fn open(options: &StartOptions) -> Result<Self, Error> {
+        let paths = Paths::prepare(&options.data)?;
+        let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+        let kek = Arc::new(KeyEncryptionKey::open_or_create(&paths.key_encryption_key())?);
+        let host = Host::open(HostConfig {
+            data: paths.data().to_owned(),
+            kek: kek.clone(),
+            allow_unencrypted: options.allow_unencrypted,
+            postgres_bin: options.postgres_bin.clone(),
+            encryption: options.encryption.map(Into::into),
+        })
+        .await?;
+        // Only now is it certain that no other Chitin runs here.
+        paths.forget_endpoint();
+        if let (None, false) = (host.posture().encryption, options.allow_unencrypted) {
+            let reason = host.posture().no_encryption_reason.clone().unwrap_or_default();
+            return Err(engine::Error::NoEncryption { reason }.into());
+        }
+        let store = Store::open(&paths.state(), kek.sealer("state")?)?;
+        let authority = Authority::open_or_create(paths.data(), &kek.sealer("authority")?, &*clock)?;
+        let hostnames: Vec<String> = machine_name().into_iter().chain(options.hostnames.clone()).collect();
+        let files = options.tls_cert.as_deref().zip(options.tls_key.as_deref());
+        let certificates = Certificates::new(authority, clock.clone(), &hostnames, files)?;
+        ensure_admin_key(&paths, &store, &*clock)?;
+
+        let sql = listen("SQL", &options.sql, "--sql").await?;
+        let http = listen("the API", &options.http, "--http").await?;
+        let (sql_address, http_address) = (local_address("SQL", &sql)?, local_address("the API", &http)?);
+
+        let gate = Arc::new(Gate::default());
+        let presence = Arc::new(Presence::default());
+        let directory = Directory::new(store.clone(), host.clone(), clock.clone(), kek.sealer("stand-ins")?);
+        let waker = Waker::new(store.clone(), host.clone(), clock.clone(), gate.clone());
+        let settings = gateway::Settings { idle_max: options.idle_timeout, ..gateway::Settings::default() };
+        let gateway =
+            Arc::new(Gateway::new(settings, certificates.clone(), directory.clone(), waker.clone()));
+        presence.join(gateway.sessions());
+        let reconciler = Reconciler::new(
+            store.clone(),
+            host.clone(),
+            presence.clone(),
+            clock.clone(),
+            reconcile::Settings { idle_after: options.idle_after, ..reconcile::Settings::default() },
+            gate.clone(),
+        );
+        let administration =
+            Administrator::new(store.clone(), host.clone(), presence.clone(), waker.clone(), clock.clone());
+        let settings = control::Settings {
+            sql_host: "localhost".to_owned(),
+            sql_port: sql_address.port(),
+            sql: sql_address.to_string(),
+            http: http_address.to_string(),
+            ca_pem: certificates.root_pem().to_owned(),
+            ca_path: Some(paths.root_certificate().display().to_string()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+        };
+        let router = control::router(control::State {
+            store: store.clone(),
+            administration,
+            clock: clock.clone(),
+            settings: Arc::new(settings),
+        });
+
+        let (mut doors, mut loops) = (Stage::new(), Stage::new());
+        loops.spawn("the reconciler", reconciler.run(loops.stop.clone()));
+        loops.spawn(
+            "the watch over sessions",
+            watch::run(store.clone(), presence.clone(), directory.clone(), loops.stop.clone()),
+        );
+        loops.spawn("the watch over certificates", certificates.clone().watch(loops.stop.clone()));
+        let stop = doors.stop.clone();
+        doors.spawn("the SQL door", async move { gateway.serve(sql, stop).await });
+        let stop = doors.stop.clone();
+        doors.spawn("the API's door", async move {
+            if let Err(cause) = http::serve(http, certificates, router, stop).await {
+                tracing::error!(%cause, "the API's door could not be opened");
+            }
+        });
+        let endpoint = Endpoint {
+            sql: sql_address.to_string(),
+            http: http_address.to_string(),
+            pid: std::process::id(),
+        };
+        paths.tell_endpoint(&endpoint)?;
+        Ok(Self { paths, host, store, sql: sql_address, http: http_address, doors, loops })
+    }
+
+    /// Waits for a part to end that should not. To be raced with the signal to stop.
+    pub async fn failed(&mut self) -> Error {
+        let part = tokio::select! {
+            part = self.doors.failed() => part,
+            part = self.loops.failed() => part,
+        };
+        Error::Ended(part)
+    }
+
+    /// Closes the doors, lets sessions finish, stops the loops, then stops engines and locks volumes. When `hurry`
+    /// is cancelled, sessions are not waited for any longer.
+    pub async fn close(mut self, hurry: CancellationToken) {
+        self.paths.forget_endpoint();
+        let gently = async {
+            self.doors.close().await;
+            self.loops.close().await;
+        };
+        tokio::select! {
+            () = gently => {}
+            () = hurry.cancelled() => tracing::warn!("stopping at once"),
+        }
+        self.doors.tasks.abort_all();
+        self.loops.tasks.abort_all();
+        if timeout(SHUTDOWN_MAX, self.host.shutdown()).await.is_err() {
+            tracing::error!("engines did not stop in time; the next start clears away what is left");
+        }
+        // Aborted tasks are awaited too, so that nothing of theirs outlives us.
+        self.doors.close().await;
+        self.loops.close().await;
+    }
+}
+
+impl std::fmt::Debug for Cloud {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Cloud").field("paths", &self.paths).finish_non_exhaustive()
+    }
+}
+
+/// What this machine calls itself, if that can stand in a certificate.
+fn machine_name() -> Option<String> {
+    let name = rustix::system::uname().nodename().to_str().ok()?.to_owned();
+    let is_plain = name.len() <= 253
+        && name.split('.').all(|label| {
+            (1..=63).contains(&label.len())
+                && label.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'-')
+        });
+    is_plain.then_some(name)
+}
+
+/// Hands the local administrator a key, once. A key file that the state does not know (another state was put here) is
+/// made known again: who can write the data directory is the administrator.
+fn ensure_admin_key(paths: &Paths, store: &Store, clock: &dyn Clock) -> Result<(), Error> {
+    let path = paths.admin_key();
+    let kept = keys::read_private(&path)?.and_then(|text| {
+        std::str::from_utf8(text.expose()).ok().and_then(|text| ApiKeyText::parse(text.trim()))
+    });
+    let key = if let Some(key) = kept {
+        key
+    } else {
+        let key = ApiKeyText::generate();
+        keys::write_private(&path, format!("{}\n", key.expose()).as_bytes())?;
+        key
+    };
+    let known = store.snapshot().api_key(key.id()).is_some_and(|known| key.matches(&known.digest));
+    if !known {
+        store.put_api_key(ApiKey {
+            id: key.id().to_owned(),
+            name: "local administrator".to_owned(),
+            digest: key.digest(),
+            created_at: clock.now(),
+        })?;
+    }
+    Ok(())
+}
+
+async fn listen(what: &'static str, address: &str, flag: &str) -> Result<TcpListener, Error> {
+    TcpListener::bind(address).await.map_err(|source| {
+        let next_step = match source.kind() {
+            std::io::ErrorKind::AddrInUse => {
+                format!(
+                    "another program listens there: stop it, or choose another address with {flag} HOST:PORT"
+                )
+            }
+            std::io::ErrorKind::PermissionDenied => {
+                format!("ports below 1024 need root: choose a higher one with {flag} HOST:PORT")
+            }
+            _ => format!("choose an address of this machine with {flag} HOST:PORT"),
+        };
+        Error::Listen { what, address: address.to_owned(), source, next_step }
+    })
+}
+
+fn local_address(what: &'static str, listener: &TcpListener) -> Result<SocketAddr, Error> {
+    listener.local_addr().map_err(|source| Error::Listen {
+        what,
+        address: "a socket".to_owned(),
+        source,
+        next_step: "start again".to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests;
+
+#[cfg(test)]
+mod unit_tests {
+    use super::*;
+
+    #[test]
+    fn the_administrator_s_key_is_made_once_and_private() {
+        use std::os::unix::fs::PermissionsExt;
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::prepare(folder.path()).unwrap();
+        let kek = KeyEncryptionKey::open_or_create(&paths.key_encryption_key()).unwrap();
+        let store = Store::open(&paths.state(), kek.sealer("state").unwrap()).unwrap();
+        ensure_admin_key(&paths, &store, &SystemClock).unwrap();
+        let first = std::fs::read_to_string(paths.admin_key()).unwrap();
+        ensure_admin_key(&paths, &store, &SystemClock).unwrap();
+        assert_eq!(std::fs::read_to_string(paths.admin_key()).unwrap(), first);
+        let key = ApiKeyText::parse(first.trim()).unwrap();
+        assert!(key.matches(&store.snapshot().api_key(key.id()).unwrap().digest));
+        let mode = std::fs::metadata(paths.admin_key()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[tokio::test]
+    async fn a_taken_port_is_told_with_the_way_out() {
+        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = taken.local_addr().unwrap().to_string();
+        let refused = listen("SQL", &address, "--sql").await.unwrap_err().to_string();
+        assert!(refused.contains(&address) && refused.contains("--sql HOST:PORT"), "{refused}");
+    }
+}

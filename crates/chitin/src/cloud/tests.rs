@@ -1,0 +1,249 @@
+//! A whole cloud in one process, with real PostgreSQL and `psql`.
+
+use std::path::Path;
+use std::process::{Output, Stdio};
+use std::time::Instant;
+
+use identity::scram::Verifier;
+use keys::SecretText;
+use model::{AddressRange, AllowlistEntry, Cluster, ClusterId, Phase, Plan, Power, Provider, Wish};
+use store::Draft;
+use tokio::process::Command;
+use tokio::time::sleep;
+
+use super::*;
+use crate::config::Kind;
+
+const PATIENCE: Duration = Duration::from_secs(60);
+
+fn options(data: &Path, idle_after: Duration) -> StartOptions {
+    StartOptions {
+        data: data.to_owned(),
+        sql: "127.0.0.1:0".to_owned(),
+        http: "127.0.0.1:0".to_owned(),
+        hostnames: Vec::new(),
+        tls_cert: None,
+        tls_key: None,
+        allow_unencrypted: true,
+        // A killed test must not leave mounts behind; the engine's own tests cover encrypted volumes.
+        encryption: Some(Kind::None),
+        idle_after,
+        idle_timeout: None,
+        postgres_bin: None,
+    }
+}
+
+fn create(cloud: &Cloud, name: &str, plan: Plan) -> Cluster {
+    let everybody =
+        AllowlistEntry { range: AddressRange::EVERY_IPV4, name: String::new(), sql: true, ui: true };
+    let draft = Draft {
+        name: name.parse().unwrap(),
+        plan,
+        provider: Provider::Gcp,
+        regions: vec!["local".to_owned()],
+        labels: std::collections::BTreeMap::new(),
+        is_delete_protected: false,
+        allowlist: vec![everybody],
+        asked: model::Asked::default(),
+    };
+    cloud.store.create(draft, SystemClock.now()).unwrap()
+}
+
+async fn until(what: &str, mut holds: impl FnMut() -> bool) {
+    let began = Instant::now();
+    while !holds() {
+        assert!(began.elapsed() < PATIENCE, "waited in vain until {what}");
+        sleep(Duration::from_millis(20)).await;
+    }
+}
+
+fn phase(cloud: &Cloud, id: ClusterId) -> Phase {
+    cloud.store.snapshot().get(&id).unwrap().seen.phase.clone()
+}
+
+async fn add_user(cloud: &Cloud, id: ClusterId, name: &str, password: &str) {
+    let verifier = Verifier::from_password(&SecretText::new(password.to_owned())).to_string();
+    let administration = cloud.host.administration(id).await.unwrap();
+    administration.create_user(&name.parse().unwrap(), &verifier).await.unwrap();
+}
+
+fn psql(cloud: &Cloud, cluster: &Cluster, password: &str, statement: &str) -> Command {
+    let url = format!(
+        "postgresql://maria@localhost:{}/defaultdb?options=--cluster%3D{}&sslmode=verify-full&sslrootcert={}&connect_timeout=30",
+        cloud.sql.port(),
+        cluster.handle(),
+        cloud.paths.root_certificate().display()
+    );
+    let mut psql = Command::new("psql");
+    psql.args(["-X", "-At", "-v", "ON_ERROR_STOP=1", "-c", statement, &url])
+        .env("PGPASSWORD", password)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    psql
+}
+
+async fn ask(cloud: &Cloud, cluster: &Cluster, password: &str, statement: &str) -> Output {
+    psql(cloud, cluster, password, statement).output().await.unwrap()
+}
+
+fn answer(output: &Output) -> String {
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8_lossy(&output.stdout).trim().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_sleeps_keeps_changed_passwords_wakes_for_the_right_one_and_outlives_a_restart() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder.path().join("data"), Duration::from_secs(1));
+    let cloud = Cloud::open(&options).await.unwrap();
+    let cluster = create(&cloud, "lazy-roach", Plan::Serverless);
+    until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
+    add_user(&cloud, cluster.id, "maria", "first password").await;
+    let made =
+        "create table t as select 42 as n; alter role maria password 'second password'; select current_user";
+    assert!(answer(&ask(&cloud, &cluster, "first password", made).await).ends_with("maria"));
+
+    until("it sleeps", || phase(&cloud, cluster.id) == Phase::Asleep).await;
+    assert!(!cloud.host.is_running(cluster.id));
+    let refused = ask(&cloud, &cluster, "first password", "select 1").await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("password authentication failed"));
+    assert_eq!(phase(&cloud, cluster.id), Phase::Asleep, "a failed sign-in woke the cluster");
+
+    // Many waiters, one start: the last number of the postmaster's start time is the same for all.
+    let mut waiters = JoinSet::new();
+    for _ in 0..12 {
+        let mut waiter =
+            psql(&cloud, &cluster, "second password", "select n, pg_postmaster_start_time() from t");
+        waiters.spawn(async move { answer(&waiter.output().await.unwrap()) });
+    }
+    let answers = waiters.join_all().await;
+    assert!(answers[0].starts_with("42|"), "{answers:?}");
+    assert!(answers.iter().all(|other| *other == answers[0]), "{answers:?}");
+
+    cloud.close(CancellationToken::new()).await;
+    let cloud = Cloud::open(&options).await.unwrap();
+    assert_eq!(answer(&ask(&cloud, &cluster, "second password", "select n from t").await), "42");
+
+    // Deletion ends the open session with a reason, destroys everything, and the name is unknown at once.
+    let mut long = psql(&cloud, &cluster, "second password", "select pg_sleep(60)").spawn().unwrap();
+    until("the session is there", || cloud.host.is_running(cluster.id)).await;
+    sleep(Duration::from_millis(500)).await;
+    cloud.store.wish(cluster.id, Wish::Deleted, SystemClock.now()).unwrap();
+    let ended = timeout(Duration::from_secs(20), long.wait()).await.unwrap().unwrap();
+    assert!(!ended.success());
+    until("it is forgotten", || cloud.store.snapshot().get(&cluster.id).is_none()).await;
+    assert!(cloud.host.on_disk().is_empty());
+    let gone = ask(&cloud, &cluster, "second password", "select 1").await;
+    assert!(String::from_utf8_lossy(&gone.stderr).contains("password authentication failed"));
+    cloud.close(CancellationToken::new()).await;
+    assert!(!folder.path().join("data/endpoint.json").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_dedicated_cluster_stays_awake_and_a_removed_address_is_cut() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::open(&options(&folder.path().join("data"), Duration::from_millis(200))).await.unwrap();
+    let cluster = create(&cloud, "busy-roach", Plan::Dedicated);
+    until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
+    add_user(&cloud, cluster.id, "maria", "first password").await;
+    sleep(Duration::from_secs(2)).await;
+    assert_eq!(phase(&cloud, cluster.id), Phase::Running);
+
+    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(60)").spawn().unwrap();
+    sleep(Duration::from_millis(700)).await;
+    cloud
+        .store
+        .edit(cluster.id, SystemClock.now(), |cluster| {
+            cluster.allowlist.clear();
+            Ok::<_, store::Error>(())
+        })
+        .unwrap();
+    let ended = timeout(Duration::from_secs(10), long.wait_with_output()).await.unwrap().unwrap();
+    assert!(!ended.status.success());
+    let refused = ask(&cloud, &cluster, "first password", "select 1").await;
+    assert!(String::from_utf8_lossy(&refused.stderr).contains("allowlist"));
+
+    // The operator may put it to sleep; the next start of the program leaves it so.
+    cloud.store.wish(cluster.id, Wish::Exists(Power::Asleep), SystemClock.now()).unwrap();
+    until("it sleeps", || phase(&cloud, cluster.id) == Phase::Asleep).await;
+    cloud.close(CancellationToken::new()).await;
+}
+
+/// The process ids of one cluster's engine: those that see its folder.
+fn engine_processes(id: ClusterId) -> Vec<i32> {
+    let processes = std::fs::read_dir("/proc").unwrap().flatten();
+    let pids = processes.filter_map(|process| process.file_name().to_str()?.parse::<i32>().ok());
+    let is_engine = |pid: &i32| {
+        let read = |file: &str| std::fs::read_to_string(format!("/proc/{pid}/{file}")).unwrap_or_default();
+        read("comm").trim() == "postgres" && read("mountinfo").contains(&id.to_string())
+    };
+    pids.filter(is_engine).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_is_killed_comes_back_with_every_committed_row() {
+    let folder = tempfile::tempdir().unwrap();
+    let cloud = Cloud::open(&options(&folder.path().join("data"), Duration::from_secs(300))).await.unwrap();
+    let cluster = create(&cloud, "phoenix-roach", Plan::Serverless);
+    until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
+    add_user(&cloud, cluster.id, "maria", "first password").await;
+    answer(&ask(&cloud, &cluster, "first password", "create table t as select 42 as n").await);
+    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(60)").spawn().unwrap();
+    sleep(Duration::from_millis(700)).await;
+
+    let pids = engine_processes(cluster.id);
+    assert!(!pids.is_empty(), "no engine was found");
+    for pid in pids {
+        let pid = rustix::process::Pid::from_raw(pid).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    let ended = timeout(Duration::from_secs(10), long.wait_with_output()).await.unwrap().unwrap();
+    assert!(!ended.status.success());
+    until("the death is seen", || phase(&cloud, cluster.id) != Phase::Running).await;
+    until("it runs again", || phase(&cloud, cluster.id) == Phase::Running).await;
+    assert_eq!(answer(&ask(&cloud, &cluster, "first password", "select n from t").await), "42");
+    cloud.close(CancellationToken::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_deleted() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder.path().join("data"), Duration::from_secs(300));
+    let cloud = Cloud::open(&options).await.unwrap();
+    let (half, doomed) =
+        (create(&cloud, "half-roach", Plan::Serverless), create(&cloud, "doomed-roach", Plan::Serverless));
+    for id in [half.id, doomed.id] {
+        until("it runs", || phase(&cloud, id) == Phase::Running).await;
+    }
+    cloud.close(CancellationToken::new()).await;
+
+    // As after a kill in the middle of making the one and of deleting the other.
+    {
+        let paths = Paths::prepare(&options.data).unwrap();
+        let kek = KeyEncryptionKey::open_or_create(&paths.key_encryption_key()).unwrap();
+        let store = Store::open(&paths.state(), kek.sealer("state").unwrap()).unwrap();
+        store.observe(half.id, model::Observation::nothing_yet()).unwrap();
+        store.wish(doomed.id, Wish::Deleted, SystemClock.now()).unwrap();
+    }
+    let cloud = Cloud::open(&options).await.unwrap();
+    until("the one is forgotten", || cloud.store.snapshot().get(&doomed.id).is_none()).await;
+    until("the other runs", || phase(&cloud, half.id) == Phase::Running).await;
+    assert_eq!(cloud.host.on_disk(), [half.id]);
+    cloud.close(CancellationToken::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn two_clouds_cannot_share_a_data_directory() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder.path().join("data"), Duration::from_secs(300));
+    let cloud = Cloud::open(&options).await.unwrap();
+    let second = Cloud::open(&options).await.map(|_| ()).unwrap_err();
+    assert!(second.to_string().contains("in use by another Chitin"), "{second}");
+    assert!(
+        folder.path().join("data/endpoint.json").exists(),
+        "the second took away the first one's endpoint"
+    );
+    cloud.close(CancellationToken::new()).await;
+}

@@ -1,0 +1,172 @@
+//! Answers the gateway: which clusters exist, whom they let in by address, and what a user can sign in with.
+
+use std::collections::HashMap;
+use std::net::IpAddr;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use async_trait::async_trait;
+use engine::{Administration, Host};
+use gateway::directory::{Credential, Found};
+use identity::scram::Verifier;
+use keys::Sealer;
+use model::{
+    CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Clock, ClusterHandle, ClusterId, RoleName,
+    SqlRole, Wish,
+};
+use store::Store;
+use time::OffsetDateTime;
+use tokio::time::timeout;
+
+/// For a running engine to tell one role; after it the copy of at most a minute ago counts.
+const READ_MAX: Duration = Duration::from_secs(2);
+
+/// The directory of clusters and their users.
+pub struct Directory {
+    store: Arc<Store>,
+    host: Arc<Host>,
+    clock: Arc<dyn Clock>,
+    stand_ins: Sealer,
+    lines: Lines,
+}
+
+/// An open line to each running engine: a sign-in costs one question, not one connection.
+#[derive(Default)]
+struct Lines(Mutex<HashMap<ClusterId, Line>>);
+
+type Line = Arc<tokio::sync::Mutex<Option<Arc<Administration>>>>;
+
+impl Directory {
+    /// Puts the directory together. The sealer makes stand-ins for users who do not exist.
+    pub fn new(store: Arc<Store>, host: Arc<Host>, clock: Arc<dyn Clock>, stand_ins: Sealer) -> Arc<Self> {
+        Arc::new(Self { store, host, clock, stand_ins, lines: Lines::default() })
+    }
+
+    /// Closes the lines to engines that no longer run and forgets clusters that are gone.
+    pub fn tidy(&self) {
+        self.lines.all().retain(|id, _| self.host.is_running(*id));
+    }
+
+    /// The role as the engine has it now, or as it was last seen. The outer `None` means no answer.
+    async fn fresh(&self, cluster: ClusterId, user: &RoleName) -> Option<Option<SqlRole>> {
+        if !self.host.is_running(cluster) {
+            return None;
+        }
+        // A line that was open may have died with an earlier engine: one more try with a new one.
+        for _ in 0..2 {
+            let line = self.lines.all().entry(cluster).or_default().clone();
+            let asked = async {
+                let open = {
+                    let mut line = line.lock().await;
+                    match &*line {
+                        Some(open) => open.clone(),
+                        None => line.insert(Arc::new(self.host.administration(cluster).await?)).clone(),
+                    }
+                };
+                open.role(user).await
+            };
+            match timeout(READ_MAX, asked).await {
+                Ok(Ok(role)) => return Some(role),
+                Ok(Err(cause)) => {
+                    tracing::debug!(%cluster, %cause, "the line to the engine is opened anew");
+                    self.lines.all().remove(&cluster);
+                }
+                Err(_) => {
+                    tracing::warn!(%cluster, "the engine was too slow to tell a role");
+                    self.lines.all().remove(&cluster);
+                    return None;
+                }
+            }
+        }
+        None
+    }
+}
+
+impl Lines {
+    fn all(&self) -> MutexGuard<'_, HashMap<ClusterId, Line>> {
+        // Single inserts and removals.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[async_trait]
+impl gateway::directory::Directory for Directory {
+    fn find(&self, handle: &ClusterHandle) -> Option<Found> {
+        let snapshot = self.store.snapshot();
+        let cluster = &snapshot.by_handle(handle)?.cluster;
+        (cluster.wish != Wish::Deleted).then_some(Found {
+            id: cluster.id,
+            connections_max: CONNECTIONS_PER_CLUSTER_MAX,
+            connections_per_user_max: CONNECTIONS_PER_USER_MAX,
+        })
+    }
+
+    fn admits(&self, cluster: ClusterId, address: IpAddr) -> bool {
+        self.store
+            .snapshot()
+            .get(&cluster)
+            .is_some_and(|entry| entry.cluster.wish != Wish::Deleted && entry.cluster.admits_sql(address))
+    }
+
+    async fn credential(&self, cluster: ClusterId, user: &RoleName) -> Option<Credential> {
+        let role = match self.fresh(cluster, user).await {
+            Some(role) => role?,
+            None => self.store.snapshot().get(&cluster)?.role(user.as_str())?.clone(),
+        };
+        credential(&role, self.clock.now())
+    }
+
+    fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32] {
+        self.stand_ins.fingerprint(&[handle.to_string().as_bytes(), user.as_bytes()])
+    }
+}
+
+/// What a role can sign in with at this moment.
+fn credential(role: &SqlRole, now: OffsetDateTime) -> Option<Credential> {
+    let is_expired = role.valid_until.is_some_and(|until| until <= now);
+    if !role.can_login || is_expired || role.connection_limit == 0 {
+        return None;
+    }
+    let verifier = Verifier::parse(role.verifier.as_deref()?).ok()?;
+    // Below zero means no limit of its own.
+    Some(Credential { verifier, connections_max: u32::try_from(role.connection_limit).ok() })
+}
+
+impl std::fmt::Debug for Directory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Directory")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role() -> SqlRole {
+        SqlRole {
+            name: "maria".to_owned(),
+            can_login: true,
+            verifier: Some(
+                "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU="
+                    .to_owned(),
+            ),
+            valid_until: None,
+            connection_limit: -1,
+        }
+    }
+
+    #[test]
+    fn only_a_role_that_may_sign_in_now_has_a_credential() {
+        let now = OffsetDateTime::now_utc();
+        assert!(credential(&role(), now).is_some_and(|found| found.connections_max.is_none()));
+        let later = Some(now + time::Duration::seconds(1));
+        assert!(credential(&SqlRole { valid_until: later, ..role() }, now).is_some());
+        assert!(credential(&SqlRole { valid_until: Some(now), ..role() }, now).is_none());
+        assert!(credential(&SqlRole { can_login: false, ..role() }, now).is_none());
+        assert!(credential(&SqlRole { verifier: None, ..role() }, now).is_none());
+        assert!(credential(&SqlRole { verifier: Some("md5abc".to_owned()), ..role() }, now).is_none());
+        assert!(credential(&SqlRole { connection_limit: 0, ..role() }, now).is_none());
+        let limited = credential(&SqlRole { connection_limit: 3, ..role() }, now);
+        assert_eq!(limited.and_then(|found| found.connections_max), Some(3));
+    }
+}

@@ -1,0 +1,96 @@
+//! Logs for people, on stderr. Audit lines always pass; what could print a secret never does.
+
+use std::io::IsTerminal;
+
+use tracing::{Level, Metadata, Subscriber};
+use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter, filter_fn};
+use tracing_subscriber::layer::{Layer, SubscriberExt};
+use tracing_subscriber::registry::LookupSpan;
+use tracing_subscriber::util::SubscriberInitExt;
+
+/// Events of this target are an audit trail: no setting hides them.
+pub const AUDIT: &str = "audit";
+
+/// Libraries that print statements, keys or whole messages below INFO.
+const TALKATIVE: &[&str] =
+    &["tokio_postgres", "postgres_protocol", "rustls", "tokio_rustls", "h2", "hyper", "hyper_util"];
+
+/// Starts logging. `RUST_LOG` chooses what is shown, within those bounds.
+pub fn start() {
+    let wanted = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    let is_terminal = std::io::stderr().is_terminal();
+    let layer = tracing_subscriber::fmt::layer()
+        .compact()
+        .with_writer(std::io::stderr)
+        .with_ansi(is_terminal && std::env::var_os("NO_COLOR").is_none());
+    // A second subscriber is nobody's intention; the first one stays.
+    let _ = tracing_subscriber::registry().with(bounded(layer, wanted)).try_init();
+}
+
+fn bounded<S, L>(layer: L, wanted: EnvFilter) -> impl Layer<S>
+where
+    S: Subscriber + for<'span> LookupSpan<'span>,
+    L: Layer<S>,
+{
+    let discreet: FilterFn = filter_fn(is_discreet);
+    let audit: FilterFn = filter_fn(|event| event.target() == AUDIT);
+    layer.with_filter(wanted.and(discreet).or(audit))
+}
+
+fn is_discreet(event: &Metadata<'_>) -> bool {
+    let library = event.target().split("::").next().unwrap_or_default();
+    *event.level() <= Level::INFO || !TALKATIVE.contains(&library)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    #[derive(Clone, Default)]
+    struct Page(Arc<Mutex<Vec<u8>>>);
+
+    impl Write for Page {
+        fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+            self.0.lock().unwrap().extend_from_slice(bytes);
+            Ok(bytes.len())
+        }
+
+        fn flush(&mut self) -> std::io::Result<()> {
+            Ok(())
+        }
+    }
+
+    fn written(wanted: &str, work: impl FnOnce()) -> String {
+        let page = Page::default();
+        let writer = page.clone();
+        let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let subscriber = tracing_subscriber::registry().with(bounded(layer, EnvFilter::new(wanted)));
+        tracing::subscriber::with_default(subscriber, work);
+        String::from_utf8(page.0.lock().unwrap().clone()).unwrap()
+    }
+
+    #[test]
+    fn libraries_that_print_secrets_stay_quiet_even_at_trace() {
+        let text = written("trace", || {
+            tracing::trace!(target: "tokio_postgres::query", "SECRET statement");
+            tracing::debug!(target: "rustls::client::hs", "SECRET message");
+            tracing::debug!(target: "h2", "SECRET header");
+            tracing::warn!(target: "rustls::server", "a warning");
+            tracing::trace!(target: "gateway::journey", "our own");
+        });
+        assert!(!text.contains("SECRET"), "{text}");
+        assert!(text.contains("a warning") && text.contains("our own"), "{text}");
+    }
+
+    #[test]
+    fn no_setting_hides_the_audit_trail() {
+        let text = written("off", || {
+            tracing::info!(target: AUDIT, "somebody deleted a cluster");
+            tracing::error!(target: "gateway", "hidden");
+        });
+        assert!(text.contains("somebody deleted a cluster") && !text.contains("hidden"), "{text}");
+    }
+}

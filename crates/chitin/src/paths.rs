@@ -1,0 +1,234 @@
+//! The data directory: ours alone, private, and never mistaken for somebody else's folder.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+const MARK: &str = "chitin-data";
+const MARK_TEXT: &str = "This is the data directory of a Chitin cloud, layout 1. Back it up as a whole.\n";
+
+/// Why a folder cannot be the data directory.
+#[derive(Debug, thiserror::Error)]
+pub enum Unsuitable {
+    /// Something else lies there.
+    #[error(
+        "{} is not empty and not a Chitin data directory; choose an empty or new folder with --data", path.display()
+    )]
+    Foreign {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// It belongs to another user.
+    #[error("{} belongs to another user (uid {uid}); run Chitin as that user or choose another --data", path.display())]
+    Owner {
+        /// The folder.
+        path: PathBuf,
+        /// Its owner.
+        uid: u32,
+    },
+    /// A layout of a later version.
+    #[error(
+        "{} was written by another version of Chitin; use that version, or choose another --data", path.display()
+    )]
+    Layout {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// Its path is too long for Unix sockets in it.
+    #[error(
+        "the path of the data directory is too long ({} bytes, at most {most}: Unix sockets lie in it); choose a shorter --data",
+        path.as_os_str().len()
+    )]
+    TooLong {
+        /// The folder.
+        path: PathBuf,
+        /// Most bytes.
+        most: usize,
+    },
+    /// The file system says no.
+    #[error("could not {action} {}: {source}; choose another --data or give yourself access", path.display())]
+    File {
+        /// What was tried.
+        action: &'static str,
+        /// Where.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// A file of ours could not be written.
+    #[error(transparent)]
+    Key(#[from] keys::Error),
+}
+
+/// A path in `sockaddr_un` has 107 bytes; `/run/99999999/.s.PGSQL.5432` is ours.
+const PATH_BYTES_MAX: usize = 107 - "/run/99999999/.s.PGSQL.5432".len();
+
+/// The data directory's files.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    data: PathBuf,
+}
+
+/// What clients on this machine need to find the running cloud.
+#[derive(Debug, Serialize)]
+pub struct Endpoint {
+    /// Address of the SQL door.
+    pub sql: String,
+    /// Address of the API.
+    pub http: String,
+    /// The program's process id.
+    pub pid: u32,
+}
+
+impl Paths {
+    /// Makes the data directory (mode 0700) or checks that it is ours.
+    pub fn prepare(data: &Path) -> Result<Self, Unsuitable> {
+        std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(file("create", data))?;
+        let data = data.canonicalize().map_err(file("find", data))?;
+        if data.as_os_str().len() > PATH_BYTES_MAX {
+            return Err(Unsuitable::TooLong { path: data, most: PATH_BYTES_MAX });
+        }
+        let facts = std::fs::metadata(&data).map_err(file("look at", &data))?;
+        if facts.uid() != rustix::process::geteuid().as_raw() {
+            return Err(Unsuitable::Owner { path: data, uid: facts.uid() });
+        }
+        let mark = data.join(MARK);
+        match std::fs::read_to_string(&mark) {
+            Ok(text) if text == MARK_TEXT => {}
+            Ok(_) => return Err(Unsuitable::Layout { path: data }),
+            Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => {
+                let mut entries = std::fs::read_dir(&data).map_err(file("read", &data))?;
+                if entries.next().is_some_and(|entry| !is_own_half_mark(entry)) || entries.next().is_some() {
+                    return Err(Unsuitable::Foreign { path: data });
+                }
+                keys::write_atomically(&mark, MARK_TEXT.as_bytes())?;
+            }
+            Err(other) => return Err(file("read", &mark)(other)),
+        }
+        // After the check: a folder that is not ours keeps its mode.
+        let private = std::fs::Permissions::from_mode(0o700);
+        std::fs::set_permissions(&data, private).map_err(file("protect", &data))?;
+        Ok(Self { data })
+    }
+
+    /// The folder itself.
+    pub fn data(&self) -> &Path {
+        &self.data
+    }
+
+    /// The key-encryption key.
+    pub fn key_encryption_key(&self) -> PathBuf {
+        self.data.join("kek")
+    }
+
+    /// The cloud's state.
+    pub fn state(&self) -> PathBuf {
+        self.data.join("state.redb")
+    }
+
+    /// The local administrator's API key.
+    pub fn admin_key(&self) -> PathBuf {
+        self.data.join("admin-key")
+    }
+
+    /// The cloud's root certificate.
+    pub fn root_certificate(&self) -> PathBuf {
+        self.data.join("ca.pem")
+    }
+
+    fn endpoint(&self) -> PathBuf {
+        self.data.join("endpoint.json")
+    }
+
+    /// Tells clients on this machine where we listen.
+    pub fn tell_endpoint(&self, endpoint: &Endpoint) -> Result<(), Unsuitable> {
+        let text = serde_json::to_vec_pretty(endpoint)
+            .map_err(|cause| file("write", &self.endpoint())(std::io::Error::other(cause)))?;
+        Ok(keys::write_atomically(&self.endpoint(), &text)?)
+    }
+
+    /// Takes it back. A predecessor that was killed may have left one.
+    pub fn forget_endpoint(&self) {
+        match std::fs::remove_file(self.endpoint()) {
+            Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => {
+                tracing::warn!(%cause, "could not remove endpoint.json");
+            }
+            _ => {}
+        }
+    }
+}
+
+/// A crash while the mark was written leaves its beginning, which is as good as nothing.
+fn is_own_half_mark(entry: std::io::Result<std::fs::DirEntry>) -> bool {
+    entry.is_ok_and(|entry| entry.file_name() == format!("{MARK}.new").as_str())
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Unsuitable {
+    let path = path.to_owned();
+    move |source| Unsuitable::File { action, path, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        std::fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    #[test]
+    fn a_new_folder_is_private_and_found_again() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("deep/er");
+        Paths::prepare(&data).unwrap();
+        assert_eq!(mode(&data), 0o700);
+        std::fs::write(data.join("state.redb"), "").unwrap();
+        Paths::prepare(&data).unwrap();
+    }
+
+    #[test]
+    fn a_foreign_folder_is_refused_and_left_as_it_was() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::fs::write(folder.path().join("thesis.txt"), "years of work").unwrap();
+        let refused = Paths::prepare(folder.path()).unwrap_err();
+        assert!(matches!(refused, Unsuitable::Foreign { .. }), "{refused}");
+        assert_eq!(mode(folder.path()), 0o755);
+        assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    #[test]
+    fn another_layout_is_refused() {
+        let folder = tempfile::tempdir().unwrap();
+        std::fs::write(folder.path().join(MARK), "layout 2").unwrap();
+        assert!(matches!(Paths::prepare(folder.path()), Err(Unsuitable::Layout { .. })));
+    }
+
+    #[test]
+    fn an_open_folder_of_ours_is_closed_again() {
+        let folder = tempfile::tempdir().unwrap();
+        Paths::prepare(folder.path()).unwrap();
+        std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o777)).unwrap();
+        Paths::prepare(folder.path()).unwrap();
+        assert_eq!(mode(folder.path()), 0o700);
+    }
+
+    #[test]
+    fn the_endpoint_is_told_and_taken_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let paths = Paths::prepare(folder.path()).unwrap();
+        let endpoint = Endpoint { sql: "127.0.0.1:1".into(), http: "127.0.0.1:2".into(), pid: 3 };
+        paths.tell_endpoint(&endpoint).unwrap();
+        assert!(folder.path().join("endpoint.json").exists());
+        paths.forget_endpoint();
+        assert!(!folder.path().join("endpoint.json").exists());
+    }
+
+    #[test]
+    fn a_path_too_long_for_sockets_is_refused_at_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let refused = Paths::prepare(&folder.path().join("x".repeat(90)));
+        assert!(matches!(refused, Err(Unsuitable::TooLong { .. })));
+    }
+}

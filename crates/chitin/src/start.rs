@@ -1,0 +1,126 @@
+//! `chitin start`: runs a cloud in the foreground until it is told to stop.
+
+use std::fmt::Write as _;
+use std::io::{IsTerminal, Write as _};
+use std::time::Instant;
+
+use engine::Capability;
+use model::Encryption;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio_util::sync::CancellationToken;
+
+use crate::cloud::{Cloud, Error};
+use crate::config::StartOptions;
+
+/// Runs until SIGINT or SIGTERM. A second signal stops waiting for sessions.
+pub async fn run(options: &StartOptions) -> Result<(), Error> {
+    let began = Instant::now();
+    let mut signals = Signals::new();
+    let mut cloud = tokio::select! {
+        cloud = Cloud::open(options) => cloud?,
+        () = signals.next() => return Ok(()),
+    };
+    greet(&cloud, began);
+    let ended = tokio::select! {
+        () = signals.next() => Ok(()),
+        failed = cloud.failed() => Err(failed),
+    };
+    tracing::info!("stopping: open sessions finish first; Ctrl-C again stops at once");
+    let hurry = CancellationToken::new();
+    let closing = cloud.close(hurry.clone());
+    tokio::pin!(closing);
+    loop {
+        tokio::select! {
+            () = &mut closing => break,
+            () = signals.next() => hurry.cancel(),
+        }
+    }
+    tracing::info!("stopped: no engine runs, and no volume is unlocked");
+    ended
+}
+
+struct Signals {
+    interrupt: Option<Signal>,
+    terminate: Option<Signal>,
+}
+
+impl Signals {
+    fn new() -> Self {
+        // Without a handler the signal ends the process at once, and the next start clears up.
+        let listen = |kind| match signal(kind) {
+            Ok(signal) => Some(signal),
+            Err(cause) => {
+                tracing::warn!(%cause, "a signal cannot be listened to");
+                None
+            }
+        };
+        Self { interrupt: listen(SignalKind::interrupt()), terminate: listen(SignalKind::terminate()) }
+    }
+
+    async fn next(&mut self) {
+        async fn one(signal: &mut Option<Signal>) {
+            match signal {
+                Some(signal) => {
+                    signal.recv().await;
+                }
+                None => std::future::pending().await,
+            }
+        }
+        tokio::select! {
+            () = one(&mut self.interrupt) => {}
+            () = one(&mut self.terminate) => {}
+        }
+    }
+}
+
+/// Says where everything is, what the machine gives, and what to do next.
+fn greet(cloud: &Cloud, began: Instant) {
+    let posture = cloud.host.posture();
+    let encryption = match posture.encryption {
+        Some(kind) if kind != Encryption::None => format!("new clusters with {}", kind.as_str()),
+        _ => "NONE: clusters lie on the disk in plaintext, as --allow-unencrypted allows".to_owned(),
+    };
+    let capability = |capability: &Capability| match capability {
+        Capability::Present { how } => how.clone(),
+        Capability::Missing { why, next_step } => format!("missing: {why} ({next_step})"),
+    };
+    let clusters = cloud.store.snapshot().len();
+    let data = cloud.paths.data().display();
+    let next = if clusters == 0 {
+        format!("chitin --data {data} cluster create my-cluster")
+    } else {
+        format!("chitin --data {data} cluster list")
+    };
+    let rows = [
+        ("SQL", format!("{} (TLS 1.3 only)", cloud.sql)),
+        ("API", format!("https://{}", cloud.http)),
+        ("root certificate", cloud.paths.root_certificate().display().to_string()),
+        ("data", format!("{data} ({clusters} {})", if clusters == 1 { "cluster" } else { "clusters" })),
+        ("engine", format!("PostgreSQL {}", posture.postgres_version)),
+        ("encryption at rest", encryption),
+        ("sandbox", capability(&posture.sandbox)),
+        ("own OS users", capability(&posture.own_users)),
+        ("resource limits", capability(&posture.cgroups)),
+        ("next", next),
+        ("stop", "Ctrl-C".to_owned()),
+    ];
+    let mut error = std::io::stderr().lock();
+    let bold = if error.is_terminal() && std::env::var_os("NO_COLOR").is_none() {
+        ("\x1b[1m", "\x1b[0m")
+    } else {
+        ("", "")
+    };
+    let mut text = format!(
+        "\n  {}Chitin {} is ready{} (after {} ms)\n\n",
+        bold.0,
+        env!("CARGO_PKG_VERSION"),
+        bold.1,
+        began.elapsed().as_millis()
+    );
+    for (what, value) in rows {
+        // Writing to text in memory cannot fail.
+        let _ = writeln!(text, "  {what:<20}{value}");
+    }
+    // Nobody may be reading; that is no reason to stop.
+    let _ = writeln!(error, "{text}");
+}

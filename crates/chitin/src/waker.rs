@@ -1,0 +1,175 @@
+//! Brings an engine to the point where it can be used: writes the wish, and waits for the observation.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use async_trait::async_trait;
+use engine::Host;
+use gateway::directory::NotReady;
+use model::{Clock, ClusterId, Phase, Power, RoleName, Wish};
+use reconcile::Gate;
+use store::{Entry, Store};
+use tokio::time::{Instant, timeout_at};
+
+/// For an engine to answer. Making a cluster or replaying a crashed one's log takes longest.
+const WAKE_MAX: Duration = Duration::from_secs(90);
+/// An engine that broke is started again by itself; a caller waits for one such start and no longer.
+const PATIENCE_WITH_BROKEN: Duration = Duration::from_secs(5);
+/// Should a change be missed, it is looked again after this.
+const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// Wakes clusters.
+pub struct Waker {
+    store: Arc<Store>,
+    host: Arc<Host>,
+    clock: Arc<dyn Clock>,
+    gate: Arc<Gate>,
+}
+
+/// Where a cluster stands on its way to being usable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Standing {
+    Ready,
+    /// Nobody wished for it to run yet.
+    Unwished,
+    Underway,
+    Broken,
+    Refused(NotReady),
+}
+
+impl Waker {
+    /// Puts the waker together. The gate is the one that the idle loop closes.
+    pub fn new(store: Arc<Store>, host: Arc<Host>, clock: Arc<dyn Clock>, gate: Arc<Gate>) -> Arc<Self> {
+        Arc::new(Self { store, host, clock, gate })
+    }
+
+    /// Wakes the cluster, if it sleeps. Whoever calls must already be counted as using it, or it may fall asleep again.
+    pub async fn wake(&self, id: ClusterId) -> Result<(), NotReady> {
+        let deadline = Instant::now() + WAKE_MAX;
+        let mut broken_until = None;
+        let mut changes = self.store.changes();
+        loop {
+            changes.mark_unchanged();
+            match self.look_and_wish(id).await? {
+                Standing::Ready => return Ok(()),
+                Standing::Refused(reason) => return Err(reason),
+                Standing::Broken => {
+                    let until = *broken_until.get_or_insert(Instant::now() + PATIENCE_WITH_BROKEN);
+                    if Instant::now() >= until {
+                        return Err(NotReady::Failed);
+                    }
+                }
+                Standing::Unwished | Standing::Underway => {}
+            }
+            if Instant::now() >= deadline {
+                return Err(NotReady::TimedOut);
+            }
+            let look_again = deadline.min(Instant::now() + LOOK_EVERY);
+            if let Ok(Err(_)) = timeout_at(look_again, changes.changed()).await {
+                return Err(NotReady::Failed);
+            }
+        }
+    }
+
+    async fn look_and_wish(&self, id: ClusterId) -> Result<Standing, NotReady> {
+        // Inside the gate nobody is put to sleep: either we were counted in time, or the wish to sleep is seen here.
+        let _passed = self.gate.pass().await;
+        let snapshot = self.store.snapshot();
+        let standing = snapshot
+            .get(&id)
+            .map_or(Standing::Refused(NotReady::Gone), |entry| standing(entry, self.host.is_running(id)));
+        if standing != Standing::Unwished {
+            return Ok(standing);
+        }
+        let (store, now) = (self.store.clone(), self.clock.now());
+        let wished =
+            tokio::task::spawn_blocking(move || store.wish(id, Wish::Exists(Power::Running), now)).await;
+        match wished {
+            Ok(Ok(())) => Ok(Standing::Underway),
+            Ok(Err(store::Error::NotFound(_))) => Err(NotReady::Gone),
+            Ok(Err(cause)) => {
+                tracing::error!(cluster = %id, %cause, "could not wish for the cluster to run");
+                Err(NotReady::Failed)
+            }
+            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
+        }
+    }
+}
+
+fn standing(entry: &Entry, is_running: bool) -> Standing {
+    match (entry.cluster.wish, &entry.seen.phase) {
+        (Wish::Deleted, _) | (_, Phase::Deleting) => Standing::Refused(NotReady::Gone),
+        (_, Phase::Failed { .. }) => Standing::Refused(NotReady::Failed),
+        (Wish::Exists(Power::Asleep), _) => Standing::Unwished,
+        (Wish::Exists(Power::Running), Phase::Running) if is_running => Standing::Ready,
+        (Wish::Exists(Power::Running), Phase::Broken { .. }) => Standing::Broken,
+        (
+            Wish::Exists(Power::Running),
+            Phase::Running | Phase::Creating | Phase::Asleep | Phase::Waking | Phase::Stopping,
+        ) => Standing::Underway,
+    }
+}
+
+#[async_trait]
+impl gateway::directory::Waker for Waker {
+    async fn engine(&self, cluster: ClusterId, role: &RoleName) -> Result<PathBuf, NotReady> {
+        self.wake(cluster).await?;
+        if let Err(cause) = self.host.admit(cluster, role).await {
+            tracing::error!(%cluster, %cause, "the engine does not take a user in");
+            return Err(NotReady::Failed);
+        }
+        self.host.socket(cluster).ok_or(NotReady::Failed)
+    }
+}
+
+impl std::fmt::Debug for Waker {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Waker")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use model::{Cluster, Observation, Plan, Provider, RoutingId};
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    fn entry(wish: Wish, phase: Phase) -> Entry {
+        let now = OffsetDateTime::now_utc();
+        let cluster = Cluster {
+            id: ClusterId::random(),
+            routing_id: RoutingId::FIRST,
+            name: "lazy-roach".parse().unwrap(),
+            plan: Plan::Serverless,
+            provider: Provider::Gcp,
+            regions: vec!["local".to_owned()],
+            labels: BTreeMap::new(),
+            is_delete_protected: false,
+            allowlist: Vec::new(),
+            asked: model::Asked::default(),
+            wish,
+            revision: 1,
+            created_at: now,
+            updated_at: now,
+            deleted_at: None,
+        };
+        let seen = Observation { phase, is_initialized: true, ..Observation::nothing_yet() };
+        Entry { cluster, seen, roles: Arc::from([]) }
+    }
+
+    #[test]
+    fn an_engine_is_ready_only_when_it_should_run_and_does() {
+        let (run, sleep) = (Wish::Exists(Power::Running), Wish::Exists(Power::Asleep));
+        assert_eq!(standing(&entry(run, Phase::Running), true), Standing::Ready);
+        // What was seen may be older than the engine's death.
+        assert_eq!(standing(&entry(run, Phase::Running), false), Standing::Underway);
+        // Still running, but on its way to sleep: a session opened now would be cut.
+        assert_eq!(standing(&entry(sleep, Phase::Running), true), Standing::Unwished);
+        assert_eq!(standing(&entry(run, Phase::Stopping), true), Standing::Underway);
+        assert_eq!(standing(&entry(Wish::Deleted, Phase::Running), true), Standing::Refused(NotReady::Gone));
+    }
+}
