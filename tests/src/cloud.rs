@@ -7,8 +7,8 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
-use rustls::ClientConfig;
 use rustix::process::{Pid, Signal, kill_process};
+use rustls::ClientConfig;
 use serde_json::Value;
 
 use crate::command::{Finished, eventually, run, run_with};
@@ -49,10 +49,8 @@ pub struct Cloud {
 
 /// The program under test: `CHITIN_BIN`, or the debug build.
 pub fn program() -> PathBuf {
-    let path = std::env::var_os("CHITIN_BIN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/chitin"),
-        PathBuf::from,
-    );
+    let path = std::env::var_os("CHITIN_BIN")
+        .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/chitin"), PathBuf::from);
     assert!(path.exists(), "{} does not exist; build it with: cargo build -p chitin", path.display());
     path
 }
@@ -162,7 +160,8 @@ impl Cloud {
     pub fn command_of(&self, arguments: &[&str]) -> Command {
         let mut command = Command::new(program());
         command.args(arguments).arg("--data").arg(self.data());
-        for name in ["CHITIN_DATA", "CHITIN_URL", "CHITIN_API_KEY", "CHITIN_CA", "CHITIN_SQL", "CHITIN_HTTP"] {
+        for name in ["CHITIN_DATA", "CHITIN_URL", "CHITIN_API_KEY", "CHITIN_CA", "CHITIN_SQL", "CHITIN_HTTP"]
+        {
             command.env_remove(name);
         }
         command
@@ -177,6 +176,19 @@ impl Cloud {
     pub fn json<const N: usize>(&self, arguments: [&str; N]) -> Value {
         let output = run_with(self.command(arguments).args(["--output", "json"]), b"", PATIENCE * 2).ok();
         serde_json::from_str(&output).unwrap_or_else(|error| panic!("{error} in: {output}"))
+    }
+
+    /// What the API answers to the local administrator.
+    pub fn get(&self, path: &str) -> Value {
+        let key = fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
+        let mut command = Command::new("curl");
+        command
+            .args(["-sS", "--fail-with-body", "--max-time", "30", "--cacert"])
+            .arg(self.root_certificate());
+        command.args(["-H", &format!("Authorization: Bearer {}", key.trim())]);
+        command.arg(format!("https://localhost:{}{path}", self.http.port()));
+        let answer = run(&mut command).ok();
+        serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error} in: {answer}"))
     }
 
     /// Creates a cluster, with the arguments after its name, and a user `maria` in it.
@@ -241,7 +253,9 @@ impl Cloud {
         let before = machine::descendants(self.pid());
         self.signal(signal);
         let mut child = self.process.lock().expect("no test panicked here").take().expect("the cloud runs");
-        eventually("the program ends after its signal", PATIENCE, || child.try_wait().expect("ours").map(|_| ()));
+        eventually("the program ends after its signal", PATIENCE, || {
+            child.try_wait().expect("ours").map(|_| ())
+        });
         let taken = begun.elapsed();
         eventually("every process of the cloud ends with it", Duration::from_secs(10), || {
             before.iter().all(|process| !process.is_alive()).then_some(())
@@ -357,7 +371,8 @@ impl<'cloud> Cluster<'cloud> {
         let closed = |error: std::io::Error| Refusal::closed(&error.to_string());
         let mut wire = self.cloud.encrypted_from(Some(source)).map_err(closed)?;
         let own = self.parameters();
-        let all: Vec<(&str, &str)> = own.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
+        let all: Vec<(&str, &str)> =
+            own.iter().map(|(name, value)| (name.as_str(), value.as_str())).collect();
         wire.send_raw(&startup(PROTOCOL_3_0, &all)).map_err(closed)?;
         wire.expect_message()?;
         scram::prove(&mut wire, &Exchange::bound(&self.password))?;
@@ -397,14 +412,22 @@ impl<'cloud> Cluster<'cloud> {
 
     /// Runs statements with psql and returns the bare rows.
     pub fn psql(&self, sql: &str) -> Finished {
-        run_with(&mut self.client("psql", &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]), sql.as_bytes(), PATIENCE)
+        run_with(
+            &mut self.client("psql", &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]),
+            sql.as_bytes(),
+            PATIENCE,
+        )
     }
 
-    /// The cluster's phase as the API shows it.
+    /// The cluster's phase as one word, from the API.
     pub fn phase(&self) -> String {
-        let shown = self.cloud.json(["cluster", "show", &self.name]);
-        let detail = ["phase", "power"].iter().find_map(|name| find(&shown, name));
-        detail.unwrap_or_else(|| panic!("`cluster show` does not say the phase: {shown}"))
+        let detail = self.cloud.get(&format!("/api/v1/chitin/clusters/{}", self.id));
+        match &detail["phase"] {
+            Value::String(word) => word.clone(),
+            // A phase with a reason, such as `broken`.
+            Value::Object(map) => map.keys().next().expect("a phase has a name").clone(),
+            other => panic!("no phase in the answer: {other}"),
+        }
     }
 
     /// Puts the cluster to sleep and waits for it.
@@ -415,12 +438,16 @@ impl<'cloud> Cluster<'cloud> {
 
     /// How many engine processes (postmasters) the cloud runs for this cluster, read from the machine.
     pub fn engine_processes(&self) -> Vec<Process> {
-        let socket = self.handle.rsplit_once('-').expect("a handle ends with its number").1.to_owned();
-        let directory = format!("/{socket}");
+        let number = self.handle.rsplit_once('-').expect("a handle ends with its number").1;
+        let directory = format!("/run/{number}");
         self.cloud
             .processes()
             .into_iter()
-            .filter(|process| process.command_line().contains(&directory))
+            .filter(|process| {
+                let line = process.command_line();
+                let mut after = line.split(&directory).skip(1);
+                after.any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
+            })
             .collect()
     }
 }

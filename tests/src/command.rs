@@ -47,12 +47,10 @@ fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
 /// Runs the command to its end, feeding it `input`; kills it and panics after `deadline`.
 pub fn run_with(command: &mut Command, input: &[u8], deadline: Duration) -> Finished {
     let what = format!("{command:?}");
-    let mut child = command
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .unwrap_or_else(|error| panic!("could not start {what}: {error}; ./test installs what is missing"));
+    let mut child =
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(
+            |error| panic!("could not start {what}: {error}; ./test installs what is missing"),
+        );
     let stdout = collect(child.stdout.take().expect("stdout is piped"));
     let stderr = collect(child.stderr.take().expect("stderr is piped"));
     let mut stdin = child.stdin.take().expect("stdin is piped");
@@ -94,5 +92,14 @@ pub fn eventually<T>(what: &str, deadline: Duration, mut answer: impl FnMut() ->
         }
         assert!(Instant::now() < until, "not within {deadline:?}: {what}");
         std::thread::sleep(Duration::from_millis(25));
+    }
+}
+
+/// Sets the flag when it is dropped, also by a panic, so that threads that wait for it always end.
+pub struct SetAtEnd<'flag>(pub &'flag std::sync::atomic::AtomicBool);
+
+impl Drop for SetAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, std::sync::atomic::Ordering::Relaxed);
     }
 }

@@ -118,7 +118,11 @@ pub fn ask(wire: &mut Wire, exchange: &Exchange) -> Result<(Challenge, String, S
     assert_eq!(&answer.body[..4], &[0, 0, 0, 11], "not AuthenticationSASLContinue: {answer:?}");
     let server_first = String::from_utf8(answer.body[4..].to_vec()).expect("SCRAM is ASCII");
     let field = |letter: &str| {
-        server_first.split(',').find_map(|part| part.strip_prefix(letter)).expect("the field is there").to_owned()
+        server_first
+            .split(',')
+            .find_map(|part| part.strip_prefix(letter))
+            .expect("the field is there")
+            .to_owned()
     };
     let iterations = field("i=").parse().expect("a number");
     let challenge = Challenge { salt: field("s="), iterations, nonce: field("r=") };
@@ -153,7 +157,11 @@ pub fn prove(wire: &mut Wire, exchange: &Exchange) -> Result<Challenge, Refusal>
     assert_eq!(&answer.body[..4], &[0, 0, 0, 12], "not AuthenticationSASLFinal: {answer:?}");
     let expected = hmac_sha256(&hmac_sha256(&salted, b"Server Key"), auth_message.as_bytes());
     let expected = format!("v={}", BASE64.encode(expected));
-    assert_eq!(String::from_utf8_lossy(&answer.body[4..]), expected, "the server did not prove that it knows us");
+    assert_eq!(
+        String::from_utf8_lossy(&answer.body[4..]),
+        expected,
+        "the server did not prove that it knows us"
+    );
     let welcome = wire.expect_message()?;
     assert_eq!(welcome.body, [0, 0, 0, 0], "not AuthenticationOk: {welcome:?}");
     Ok(challenge)

@@ -53,8 +53,8 @@ pub fn client_hello_1_2() -> Vec<u8> {
     let mut body = vec![3, 3];
     body.extend([7; 32]);
     body.push(0);
-    // ECDHE with AES-GCM, both certificate kinds, and the plain fallback signal (RFC 7507).
-    body.extend([0, 8, 0xc0, 0x2b, 0xc0, 0x2f, 0xc0, 0x30, 0x56, 0x00]);
+    // ECDHE with AES-GCM, for both kinds of certificates.
+    body.extend([0, 6, 0xc0, 0x2b, 0xc0, 0x2f, 0xc0, 0x30]);
     body.extend([1, 0]);
     let extensions = [
         &[0, 10, 0, 6, 0, 4, 0, 29, 0, 23][..],

@@ -1,2 +1,239 @@
 //! What the manifest, the design and the guide promise about the code itself.
-#[test] fn placeholder() {}
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// Longest file; a longer one has a second noun in it.
+const LINES_MAX: usize = 620;
+
+/// Which room may import which of ours. A room that is not here does not exist yet.
+const IMPORTS: &[(&str, &[&str])] = &[
+    ("model", &[]),
+    ("wire", &[]),
+    ("keys", &["model"]),
+    ("identity", &["model", "wire", "keys"]),
+    ("audit", &["model", "keys"]),
+    ("store", &["model", "keys"]),
+    ("network", &["model", "wire"]),
+    ("engine", &["model", "keys"]),
+    ("backup", &["model", "keys"]),
+    ("gateway", &["model", "wire", "keys", "identity", "network", "audit"]),
+    ("api", &["model"]),
+    ("control", &["model", "api", "keys", "identity", "audit", "store"]),
+    ("reconcile", &["model", "keys", "audit", "store", "network", "engine", "backup"]),
+    ("console", &["model", "api"]),
+    ("cli", &["model", "api"]),
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("the workspace").to_owned()
+}
+
+fn files(below: &Path, ending: &str) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(below).expect("a directory").flatten() {
+        let (path, name) = (entry.path(), entry.file_name().to_string_lossy().into_owned());
+        let is_foreign = name.starts_with('.') || ["target", "node_modules"].contains(&name.as_str());
+        if path.is_dir() && !is_foreign {
+            found.extend(files(&path, ending));
+        } else if name.ends_with(ending) {
+            found.push(path);
+        }
+    }
+    found
+}
+
+fn sources() -> Vec<(PathBuf, String)> {
+    let found = files(&root(), ".rs");
+    assert!(found.len() > 20, "the sources were not found");
+    found.into_iter().map(|path| (path.clone(), fs::read_to_string(path).expect("UTF-8"))).collect()
+}
+
+/// The names of our rooms under a manifest's `[dependencies]`.
+fn imports(manifest: &str, rooms: &BTreeSet<String>) -> BTreeSet<String> {
+    let mut is_inside = false;
+    let mut found = BTreeSet::new();
+    for line in manifest.lines() {
+        if line.starts_with('[') {
+            is_inside = line.contains("dependencies") && !line.contains("dev-dependencies");
+        } else if is_inside {
+            let name: String =
+                line.chars().take_while(|c| c.is_alphanumeric() || "-_".contains(*c)).collect();
+            if rooms.contains(&name) {
+                found.insert(name);
+            }
+        }
+    }
+    found
+}
+
+#[test]
+fn rooms_import_only_what_the_design_allows() {
+    let allowed: BTreeMap<&str, BTreeSet<&str>> =
+        IMPORTS.iter().map(|(room, others)| (*room, others.iter().copied().collect())).collect();
+    let rooms: BTreeSet<String> = fs::read_dir(root().join("crates"))
+        .expect("the rooms")
+        .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+        .collect();
+    for room in rooms.iter().filter(|room| *room != "chitin") {
+        let may =
+            allowed.get(room.as_str()).unwrap_or_else(|| panic!("`{room}` is not in the design's table"));
+        let manifest =
+            fs::read_to_string(root().join("crates").join(room).join("Cargo.toml")).expect("a manifest");
+        for import in imports(&manifest, &rooms) {
+            assert!(may.contains(import.as_str()), "`{room}` may not import `{import}`");
+        }
+    }
+}
+
+#[test]
+fn every_room_takes_its_lints_from_the_workspace() {
+    for entry in fs::read_dir(root().join("crates")).expect("the rooms").flatten() {
+        let manifest = fs::read_to_string(entry.path().join("Cargo.toml")).expect("a manifest");
+        assert!(manifest.contains("[lints]\nworkspace = true"), "{} has no lints", entry.path().display());
+    }
+}
+
+#[test]
+fn unsafe_code_lives_in_one_file() {
+    let word = ["un", "safe"].concat();
+    for (path, text) in sources() {
+        if path.ends_with("engine/src/syscall.rs") {
+            continue;
+        }
+        for (number, line) in text.lines().enumerate() {
+            let code = line.split("//").next().unwrap_or("");
+            let is_used =
+                [" {", " fn", " impl", " extern"].iter().any(|next| code.contains(&format!("{word}{next}")));
+            let is_allowed = code.contains("allow(") && code.contains(&format!("{word}_code"));
+            let is_room = path.ends_with("engine/src/lib.rs");
+            assert!(!is_used && (!is_allowed || is_room), "{}:{}: {line}", path.display(), number + 1);
+        }
+    }
+}
+
+#[test]
+fn files_are_short_enough_to_read() {
+    for (path, text) in sources() {
+        let lines = text.lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines", path.display());
+    }
+}
+
+#[test]
+fn files_say_what_lives_in_them() {
+    for (path, text) in sources() {
+        assert!(
+            text.starts_with("//!") || text.starts_with("#!["),
+            "{} does not begin with //!",
+            path.display()
+        );
+    }
+}
+
+#[test]
+fn nothing_is_left_for_later() {
+    let markers =
+        ["TO", "FIX", "XX", "HA"].iter().zip(["DO", "ME", "X", "CK"]).map(|(a, b)| format!("{a}{b}"));
+    let markers: Vec<String> =
+        markers.chain([["todo", "!("].concat(), ["unimplemented", "!("].concat()]).collect();
+    for (path, text) in sources() {
+        for (number, line) in text.lines().enumerate() {
+            for marker in &markers {
+                let is_word = line.split(|c: char| !c.is_alphanumeric()).any(|word| word == marker);
+                let is_macro = marker.ends_with('(') && line.contains(marker.as_str());
+                assert!(!is_word && !is_macro, "{}:{}: {line}", path.display(), number + 1);
+            }
+        }
+    }
+}
+
+/// Targets of Markdown links in a text.
+fn links(text: &str) -> Vec<&str> {
+    text.split("](").skip(1).filter_map(|rest| rest.split(')').next()).collect()
+}
+
+#[test]
+fn links_in_documents_lead_somewhere() {
+    let mut count = 0;
+    for path in files(&root(), ".md") {
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        for link in links(&text) {
+            let target = link.split('#').next().unwrap_or("");
+            if target.is_empty() || target.contains("://") || target.starts_with("mailto:") {
+                continue;
+            }
+            let wanted = path.parent().expect("a directory").join(target);
+            assert!(wanted.exists(), "{}: {link} leads nowhere", path.display());
+            count += 1;
+        }
+    }
+    assert!(count > 0, "no document links to another");
+}
+
+#[test]
+fn the_documents_of_the_house_are_there() {
+    let documents = "README.md ARCHITECTURE.md CONTRIBUTING.md SECURITY.md CHANGELOG.md LICENSE docs/threats.md docs/glossary.md";
+    for document in documents.split(' ') {
+        assert!(root().join(document).is_file(), "{document} is missing");
+    }
+}
+
+#[test]
+fn tests_that_threats_name_exist() {
+    let everything: String = sources().into_iter().map(|(_, text)| text).collect();
+    let threats = fs::read_to_string(root().join("docs/threats.md")).expect("docs/threats.md");
+    let mut count = 0;
+    for name in threats.split('`').filter(|name| name.contains('_') && !name.contains(' ')) {
+        let name = name.rsplit("::").next().unwrap_or(name);
+        let is_test =
+            name.len() > 20 && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '_');
+        if is_test {
+            assert!(
+                everything.contains(&format!("fn {name}")),
+                "docs/threats.md names `{name}`, which does not exist"
+            );
+            count += 1;
+        }
+    }
+    assert!(count > 0, "docs/threats.md names no test");
+}
+
+#[test]
+fn every_registered_test_file_runs_all_its_tests() {
+    for (runner, folder) in [("wire", "wire"), ("clients", "clients"), ("life", "life")] {
+        let base = root().join("tests/tests");
+        let registered = fs::read_to_string(base.join(format!("{runner}.rs"))).expect("the runner");
+        for path in files(&base.join(folder), ".rs") {
+            let module = path.file_stem().expect("a name").to_string_lossy().into_owned();
+            let text = fs::read_to_string(&path).expect("UTF-8");
+            for line in text.lines().filter_map(|line| line.strip_prefix("pub fn ")) {
+                let name = line.split('(').next().unwrap_or("");
+                assert!(registered.contains(&format!("{module}::{name},")), "{module}::{name} is never run");
+            }
+        }
+    }
+}
+
+#[test]
+fn t42_secrets_are_compared_in_constant_time() {
+    // By construction: the comparison of the room that checks secrets is the library's constant-time one, and
+    // secret types have no `==` of their own.
+    let text: String = sources()
+        .into_iter()
+        .filter(|(path, _)| {
+            path.starts_with(root().join("crates/identity"))
+                || path.starts_with(root().join("crates/gateway"))
+        })
+        .map(|(_, text)| text)
+        .collect();
+    assert!(
+        text.contains("verify_slices_are_equal") || text.contains("constant_time"),
+        "no constant-time comparison"
+    );
+    let secret = fs::read_to_string(root().join("crates/keys/src/secret.rs")).expect("the secret types");
+    for derive in secret.lines().filter(|line| line.trim_start().starts_with("#[derive")) {
+        assert!(!derive.contains("PartialEq"), "a secret can be compared with ==: {derive}");
+    }
+}

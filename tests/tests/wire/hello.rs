@@ -139,7 +139,11 @@ pub fn t06_tls_1_2_gets_an_alert() {
     let mut answer = Vec::new();
     let _ = wire.read_to_end(&mut answer);
     // Record type 21 is an alert; 2 is fatal, 70 is protocol_version.
-    assert_eq!((answer.first(), answer.get(5), answer.get(6)), (Some(&21), Some(&2), Some(&70)), "{answer:?}");
+    assert_eq!(
+        (answer.first(), answer.get(5), answer.get(6)),
+        (Some(&21), Some(&2), Some(&70)),
+        "{answer:?}"
+    );
 }
 
 pub fn t06_early_data_is_never_accepted() {
@@ -264,7 +268,8 @@ pub fn t10_aborted_handshakes_leak_nothing() {
         std::thread::sleep(Duration::from_secs(1));
     };
     abort(500);
-    let (memory, descriptors) = (machine::resident_bytes(cloud().pid()), machine::open_descriptors(cloud().pid()));
+    let (memory, descriptors) =
+        (machine::resident_bytes(cloud().pid()), machine::open_descriptors(cloud().pid()));
     abort(2_000);
     let grown = machine::resident_bytes(cloud().pid()).saturating_sub(memory);
     assert!(grown < 8 << 20, "memory grew by {} KiB", grown >> 10);
@@ -275,8 +280,7 @@ pub fn t10_aborted_handshakes_leak_nothing() {
 pub fn t16_startup_packets_with_impossible_lengths_are_closed_at_once() {
     for length in [0_u32, 3, 7, 8, 10_001, 0x7fff_ffff, 0xffff_ffff] {
         for is_encrypted in [false, true] {
-            let mut wire =
-                if is_encrypted { cloud().encrypted() } else { Wire::tcp(cloud().sql_address()) };
+            let mut wire = if is_encrypted { cloud().encrypted() } else { Wire::tcp(cloud().sql_address()) };
             let mut packet = length.to_be_bytes().to_vec();
             packet.extend(PROTOCOL_3_0.to_be_bytes());
             let _ = wire.send_raw(&packet);

@@ -100,7 +100,10 @@ pub fn t18_lengths_that_wrap_never_hide_a_message() {
         attack.extend(&hidden);
         let _ = wire.send_raw(&attack);
         if length <= 3 || length >= 0x4000_0000 {
-            assert!(wire.is_closed_within(Duration::from_secs(5)), "length {length:#x} kept the session open");
+            assert!(
+                wire.is_closed_within(Duration::from_secs(5)),
+                "length {length:#x} kept the session open"
+            );
         }
     }
     assert_eq!(inner.value("select count(*) from t18_hidden"), "0");

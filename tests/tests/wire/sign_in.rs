@@ -112,7 +112,9 @@ pub fn t31_the_stand_in_for_unknown_people_is_steady() {
         scram::ask(&mut wire, &Exchange::bound("wrong")).unwrap().0
     };
     let truth = challenge(shared, "maria");
-    for (asked, user) in [(shared, "nobody_a"), (shared, "nobody_b"), (&unknown, "maria"), (shared, "t31_disabled")] {
+    for (asked, user) in
+        [(shared, "nobody_a"), (shared, "nobody_b"), (&unknown, "maria"), (shared, "t31_disabled")]
+    {
         let (first, second) = (challenge(asked, user), challenge(asked, user));
         assert_eq!(first.salt, second.salt, "the salt of {user} changes between attempts");
         assert_eq!(first.iterations, truth.iterations, "the iterations of {user} stand out");
@@ -139,7 +141,17 @@ fn refusal_time(asked: &house::Cluster<'_>) -> u128 {
 fn superiority(left: &[u128], right: &[u128]) -> f64 {
     let wins: f64 = left
         .iter()
-        .flat_map(|a| right.iter().map(move |b| if a > b { 1.0 } else if a == b { 0.5 } else { 0.0 }))
+        .flat_map(|a| {
+            right.iter().map(move |b| {
+                if a > b {
+                    1.0
+                } else if a == b {
+                    0.5
+                } else {
+                    0.0
+                }
+            })
+        })
         .sum();
     wins / (left.len() * right.len()) as f64
 }
@@ -168,7 +180,8 @@ pub fn t32_iterations_above_the_ceiling_are_refused() {
     let costly = scram::verifier("secret-word", b"0123456789abcdef", 1_000_001);
     let _ = admin.query(&format!("create role t32_costly login password '{costly}'"));
     let begun = Instant::now();
-    let refusal = cluster().with_user("t32_costly", "secret-word").try_sign_in().err().expect("above the ceiling");
+    let refusal =
+        cluster().with_user("t32_costly", "secret-word").try_sign_in().err().expect("above the ceiling");
     assert_eq!(refusal.code, "28P01", "{refusal:?}");
     assert!(begun.elapsed() < Duration::from_secs(3));
 }
@@ -176,7 +189,9 @@ pub fn t32_iterations_above_the_ceiling_are_refused() {
 pub fn t33_salts_and_iterations_of_every_reasonable_kind_sign_in() {
     let mut admin = cluster().sign_in();
     for (number, (salt_bytes, iterations)) in
-        [(1, 4_096), (16, 1), (32, 4_096), (64, 4_096), (16, 100_000), (16, 1_000_000)].into_iter().enumerate()
+        [(1, 4_096), (16, 1), (32, 4_096), (64, 4_096), (16, 100_000), (16, 1_000_000)]
+            .into_iter()
+            .enumerate()
     {
         let verifier = scram::verifier("a-password", &vec![9; salt_bytes], iterations);
         admin.query(&format!("create role t33_{number} login password '{verifier}'")).unwrap();
@@ -186,7 +201,9 @@ pub fn t33_salts_and_iterations_of_every_reasonable_kind_sign_in() {
 }
 
 pub fn t34_anything_else_between_sasl_messages_is_refused() {
-    for (tag, body) in [(b'Q', text("select 1")), (b'X', vec![]), (b'd', vec![1]), (b'S', vec![]), (b'f', text("x"))] {
+    for (tag, body) in
+        [(b'Q', text("select 1")), (b'X', vec![]), (b'd', vec![1]), (b'S', vec![]), (b'f', text("x"))]
+    {
         let mut wire = cluster().knock();
         wire.expect_message().unwrap();
         wire.send(tag, &body).unwrap();
@@ -217,7 +234,10 @@ pub fn t35_scram_messages_that_bend_the_rules_are_refused() {
         ("an authorization identity", Exchange { header: "n,a=admin,".into(), ..right.clone() }),
         ("a mandatory extension", Exchange { extension: "m=x,".into(), ..right.clone() }),
         ("an empty nonce", Exchange { nonce: Some(String::new()), ..right.clone() }),
-        ("a nonce with a control character", Exchange { nonce: Some("abc\x01defghijklmnop".into()), ..right.clone() }),
+        (
+            "a nonce with a control character",
+            Exchange { nonce: Some("abc\x01defghijklmnop".into()), ..right.clone() },
+        ),
         ("only the client's nonce", Exchange { final_nonce: Some("0123456789".into()), ..right.clone() }),
         ("the mechanism in small letters", Exchange { mechanism: "scram-sha-256".into(), ..right.clone() }),
         ("another mechanism", Exchange { mechanism: "PLAIN".into(), ..right.clone() }),
@@ -258,7 +278,10 @@ pub fn t37_the_same_user_in_two_clusters_never_crosses() {
         assert_eq!(one.sign_in().value("select to_regclass('t37_here') is not null"), "t");
         assert_eq!(other.sign_in().value("select to_regclass('t37_here') is not null"), "f");
         for (asked, password) in [(one, &other.password), (&other, &one.password)] {
-            assert_eq!(asked.with_user("maria", password).try_sign_in().err().expect("crossed").code, "28P01");
+            assert_eq!(
+                asked.with_user("maria", password).try_sign_in().err().expect("crossed").code,
+                "28P01"
+            );
         }
     }
 }
@@ -303,7 +326,18 @@ pub fn t39_a_new_password_works_at_once_and_the_old_one_never_again() {
 
 pub fn a_name_with_quotes_and_spaces_signs_in_as_exactly_itself() {
     let mut admin = cluster().sign_in();
-    for name in ["o'brien", "two words", "quo\"te", "back\\slash", "ünïcode", "UPPER", "com,ma", "#hash", "+plus", "all"] {
+    for name in [
+        "o'brien",
+        "two words",
+        "quo\"te",
+        "back\\slash",
+        "ünïcode",
+        "UPPER",
+        "com,ma",
+        "#hash",
+        "+plus",
+        "all",
+    ] {
         let quoted = name.replace('"', "\"\"");
         admin.query(&format!("create role \"{quoted}\" login password 'pass-word-1'")).unwrap();
         let mut wire = cluster().with_user(name, "pass-word-1").sign_in();
