@@ -88,10 +88,8 @@ async fn show(
         return printer.result(&shown, String::new);
     }
     if is_ours {
-        output::line(&format!(
-            "user      {user}\npassword  {}   (shown once; nobody can read it again)",
-            password.expose()
-        ))?;
+        output::line(&format!("user      {user}\npassword  {}", password.expose()))?;
+        output::say("note: the password is shown this once; nobody can read it again");
     } else {
         output::line(&format!("user      {user}"))?;
     }
