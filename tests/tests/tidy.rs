@@ -19,7 +19,7 @@ const IMPORTS: &[(&str, &[&str])] = &[
     ("engine", &["model", "keys"]),
     ("backup", &["model", "keys"]),
     ("gateway", &["model", "wire", "keys", "identity", "network", "audit"]),
-    ("api", &["model"]),
+    ("api", &["model", "keys"]),
     ("control", &["model", "api", "keys", "identity", "audit", "store"]),
     ("reconcile", &["model", "keys", "audit", "store", "network", "engine", "backup"]),
     ("console", &["model", "api"]),

@@ -66,6 +66,12 @@ fn moved(cluster: &Cluster, detail: &ClusterDetail, printer: Printer) -> Result<
 }
 
 async fn create(cloud: &Cloud, wanted: CreateCluster, printer: Printer) -> Result<(), Failure> {
+    let name = wanted.name.to_string();
+    // The API answers a repeated request with the first one's result; a person who repeats it is mistaken.
+    if cloud.cluster(&name).await.is_ok() {
+        return Err(Failure::new(Kind::Failed, format!("a cluster named `{name}` already exists"))
+            .next(format!("choose another name, or see it with: chitin cluster show {name}")));
+    }
     let spinner = printer.spinner("creating the volume, its key and the engine");
     let made = make(cloud, &wanted).await;
     spinner.finish_and_clear();

@@ -516,12 +516,15 @@ impl std::fmt::Debug for Host {
 }
 
 fn claim(data: &Path) -> Result<File, Error> {
+    use std::os::unix::fs::OpenOptionsExt;
+
     use rustix::fs::{FlockOperation, flock};
     let path = data.join("lock");
     let file = std::fs::OpenOptions::new()
         .create(true)
         .truncate(false)
         .write(true)
+        .mode(0o600)
         .open(&path)
         .map_err(Error::file("open", &path))?;
     flock(&file, FlockOperation::NonBlockingLockExclusive)

@@ -218,7 +218,11 @@ impl<'a> Relay<'a> {
                 self.timer = None;
                 break;
             };
-            if self.last_moved.elapsed() >= idle_max {
+            let is_busy = self.up.asked != self.down.answered;
+            if is_busy {
+                // A long statement is no idleness: the client waits for it, and it may take as long as it takes.
+                self.last_moved = Instant::now();
+            } else if self.last_moved.elapsed() >= idle_max {
                 return Poll::Ready(Ended::Idle);
             }
             timer.as_mut().reset(self.last_moved + idle_max);

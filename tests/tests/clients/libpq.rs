@@ -188,6 +188,7 @@ pub fn control_c_in_psql_cancels_where_libpq_sends_it_in_tls() {
     // Before libpq 17 the cancel goes out in plaintext, with its key readable on the way: it is dropped (T64), and the
     // statement runs to its end. psycopg, asyncpg and tokio-postgres show the encrypted one on every machine.
     let is_encrypted = psql_major() >= 17;
+    let begun = std::time::Instant::now();
     let mut child = cluster()
         .client("psql", &["-X", "-c", "select pg_sleep(6)"])
         .stdout(Stdio::null())
@@ -201,6 +202,10 @@ pub fn control_c_in_psql_cancels_where_libpq_sends_it_in_tls() {
         house::command::eventually("psql ends", Duration::from_secs(20), || child.try_wait().expect("ours"));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().expect("piped"), &mut said).expect("text");
-    assert_eq!(status.success(), !is_encrypted, "{said}");
+    if is_encrypted {
+        assert!(!status.success(), "{said}");
+    } else {
+        assert!(begun.elapsed() > Duration::from_secs(5), "the statement did not run to its end: {said}");
+    }
     assert_eq!(said.contains("canceling statement due to user request"), is_encrypted, "{said}");
 }

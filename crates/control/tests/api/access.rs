@@ -1,3 +1,5 @@
+//! Who is let in, and what strangers cost.
+
 use serde_json::{Value, json};
 
 use crate::world::World;

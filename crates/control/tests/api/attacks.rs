@@ -1,3 +1,5 @@
+//! Requests that were made to break something.
+
 use axum::body::Body;
 use axum::http::Request;
 use identity::api_key::ApiKeyText;

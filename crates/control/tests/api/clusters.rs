@@ -1,3 +1,5 @@
+//! Clusters through the API: made, listed, changed, deleted.
+
 use std::time::Duration;
 
 use model::Wish;

@@ -1,3 +1,5 @@
+//! What is served is what the OpenAPI document says.
+
 use axum::body::Body;
 use axum::http::Request;
 

@@ -97,6 +97,11 @@ fn mount(folder: &Path) -> Result<PathBuf, Error> {
         .arg(folder.join(IMAGE))
         .arg(&target);
     run("mount", mount, TOOL_MAX)?;
+    // Past the page cache of the disk below: else every block is cached twice, and a commit's flush takes twice as long.
+    // A disk that cannot works as before.
+    for device in loops_below(&folder.join(IMAGE)) {
+        let _ = Command::new("losetup").arg("--direct-io=on").arg(device).stderr(Stdio::null()).status();
+    }
     // Searchable, so that the engine's user comes to its own folder inside; listable by nobody.
     make_folder(&target, 0o711)?;
     Ok(target)
@@ -104,14 +109,15 @@ fn mount(folder: &Path) -> Result<PathBuf, Error> {
 
 /// Frees loop devices whose file lies below the folder.
 pub(super) fn detach_loops_below(folder: &Path) {
-    for device in std::fs::read_dir("/sys/block").into_iter().flatten().flatten() {
-        let backing = device.path().join("loop/backing_file");
-        let Ok(file) = std::fs::read_to_string(backing) else {
-            continue;
-        };
-        if Path::new(file.trim_end()).starts_with(folder) {
-            let path = Path::new("/dev").join(device.file_name());
-            let _ = Command::new("losetup").arg("-d").arg(path).stderr(Stdio::null()).status();
-        }
+    for device in loops_below(folder) {
+        let _ = Command::new("losetup").arg("-d").arg(device).stderr(Stdio::null()).status();
     }
+}
+
+/// Loop devices whose file lies at or below the path.
+fn loops_below(path: &Path) -> impl Iterator<Item = PathBuf> {
+    std::fs::read_dir("/sys/block").into_iter().flatten().flatten().filter_map(move |device| {
+        let file = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
+        Path::new(file.trim_end()).starts_with(path).then(|| Path::new("/dev").join(device.file_name()))
+    })
 }
