@@ -200,9 +200,13 @@ impl<'a> Relay<'a> {
     /// Whether our last words may come now: between two frames, and when stopping not in the middle of a query.
     fn is_quiet(&self, reason: Cut) -> bool {
         let is_between = self.down.frames.is_at_boundary() && self.down.waiting.is_empty();
-        let is_idle =
-            self.down.last_tag == b'Z' && self.up.frames.is_at_boundary() && self.up.waiting.is_empty();
+        let is_idle = !self.is_busy() && self.up.frames.is_at_boundary() && self.up.waiting.is_empty();
         is_between && (reason != Cut::Stopping || is_idle)
+    }
+
+    /// Whether the client waits for an answer.
+    fn is_busy(&self) -> bool {
+        self.up.asked != self.down.answered
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, has_moved: bool) -> Poll<Ended> {
@@ -218,8 +222,7 @@ impl<'a> Relay<'a> {
                 self.timer = None;
                 break;
             };
-            let is_busy = self.up.asked != self.down.answered;
-            if is_busy {
+            if self.up.asked != self.down.answered {
                 // A long statement is no idleness: the client waits for it, and it may take as long as it takes.
                 self.last_moved = Instant::now();
             } else if self.last_moved.elapsed() >= idle_max {
