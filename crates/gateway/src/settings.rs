@@ -39,7 +39,7 @@ impl Default for Settings {
             strangers_max: 16_384,
             strangers_per_address_max: 8_192,
             cancels_max: 64,
-            answer_step: Duration::from_millis(2),
+            answer_step: Duration::from_millis(4),
         }
     }
 }
