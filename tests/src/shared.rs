@@ -23,5 +23,7 @@ pub fn cluster() -> &'static Cluster<'static> {
 /// Stops the shared cloud, if there is one, and says whether it left nothing behind.
 pub fn stop() -> bool {
     let Some(cloud) = CLOUD.get() else { return true };
-    catch_unwind(AssertUnwindSafe(|| cloud.stop())).is_ok()
+    let is_clean = catch_unwind(AssertUnwindSafe(|| cloud.stop())).is_ok();
+    // A static is never dropped, so its directory is removed here; a failed stop keeps it, with its log.
+    is_clean && std::fs::remove_dir_all(cloud.scratch()).is_ok()
 }
