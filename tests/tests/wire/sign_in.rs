@@ -225,7 +225,9 @@ pub fn t34_anything_else_between_sasl_messages_is_refused() {
             break;
         }
     }
-    is_refused_as_protocol_or_password(&wire.expect_refusal());
+    // Whoever goes on sending after a refusal may find the connection closed before the refusal is read.
+    let refusal = wire.expect_refusal();
+    assert!(["08P01", "28000", "28P01", "closed"].contains(&refusal.code.as_str()), "{refusal:?}");
 }
 
 pub fn t35_scram_messages_that_bend_the_rules_are_refused() {
