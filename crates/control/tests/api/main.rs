@@ -4,7 +4,6 @@
 
 mod access;
 mod attacks;
-mod audit;
 mod client;
 mod clusters;
 mod double;

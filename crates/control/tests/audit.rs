@@ -1,4 +1,13 @@
-//! What is recorded of a change, and what never is.
+//! What is recorded of a change, and what never is. In a process of its own: whether a line is of interest is remembered
+//! for all threads, and other tests have no use for it.
+
+#![expect(clippy::unwrap_used, reason = "helpers of tests stop at what should not happen")]
+
+#[path = "api/double.rs"]
+mod double;
+#[path = "api/world.rs"]
+#[expect(dead_code, reason = "shared with the other tests")]
+mod world;
 
 use std::io::Write;
 use std::sync::{Arc, Mutex};
