@@ -156,7 +156,8 @@ async fn become_known(
         Admission::Refused => return Err(Refusal::Address),
     };
     let claim = Claim { handle: &route.handle, cluster, user };
-    let identity = prove(client, &*house.directory, claim, binding, house.settings.answer_step).await?;
+    let identity =
+        prove(client, &*house.directory, claim, binding, &house.pace, house.settings.answer_step).await?;
     Ok(Some((identity, route, startup.minor())))
 }
 

@@ -10,6 +10,7 @@ pub mod directory;
 mod hello;
 mod journey;
 mod listen;
+mod pace;
 mod refusal;
 mod relay;
 mod route;

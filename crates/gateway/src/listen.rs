@@ -13,6 +13,7 @@ use tokio_util::task::TaskTracker;
 
 use crate::directory::{Directory, Waker};
 use crate::journey::travel;
+use crate::pace::Pace;
 use crate::{Certificates, Cut, Sessions, Settings};
 
 /// After an accept that failed for want of descriptors or memory.
@@ -34,6 +35,7 @@ pub(crate) struct House {
     pub(crate) waker: Arc<dyn Waker>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) cancels: Semaphore,
+    pub(crate) pace: Pace,
     strangers: Arc<Strangers>,
 }
 
@@ -65,6 +67,7 @@ impl Gateway {
             waker,
             sessions: Sessions::new(),
             cancels: Semaphore::new(settings.cancels_max),
+            pace: Pace::default(),
             strangers: Arc::default(),
         };
         Self { house: Arc::new(house) }

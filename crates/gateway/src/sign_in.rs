@@ -10,6 +10,7 @@ use wire::backend;
 use wire::sasl::Initial;
 
 use crate::directory::{Credential, Directory, Found};
+use crate::pace::{self, Pace};
 use crate::refusal::Refusal;
 use crate::stream::{ClientStream, read_sasl, send};
 
@@ -56,6 +57,7 @@ pub(crate) async fn prove(
     directory: &dyn Directory,
     claim: Claim<'_>,
     binding: &ChannelBinding,
+    pace: &Pace,
     answer_step: Duration,
 ) -> Result<Identity, Refusal> {
     let channel = binding.data();
@@ -75,13 +77,14 @@ pub(crate) async fn prove(
     // Its time is counted from here: counted from earlier, the client's own part would leave less of the step to hide it.
     let asked = Instant::now();
     let known = known(directory, &claim).await;
+    let counted = pace.level(asked.elapsed());
     let verifier = match &known {
         Some((_, _, credential)) => credential.verifier.clone(),
         None => Verifier::stand_in(&directory.stand_in_seed(claim.handle, claim.user)),
     };
     let (exchange, server_first) =
         Exchange::begin(mechanism, initial.response, channel, verifier).map_err(Refusal::Channel)?;
-    sleep_until(next_step(asked, answer_step)).await;
+    sleep_until(asked + whole_steps(counted, answer_step) + pace::blur(answer_step)).await;
     send(client, &backend::authentication_sasl_continue(server_first.as_bytes())).await?;
 
     let client_final = read_sasl(client).await?;
@@ -105,10 +108,9 @@ async fn known(directory: &dyn Directory, claim: &Claim<'_>) -> Option<(Found, R
     Some((cluster, user, credential))
 }
 
-/// The end of the step in which we are: a look-up that took a little longer answers at the same moment.
-fn next_step(start: Instant, step: Duration) -> Instant {
-    let passed = start.elapsed().as_nanos();
+/// The time in whole steps: a look-up that took a little longer answers at the same moment.
+fn whole_steps(time: Duration, step: Duration) -> Duration {
     let step = step.as_nanos().max(1);
-    let steps = passed / step + 1;
-    start + Duration::from_nanos(u64::try_from(steps * step).unwrap_or(u64::MAX))
+    let steps = time.as_nanos() / step + 1;
+    Duration::from_nanos(u64::try_from(steps * step).unwrap_or(u64::MAX))
 }
