@@ -1,7 +1,5 @@
 //! The connection string of a user: the cloud's own, with the path of the root certificate on this machine.
 
-use std::fmt::Write;
-
 use api::Cluster;
 
 use crate::cloud::Cloud;
@@ -29,16 +27,7 @@ fn with_root(url: &str, root: Option<&str>) -> String {
 
 /// Percent-encodes all but what is safe in a query and readable in a path.
 fn encode(text: &str) -> String {
-    let mut encoded = String::with_capacity(text.len());
-    for byte in text.bytes() {
-        if byte.is_ascii_alphanumeric() || b"-._~/".contains(&byte) {
-            encoded.push(char::from(byte));
-        } else {
-            // Writing to a String cannot fail.
-            let _ = write!(encoded, "%{byte:02X}");
-        }
-    }
-    encoded
+    text.split('/').map(api::encode_segment).collect::<Vec<_>>().join("/")
 }
 
 #[cfg(test)]

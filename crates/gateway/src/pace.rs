@@ -27,8 +27,7 @@ impl Pace {
         let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
         if taken < ASKED_MIN {
             let mut die = [0];
-            // Without randomness the first would do; the generator does not fail on Linux.
-            let _ = aws_lc_rs::rand::fill(&mut die);
+            keys::fill_random(&mut die);
             let count = recent.times.len().max(1);
             return recent.times.get(usize::from(die[0]) % count).copied().unwrap_or(taken).max(taken);
         }
@@ -47,8 +46,7 @@ impl Pace {
 /// millisecond the question fell, and with that what happened before.
 pub(crate) fn blur(step: Duration) -> Duration {
     let mut die = [0; 4];
-    // Without randomness there is no blur; the generator does not fail on Linux.
-    let _ = aws_lc_rs::rand::fill(&mut die);
+    keys::fill_random(&mut die);
     step.mul_f64(f64::from(u32::from_be_bytes(die)) / f64::from(u32::MAX))
 }
 

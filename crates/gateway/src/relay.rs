@@ -115,12 +115,10 @@ enum Broken {
 
 impl<'a> Relay<'a> {
     fn new(settings: &'a Settings) -> Self {
-        // A session begins with the engine's ReadyForQuery.
-        let down = Lane { last_tag: b'Z', ..Lane::default() };
         Self {
             settings,
             up: Lane::default(),
-            down,
+            down: Lane::default(),
             ending: None,
             last_moved: Instant::now(),
             timer: settings.idle_max.map(|idle_max| Box::pin(sleep_until(Instant::now() + idle_max))),
@@ -213,6 +211,7 @@ impl<'a> Relay<'a> {
         if has_moved {
             self.last_moved = Instant::now();
         }
+        let is_busy = self.is_busy();
         while let Some(timer) = &mut self.timer {
             ready!(timer.as_mut().poll(cx));
             if let Some(reason) = self.ending {
@@ -222,7 +221,7 @@ impl<'a> Relay<'a> {
                 self.timer = None;
                 break;
             };
-            if self.up.asked != self.down.answered {
+            if is_busy {
                 // A long statement is no idleness: the client waits for it, and it may take as long as it takes.
                 self.last_moved = Instant::now();
             } else if self.last_moved.elapsed() >= idle_max {

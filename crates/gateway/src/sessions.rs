@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aws_lc_rs::constant_time;
+use keys::fill_random;
 use model::ClusterId;
 use tokio::sync::{oneshot, watch};
 use wire::backend::{Report, Severity};
@@ -246,11 +247,6 @@ impl Drop for Seat {
         }
         self.sessions.total.send_replace(inner.seats.len());
     }
-}
-
-fn fill_random(buffer: &mut [u8]) {
-    #[expect(clippy::expect_used, reason = "the library documents that its generator cannot fail on Linux")]
-    aws_lc_rs::rand::fill(buffer).expect("the operating system gives randomness");
 }
 
 #[cfg(test)]

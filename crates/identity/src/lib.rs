@@ -4,7 +4,7 @@ pub mod api_key;
 pub mod password;
 pub mod scram;
 
-use aws_lc_rs::rand;
+use keys::fill_random;
 
 /// Draws text of this length from the alphabet, without bias.
 fn random_text(length: usize, alphabet: &[u8]) -> String {
@@ -21,9 +21,4 @@ fn random_text(length: usize, alphabet: &[u8]) -> String {
         }
     }
     text
-}
-
-fn fill_random(buffer: &mut [u8]) {
-    #[expect(clippy::expect_used, reason = "the library documents that its generator cannot fail on Linux")]
-    rand::fill(buffer).expect("the operating system gives randomness");
 }

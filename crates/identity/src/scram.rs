@@ -71,7 +71,7 @@ impl Verifier {
     /// Makes a verifier with a random salt, so that the password itself never reaches the engine or a log.
     pub fn from_password(password: &SecretText) -> Self {
         let mut salt = vec![0; SALT_BYTES];
-        crate::fill_random(&mut salt);
+        keys::fill_random(&mut salt);
         Self::derive(password, salt, ITERATIONS_DEFAULT)
     }
 
@@ -261,7 +261,7 @@ impl Exchange {
 
 fn nonce() -> String {
     let mut bytes = [0; NONCE_BYTES];
-    crate::fill_random(&mut bytes);
+    keys::fill_random(&mut bytes);
     STANDARD.encode(bytes)
 }
 

@@ -14,7 +14,7 @@ pub use certificate::ServerCertificate;
 pub use encryption_key::{KeyEncryptionKey, WrappedKey};
 pub use private_file::{read_private, write_atomically, write_private};
 pub use sealer::Sealer;
-pub use secret::{DataKey, Secret, SecretText};
+pub use secret::{DataKey, Secret, SecretText, fill_random};
 
 use std::path::{Path, PathBuf};
 

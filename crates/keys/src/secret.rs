@@ -80,7 +80,7 @@ impl fmt::Debug for DataKey {
 }
 
 /// Fills the buffer with randomness. A machine without randomness must not go on: nothing it makes would be secret.
-pub(crate) fn fill_random(buffer: &mut [u8]) {
+pub fn fill_random(buffer: &mut [u8]) {
     #[expect(clippy::expect_used, reason = "the library documents that its generator cannot fail on Linux")]
     rand::fill(buffer).expect("the operating system gives randomness");
 }
