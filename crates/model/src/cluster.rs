@@ -196,6 +196,9 @@ pub struct Cluster {
     /// What the client asked for that changes nothing here.
     #[serde(default)]
     pub asked: crate::Asked,
+    /// How people sign in.
+    #[serde(default)]
+    pub sign_in: crate::SignIn,
     /// What should be true.
     pub wish: Wish,
     /// Goes up by one with each change of the document; lost updates are refused by it.

@@ -4,8 +4,10 @@ mod address;
 mod asked;
 mod clock;
 mod cluster;
+mod fetch;
 mod names;
 mod role;
+mod sign_in;
 
 pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical};
 pub use asked::{Asked, Tier};
@@ -14,11 +16,17 @@ pub use cluster::{
     ALLOWLIST_ENTRIES_MAX, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Cluster, ClusterState,
     Encryption, Observation, Phase, Plan, Power, Provider, Wish,
 };
+pub use fetch::{Fetch, FetchBody, FetchFailure, Fetched, Fetcher, Hidden};
 pub use names::{
     ClusterHandle, ClusterId, ClusterName, DatabaseName, InvalidHandle, InvalidName, RoleName, RoutingId,
 };
 
 pub use role::SqlRole;
+pub use sign_in::{
+    CLAIM_DEFAULT, CLOCK_SKEW_SECONDS_DEFAULT, CRL_TEXT_BYTES_MAX, IdentityProvider, InvalidProviderName,
+    OCSP_TIMEOUT_MS_DEFAULT, Ocsp, OcspMode, PROVIDERS_MAX, ProviderName, Provisioned,
+    SIGN_IN_TEXT_BYTES_MAX, SignIn,
+};
 
 /// The database that every cluster starts with, as CockroachDB Cloud names it.
 pub const DEFAULT_DATABASE: &str = "defaultdb";

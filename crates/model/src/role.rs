@@ -19,6 +19,9 @@ pub struct SqlRole {
     pub valid_until: Option<OffsetDateTime>,
     /// `rolconnlimit`; -1 means none.
     pub connection_limit: i32,
+    /// The roles that it is a member of, directly or through others, sorted.
+    #[serde(default)]
+    pub member_of: Vec<String>,
 }
 
 impl fmt::Debug for SqlRole {
