@@ -45,6 +45,8 @@ pub enum Severity {
     Error,
     /// Nothing ends.
     Warning,
+    /// Something that people should know.
+    Notice,
 }
 
 impl Severity {
@@ -53,6 +55,7 @@ impl Severity {
             Self::Fatal => "FATAL",
             Self::Error => "ERROR",
             Self::Warning => "WARNING",
+            Self::Notice => "NOTICE",
         }
     }
 }
@@ -138,6 +141,11 @@ impl EngineError {
 /// `AuthenticationOk`.
 pub fn authentication_ok() -> Vec<u8> {
     authentication(0, &[])
+}
+
+/// `AuthenticationCleartextPassword`.
+pub fn authentication_cleartext_password() -> Vec<u8> {
+    authentication(3, &[])
 }
 
 /// `AuthenticationSASL` with the mechanisms on offer, best first.

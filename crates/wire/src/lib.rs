@@ -5,6 +5,8 @@
 pub mod backend;
 pub mod frame;
 pub mod hello;
+pub mod oauthbearer;
+pub mod password;
 pub mod sasl;
 pub mod startup;
 

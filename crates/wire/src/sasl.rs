@@ -17,10 +17,15 @@ pub struct Initial<'a> {
 
 /// Checks that a header announces a SASL message of sane length, before its body is read.
 pub fn expect(header: Header) -> Result<usize, Malformed> {
+    expect_up_to(header, SASL_BYTES_MAX)
+}
+
+/// Like [`expect`], for answers that may be of another length, such as passwords and tokens. `bytes_max` bounds the body.
+pub fn expect_up_to(header: Header, bytes_max: usize) -> Result<usize, Malformed> {
     if header.tag != b'p' {
         return Err(Malformed("expected SASL response"));
     }
-    if header.body_bytes > SASL_BYTES_MAX {
+    if header.body_bytes > bytes_max {
         return Err(Malformed("invalid length of SASL response"));
     }
     Ok(header.body_bytes)
@@ -70,5 +75,8 @@ mod tests {
         assert!(expect(Header { tag: b'Q', body_bytes: 5 }).is_err());
         assert!(expect(Header { tag: b'p', body_bytes: SASL_BYTES_MAX + 1 }).is_err());
         assert_eq!(expect(Header { tag: b'p', body_bytes: 5 }), Ok(5));
+        assert_eq!(expect_up_to(Header { tag: b'p', body_bytes: 16_384 }, 16_384), Ok(16_384));
+        assert!(expect_up_to(Header { tag: b'p', body_bytes: 16_385 }, 16_384).is_err());
+        assert!(expect_up_to(Header { tag: b'Q', body_bytes: 5 }, 16_384).is_err());
     }
 }
