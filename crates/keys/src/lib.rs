@@ -1,12 +1,18 @@
-//! Secrets that do not print, the key-encryption key, data keys, sealed state, and the cloud's own certificates.
+//! Secrets that do not print, the key-encryption key, data keys, sealed state, the cloud's own certificates, and those of
+//! clients with their revocation.
 
 mod authority;
 mod binding;
 mod certificate;
+pub mod client;
 mod encryption_key;
+pub mod ocsp;
 mod private_file;
 mod sealer;
 mod secret;
+mod signed;
+#[cfg(test)]
+mod testing;
 
 pub use authority::{Authority, ROOT_VALIDITY, SERVER_VALIDITY};
 pub use binding::{ChannelBinding, Unbindable};
