@@ -1,9 +1,19 @@
-//! Who somebody is: SCRAM verifiers and exchanges, passwords, API keys.
+//! Who somebody is: rules, SCRAM, passwords, certificates' revocation, tokens, sign-in through a browser, API keys; and the
+//! throttle before them.
 
 pub mod api_key;
+pub mod authorize;
+pub mod hba;
+pub mod identity_map;
+pub mod oidc;
 pub mod password;
+pub mod revocation;
 pub mod scram;
+pub mod throttle;
+pub mod ticket;
+pub mod token;
 
+use aws_lc_rs::digest;
 use keys::fill_random;
 
 /// Draws text of this length from the alphabet, without bias.
@@ -21,4 +31,11 @@ fn random_text(length: usize, alphabet: &[u8]) -> String {
         }
     }
     text
+}
+
+/// SHA-256 of a secret that has enough randomness of its own: what is found by it tells nothing of it by its time.
+fn digest_of(text: &str) -> [u8; 32] {
+    let mut value = [0; 32];
+    value.copy_from_slice(digest::digest(&digest::SHA256, text.as_bytes()).as_ref());
+    value
 }

@@ -86,6 +86,19 @@ impl Verifier {
         Self { iterations, salt, stored_key: sha256(client_key.as_ref()), server_key }
     }
 
+    /// How often a client must hash its password.
+    pub fn iterations(&self) -> u32 {
+        self.iterations
+    }
+
+    /// Whether the password in clear is the one that the verifier was made of. Costs the verifier's iterations of
+    /// PBKDF2, whatever the answer: not for a thread that serves others.
+    pub fn fits(&self, password: &SecretText) -> bool {
+        let tried = Self::derive(password, self.salt.clone(), self.iterations);
+        // PostgreSQL takes no empty password, whatever the verifier says (`CheckPasswordAuth`).
+        same(&tried.stored_key, &self.stored_key) & !password.expose().is_empty()
+    }
+
     /// A verifier for somebody who does not exist. The same seed gives the same salt, so asking twice reveals nothing;
     /// no password fits it.
     pub fn stand_in(seed: &[u8; 32]) -> Self {
@@ -310,6 +323,17 @@ mod tests {
             mac(&sha256(&client_key), format!("{bare},{server_first},{without_proof}").as_bytes());
         let proof: Vec<u8> = client_key.iter().zip(signature).map(|(key, sign)| key ^ sign).collect();
         format!("{without_proof},p={}", STANDARD.encode(proof))
+    }
+
+    #[test]
+    fn a_password_in_clear_fits_its_own_verifier_only() {
+        let verifier = pencil(4_096, b"0123456789abcdef");
+        assert!(verifier.fits(&SecretText::new("pencil".into())));
+        for wrong in ["Pencil", "pencil ", "", "penci"] {
+            assert!(!verifier.fits(&SecretText::new(wrong.into())), "{wrong}");
+        }
+        let empty = Verifier::derive(&SecretText::new(String::new()), b"salt".to_vec(), 1);
+        assert!(!empty.fits(&SecretText::new(String::new())), "an empty password signs nobody in");
     }
 
     #[test]

@@ -1,0 +1,355 @@
+//! Somebody at a terminal waits for a person in a browser: who waits, where the person goes, and how the two meet.
+//!
+//! The address has 160 random bits and works once, for two minutes at most, as long as the connection at the terminal is
+//! open. The code is no secret: the person compares it with what the terminal shows, so that nobody is talked into signing
+//! in for a stranger's terminal (RFC 8628, section 5.4).
+
+use std::collections::HashMap;
+use std::fmt;
+use std::net::IpAddr;
+use std::pin::Pin;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll};
+use std::time::Duration;
+
+use model::{ClusterHandle, ClusterId, IdentityProvider, ProviderName, RoleName};
+use time::OffsetDateTime;
+use tokio::sync::oneshot;
+use tokio::time::Sleep;
+
+use crate::digest_of;
+
+/// For how long a ticket is open.
+pub const LIFE: Duration = Duration::from_secs(120);
+/// Most open tickets.
+pub const TICKETS_MAX: usize = 10_000;
+/// Most open tickets of one cluster.
+pub const PER_CLUSTER_MAX: usize = 200;
+/// Most open tickets of one cluster from one address (an IPv6 network of 64 bits), so that one cannot take all.
+pub const PER_ADDRESS_MAX: usize = 20;
+
+const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
+/// 27 of 62 characters: 160 bits.
+const ID_LENGTH: usize = 27;
+/// No vowels, so no words, and nothing that looks like something else (RFC 8628, section 6.1).
+const CODE_ALPHABET: &[u8] = b"BCDFGHJKLMNPQRSTVWXZ";
+
+/// Who waits, for what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct TicketFacts {
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its name, as people know it.
+    pub handle: ClusterHandle,
+    /// The SQL user that the client asked for.
+    pub user: RoleName,
+    /// Where the terminal is.
+    pub address: IpAddr,
+    /// Who is to vouch.
+    pub provider: ProviderName,
+    /// Its issuer when the ticket was opened.
+    pub issuer: String,
+    /// The `map=` of the rule.
+    pub map: Option<String>,
+}
+
+impl TicketFacts {
+    /// Whether this provider may vouch for the ticket: it is the one that was named, and it counts in the ticket's cluster.
+    /// A sign-in that began elsewhere must not end here.
+    pub fn accepts(&self, provider: &IdentityProvider) -> bool {
+        provider.name == self.provider
+            && provider.issuer == self.issuer
+            && provider.cluster.is_none_or(|cluster| cluster == self.cluster)
+    }
+}
+
+/// The secret part of a ticket's address. It does not print.
+#[derive(Clone)]
+pub struct TicketId(String);
+
+impl TicketId {
+    /// The id, for the address: 27 letters and digits.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for TicketId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TicketId")
+    }
+}
+
+/// There are too many tickets already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many people are signing in with a browser")]
+pub struct TooMany;
+
+/// There is no such ticket any more: it was used, its time is over, or whoever waited has left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this sign-in is over")]
+pub struct Gone;
+
+/// A ticket that was opened.
+#[derive(Debug)]
+pub struct Opened<V> {
+    /// Its address.
+    pub id: TicketId,
+    /// What the person compares, `BCDF-GHJK`.
+    pub code: String,
+    /// Ends with what the person brought. Dropping it closes the ticket.
+    pub ticket: Ticket<V>,
+}
+
+/// All open tickets. They are found by the digest of their id, so that the time of a look-up tells nothing of the id.
+pub struct Tickets<V> {
+    open: Arc<Mutex<Open<V>>>,
+}
+
+type Key = [u8; 32];
+type Open<V> = HashMap<Key, Entry<V>>;
+
+struct Entry<V> {
+    facts: TicketFacts,
+    code: String,
+    until: OffsetDateTime,
+    sender: oneshot::Sender<V>,
+}
+
+/// The waiting side of a ticket: a future.
+pub struct Ticket<V> {
+    open: Arc<Mutex<Open<V>>>,
+    key: Key,
+    receiver: oneshot::Receiver<V>,
+    lapse: Pin<Box<Sleep>>,
+}
+
+impl<V> Default for Tickets<V> {
+    fn default() -> Self {
+        Self { open: Arc::default() }
+    }
+}
+
+impl<V> Tickets<V> {
+    /// None yet.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Opens a ticket. Must be called inside a tokio runtime.
+    pub fn open(&self, facts: TicketFacts, now: OffsetDateTime) -> Result<Opened<V>, TooMany> {
+        let id = TicketId(crate::random_text(ID_LENGTH, ALPHABET));
+        let letters = crate::random_text(8, CODE_ALPHABET);
+        let code = format!("{}-{}", &letters[..4], &letters[4..]);
+        let key = digest_of(id.as_str());
+        let (sender, receiver) = oneshot::channel();
+        let mut open = lock(&self.open);
+        if open.len() >= TICKETS_MAX {
+            open.retain(|_, entry| now < entry.until);
+        }
+        let (mut of_cluster, mut of_address) = (0, 0);
+        for entry in open.values().filter(|entry| entry.facts.cluster == facts.cluster) {
+            of_cluster += 1;
+            of_address += usize::from(network(entry.facts.address) == network(facts.address));
+        }
+        if open.len() >= TICKETS_MAX || of_cluster >= PER_CLUSTER_MAX || of_address >= PER_ADDRESS_MAX {
+            return Err(TooMany);
+        }
+        open.insert(key, Entry { facts, code: code.clone(), until: now + LIFE, sender });
+        drop(open);
+        let lapse = Box::pin(tokio::time::sleep(LIFE));
+        Ok(Opened { id, code, ticket: Ticket { open: self.open.clone(), key, receiver, lapse } })
+    }
+
+    /// Who waits under this id, and the code that the terminal shows. Changes nothing.
+    pub fn look(&self, id: &str, now: OffsetDateTime) -> Option<(TicketFacts, String)> {
+        let open = lock(&self.open);
+        let entry = open.get(&digest_of(id)).filter(|entry| now < entry.until)?;
+        Some((entry.facts.clone(), entry.code.clone()))
+    }
+
+    /// Hands the outcome to whoever waits. Only the first one counts. Whoever calls has seen to it that the outcome comes
+    /// from a provider that the ticket accepts ([`TicketFacts::accepts`]).
+    pub fn complete(&self, id: &str, outcome: V, now: OffsetDateTime) -> Result<(), Gone> {
+        let entry = lock(&self.open).remove(&digest_of(id)).ok_or(Gone)?;
+        if now >= entry.until {
+            return Err(Gone);
+        }
+        entry.sender.send(outcome).map_err(|_| Gone)
+    }
+
+    /// How many are open.
+    pub fn count(&self) -> usize {
+        lock(&self.open).len()
+    }
+}
+
+impl<V> fmt::Debug for Tickets<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Tickets")
+    }
+}
+
+impl<V> Future for Ticket<V> {
+    type Output = Result<V, Gone>;
+
+    fn poll(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Self::Output> {
+        if let Poll::Ready(outcome) = Pin::new(&mut self.receiver).poll(context) {
+            return Poll::Ready(outcome.map_err(|_| Gone));
+        }
+        self.lapse.as_mut().poll(context).map(|()| Err(Gone))
+    }
+}
+
+impl<V> Drop for Ticket<V> {
+    fn drop(&mut self) {
+        lock(&self.open).remove(&self.key);
+    }
+}
+
+impl<V> fmt::Debug for Ticket<V> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Ticket")
+    }
+}
+
+fn lock<V>(open: &Mutex<Open<V>>) -> MutexGuard<'_, Open<V>> {
+    // Single inserts and removals.
+    open.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whoever has one IPv6 address has all of its network.
+fn network(address: IpAddr) -> IpAddr {
+    match model::canonical(address) {
+        IpAddr::V4(address) => IpAddr::V4(address),
+        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use super::*;
+    use crate::token::testing::{NOW, provider};
+
+    fn facts(cluster: ClusterId) -> TicketFacts {
+        TicketFacts {
+            cluster,
+            handle: "lazy-roach-3".parse().unwrap(),
+            user: "maria".parse().unwrap(),
+            address: "192.0.2.7".parse().unwrap(),
+            provider: "corp".parse().unwrap(),
+            map: None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_person_in_a_browser_lets_the_terminal_in() {
+        let tickets = Tickets::new();
+        let facts = facts(ClusterId::random());
+        let opened = tickets.open(facts.clone(), NOW).unwrap();
+        assert_eq!(tickets.look(opened.id.as_str(), NOW), Some((facts, opened.code.clone())));
+        let id = opened.id.clone();
+        let waiting = tokio::spawn(opened.ticket);
+        assert_eq!(tickets.complete(id.as_str(), "in", NOW), Ok(()));
+        assert_eq!(waiting.await.unwrap(), Ok("in"));
+        assert_eq!(tickets.count(), 0);
+    }
+
+    #[tokio::test]
+    async fn t53_ids_cannot_be_guessed_and_codes_are_readable() {
+        let tickets = Tickets::<()>::new();
+        let mut seen = HashSet::new();
+        for _ in 0..100 {
+            let opened = tickets.open(facts(ClusterId::random()), NOW).unwrap();
+            let id = opened.id.as_str();
+            // 27 × log2(62) = 160 bits.
+            assert!(id.len() == 27 && id.bytes().all(|byte| byte.is_ascii_alphanumeric()));
+            assert!(seen.insert(id.to_owned()));
+            let (left, right) = opened.code.split_once('-').unwrap();
+            assert!([left, right].iter().all(|part| part.len() == 4));
+            assert!(opened.code.bytes().all(|byte| byte == b'-' || CODE_ALPHABET.contains(&byte)));
+            for guess in ["", &id[..26], &id.to_ascii_lowercase(), &format!("{id}0")] {
+                assert!(guess == id || tickets.look(guess, NOW).is_none());
+            }
+            assert_eq!(format!("{:?}", opened.id), "TicketId");
+        }
+    }
+
+    #[tokio::test]
+    async fn t53_a_ticket_counts_once() {
+        let tickets = Tickets::new();
+        let opened = tickets.open(facts(ClusterId::random()), NOW).unwrap();
+        assert_eq!(tickets.complete(opened.id.as_str(), 1, NOW), Ok(()));
+        assert_eq!(tickets.complete(opened.id.as_str(), 2, NOW), Err(Gone));
+        assert_eq!(tickets.look(opened.id.as_str(), NOW), None);
+        assert_eq!(opened.ticket.await, Ok(1));
+    }
+
+    #[tokio::test]
+    async fn t53_a_ticket_belongs_to_its_connection() {
+        let tickets = Tickets::new();
+        let opened = tickets.open(facts(ClusterId::random()), NOW).unwrap();
+        let id = opened.id.clone();
+        drop(opened);
+        assert_eq!(tickets.complete(id.as_str(), (), NOW), Err(Gone));
+        assert_eq!(tickets.count(), 0);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn t53_a_ticket_lapses() {
+        let tickets = Tickets::new();
+        let opened = tickets.open(facts(ClusterId::random()), NOW).unwrap();
+        let (id, late) = (opened.id.clone(), NOW + LIFE);
+        assert!(tickets.look(id.as_str(), late - time::Duration::SECOND).is_some());
+        assert!(tickets.look(id.as_str(), late).is_none());
+        assert_eq!(tickets.complete(id.as_str(), (), late), Err(Gone));
+        let other = tickets.open(facts(ClusterId::random()), NOW).unwrap();
+        assert_eq!(other.ticket.await, Err(Gone));
+        assert_eq!(tickets.count(), 0);
+    }
+
+    #[test]
+    fn t53_another_cluster_s_provider_cannot_finish_a_ticket() {
+        let facts = facts(ClusterId::random());
+        let mut provider = provider();
+        assert!(facts.accepts(&provider));
+        provider.cluster = Some(facts.cluster);
+        assert!(facts.accepts(&provider));
+        provider.cluster = Some(ClusterId::random());
+        assert!(!facts.accepts(&provider));
+        provider.cluster = None;
+        provider.name = "other".parse().unwrap();
+        assert!(!facts.accepts(&provider));
+    }
+
+    #[tokio::test]
+    async fn tickets_are_bounded_and_one_address_cannot_take_all() {
+        let tickets = Tickets::<()>::new();
+        let (cluster, other) = (ClusterId::random(), ClusterId::random());
+        let from = |cluster, last: u8| {
+            let address = IpAddr::from([192, 0, 2, last]);
+            tickets.open(TicketFacts { address, ..facts(cluster) }, NOW)
+        };
+        let mut kept = Vec::new();
+        for _ in 0..PER_ADDRESS_MAX {
+            kept.push(from(cluster, 1).unwrap());
+        }
+        assert!(from(cluster, 1).is_err());
+        assert!(from(other, 1).is_ok() && from(cluster, 2).is_ok());
+        for index in PER_ADDRESS_MAX..PER_CLUSTER_MAX {
+            kept.push(from(cluster, u8::try_from(index / PER_ADDRESS_MAX + 1).unwrap()).unwrap());
+        }
+        assert!(from(cluster, 99).is_err());
+        assert!(from(other, 99).is_ok());
+        drop(kept);
+        assert!(from(cluster, 1).is_ok());
+        let from =
+            |text: &str| tickets.open(TicketFacts { address: text.parse().unwrap(), ..facts(cluster) }, NOW);
+        let kept: Vec<_> =
+            (0..PER_ADDRESS_MAX).map(|index| from(&format!("2001:db8::{index}")).unwrap()).collect();
+        assert!(from("2001:db8::ffff:0:0:1").is_err() && from("2001:db8:0:1::1").is_ok());
+        drop(kept);
+    }
+}
