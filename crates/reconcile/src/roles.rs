@@ -63,7 +63,8 @@ pub(crate) async fn refresh(house: &Reconciler, id: ClusterId) {
         Ok(Err(cause)) => return tracing::warn!(cluster = %id, %cause, "could not read the engine's roles"),
         Err(_) => return tracing::warn!(cluster = %id, "the engine was too slow to tell its roles"),
     };
-    if let Err(cause) = house.write(move |store| store.set_roles(id, roles)).await {
+    let now = house.clock.now();
+    if let Err(cause) = house.write(move |store| store.set_roles(id, roles, now)).await {
         tracing::warn!(cluster = %id, %cause, "could not keep the engine's roles");
     }
 }

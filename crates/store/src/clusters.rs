@@ -61,6 +61,7 @@ impl Store {
             is_delete_protected: draft.is_delete_protected,
             allowlist: draft.allowlist,
             asked: draft.asked,
+            sign_in: model::SignIn::default(),
             wish: Wish::Exists(Power::Running),
             revision: 1,
             created_at: now,
@@ -144,17 +145,18 @@ impl Store {
     }
 
     /// Keeps the engine's roles, sealed, so that sign-in works while the engine sleeps.
-    pub fn set_roles(&self, id: ClusterId, roles: Vec<SqlRole>) -> Result<(), Error> {
+    pub fn set_roles(&self, id: ClusterId, roles: Vec<SqlRole>, now: OffsetDateTime) -> Result<(), Error> {
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();
-        let entry = next.get(&id).ok_or(Error::NotFound(id))?;
+        let entry = next.get(&id).ok_or(Error::NotFound(id))?.clone();
         if *entry.roles == *roles {
             return Ok(());
         }
         let mut batch = Batch::default();
         self.file.put(&mut batch, Table::Roles, &id.to_string(), &roles)?;
+        self.forget_provisioned_without_role(&mut next, &mut batch, id, &roles, now)?;
         self.file.commit(batch)?;
-        let known = Entry { roles: roles.into(), ..Entry::clone(entry) };
+        let known = Entry { roles: roles.into(), ..Entry::clone(&entry) };
         next.insert(known);
         self.publish(next);
         Ok(())
@@ -174,6 +176,13 @@ impl Store {
         let mut batch = Batch::default();
         batch.remove(Table::Observations, &key);
         batch.remove(Table::Roles, &key);
+        batch.remove(Table::Provisioned, &key);
+        next.provisioned.remove(&id);
+        for provider in next.own_providers(Some(id)) {
+            let key = crate::providers::key(Some(id), &provider.name);
+            batch.remove(Table::Providers, &key);
+            next.providers.remove(&key);
+        }
         if next.deleted.len() > DELETED_MAX {
             let oldest =
                 next.deleted.values().min_by_key(|cluster| cluster.deleted_at).map(|cluster| cluster.id);
@@ -229,6 +238,7 @@ mod tests {
             verifier: Some("SCRAM-SHA-256$4096:c2FsdA==$canary-verifier".to_owned()),
             valid_until: None,
             connection_limit: -1,
+            member_of: Vec::new(),
         }
     }
 
@@ -239,7 +249,7 @@ mod tests {
         let made = {
             let store = open(folder.path());
             let made = store.create(draft("shop-one"), now).unwrap();
-            store.set_roles(made.id, vec![role("maria")]).unwrap();
+            store.set_roles(made.id, vec![role("maria")], now).unwrap();
             store
                 .observe(made.id, Observation { phase: Phase::Asleep, ..Observation::nothing_yet() })
                 .unwrap();
@@ -297,7 +307,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
         let made = store.create(draft("canary-cluster"), OffsetDateTime::now_utc()).unwrap();
-        store.set_roles(made.id, vec![role("canary-role")]).unwrap();
+        store.set_roles(made.id, vec![role("canary-role")], OffsetDateTime::now_utc()).unwrap();
         drop(store);
         let raw = std::fs::read(folder.path().join("state.redb")).unwrap();
         for secret in ["canary-cluster", "canary-role", "canary-verifier"] {

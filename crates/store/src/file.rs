@@ -17,9 +17,21 @@ pub(crate) enum Table {
     Roles,
     ApiKeys,
     Counters,
+    Providers,
+    Provisioned,
 }
 
 impl Table {
+    const ALL: [Self; 7] = [
+        Self::Clusters,
+        Self::Observations,
+        Self::Roles,
+        Self::ApiKeys,
+        Self::Counters,
+        Self::Providers,
+        Self::Provisioned,
+    ];
+
     fn name(self) -> &'static str {
         match self {
             Self::Clusters => "clusters",
@@ -27,6 +39,8 @@ impl Table {
             Self::Roles => "roles",
             Self::ApiKeys => "api_keys",
             Self::Counters => "counters",
+            Self::Providers => "providers",
+            Self::Provisioned => "provisioned",
         }
     }
 }
@@ -99,8 +113,7 @@ impl File {
         let failed = |reason: String| Error::File { path: self.path.clone(), action: "written", reason };
         let write = self.database.begin_write().map_err(|cause| failed(cause.to_string()))?;
         {
-            for table in [Table::Clusters, Table::Observations, Table::Roles, Table::ApiKeys, Table::Counters]
-            {
+            for table in Table::ALL {
                 write.open_table(definition(table)).map_err(|cause| failed(cause.to_string()))?;
             }
             for (table, key, sealed) in &batch.0 {

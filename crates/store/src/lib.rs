@@ -5,10 +5,12 @@
 mod clusters;
 mod file;
 mod keys;
+mod providers;
 mod snapshot;
 
 pub use clusters::Draft;
 pub use keys::{API_KEYS_MAX, ApiKey};
+pub use providers::PROVISIONED_MAX;
 pub use snapshot::{Entry, Snapshot};
 
 use std::path::{Path, PathBuf};

@@ -3,9 +3,12 @@
 use std::sync::Arc;
 
 use imbl::HashMap;
-use model::{Cluster, ClusterHandle, ClusterId, ClusterName, Observation, RoutingId, SqlRole};
+use model::{
+    Cluster, ClusterHandle, ClusterId, ClusterName, IdentityProvider, Observation, RoutingId, SqlRole,
+};
 
 use crate::file::{File, Table};
+use crate::providers::Users;
 use crate::{ApiKey, Error};
 
 /// One cluster that exists: its document, what was last seen of it, and its roles for sign-in.
@@ -34,6 +37,9 @@ pub struct Snapshot {
     pub(crate) by_routing_id: HashMap<RoutingId, ClusterId>,
     pub(crate) deleted: HashMap<ClusterId, Arc<Cluster>>,
     pub(crate) api_keys: HashMap<String, Arc<ApiKey>>,
+    /// By scope and name.
+    pub(crate) providers: HashMap<String, Arc<IdentityProvider>>,
+    pub(crate) provisioned: HashMap<ClusterId, Arc<Users>>,
     pub(crate) next_routing_id: u32,
 }
 
@@ -58,6 +64,14 @@ impl Snapshot {
         }
         for (key, value) in file.read_all::<ApiKey>(Table::ApiKeys)? {
             snapshot.api_keys.insert(key, Arc::new(value));
+        }
+        for (key, value) in file.read_all::<IdentityProvider>(Table::Providers)? {
+            snapshot.providers.insert(key, Arc::new(value));
+        }
+        for (key, users) in file.read_all::<Users>(Table::Provisioned)? {
+            if let Ok(id) = key.parse() {
+                snapshot.provisioned.insert(id, Arc::new(users));
+            }
         }
         for (_, next) in file.read_all::<u32>(Table::Counters)? {
             snapshot.next_routing_id = next;
