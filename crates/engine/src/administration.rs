@@ -214,7 +214,11 @@ impl Administration {
         within(self.client.batch_execute(sql)).await
     }
 
-    async fn query(&self, sql: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<Vec<Row>, Error> {
+    pub(crate) async fn query(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+    ) -> Result<Vec<Row>, Error> {
         within(self.client.query(sql, parameters)).await
     }
 }
@@ -223,7 +227,11 @@ const ROLES: &str = "SELECT rolname::text, rolcanlogin,
     CASE WHEN rolpassword LIKE 'SCRAM-SHA-256$%' THEN rolpassword END,
     CASE WHEN isfinite(rolvaliduntil) THEN extract(epoch FROM rolvaliduntil)::float8
          WHEN rolvaliduntil = '-infinity' THEN 0 END,
-    rolconnlimit FROM pg_authid";
+    rolconnlimit,
+    ARRAY(WITH RECURSIVE of (id) AS (
+        SELECT roleid FROM pg_auth_members WHERE member = pg_authid.oid
+        UNION SELECT roleid FROM pg_auth_members JOIN of ON member = of.id)
+      SELECT rolname::text FROM of JOIN pg_roles ON oid = of.id ORDER BY 1) FROM pg_authid";
 
 fn role(row: &Row) -> Result<SqlRole, Error> {
     // What lies beyond the year 9999 is as good as for ever.
@@ -240,10 +248,14 @@ fn role(row: &Row) -> Result<SqlRole, Error> {
         verifier: get(row, 2)?,
         valid_until,
         connection_limit: get(row, 4)?,
+        member_of: get(row, 5)?,
     })
 }
 
-fn get<'a, T: tokio_postgres::types::FromSql<'a>>(row: &'a Row, column: usize) -> Result<T, Error> {
+pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
+    row: &'a Row,
+    column: usize,
+) -> Result<T, Error> {
     row.try_get(column).map_err(|cause| Error::Unready(cause.to_string()))
 }
 
@@ -282,7 +294,7 @@ fn unready(cause: tokio_postgres::Error) -> Error {
     }
 }
 
-fn not_reserved(name: &RoleName) -> Result<(), Error> {
+pub(crate) fn not_reserved(name: &RoleName) -> Result<(), Error> {
     if name.is_reserved() {
         return Err(Error::Refused(format!("user name '{name}' is reserved; choose another")));
     }
@@ -297,7 +309,7 @@ fn not_the_engine_s(name: &DatabaseName) -> Result<(), Error> {
 }
 
 /// The same error with the name of what it is about.
-fn named(error: Error, what: &'static str, name: &str) -> Error {
+pub(crate) fn named(error: Error, what: &'static str, name: &str) -> Error {
     let name = name.to_owned();
     match error {
         Error::AlreadyExists { .. } => Error::AlreadyExists { what, name },
@@ -307,7 +319,7 @@ fn named(error: Error, what: &'static str, name: &str) -> Error {
 }
 
 /// An identifier in double quotes (PostgreSQL's manual, 4.1.1).
-fn quote(name: &str) -> String {
+pub(crate) fn quote(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 

@@ -12,6 +12,7 @@ mod places;
 mod postgres;
 mod posture;
 mod process;
+mod provision;
 mod running;
 mod search;
 mod settings;

@@ -74,6 +74,11 @@ impl Postgres {
         let is_whole = share.join("postgres.bki").is_file();
         is_whole.then_some(Self { bin, share, lib, version, major })
     }
+
+    /// Whether the installation has this loadable library.
+    pub(crate) fn has_library(&self, name: &str) -> bool {
+        self.lib.join(format!("{name}.so")).is_file()
+    }
 }
 
 /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` is 15.18.

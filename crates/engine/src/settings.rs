@@ -18,8 +18,9 @@ const CONNECTIONS_RESERVED: u32 = 10;
 const IDENT_ALL_MAJOR: u32 = 16;
 
 /// Writes `postgresql.conf` and `pg_hba.conf` anew.
-pub(crate) fn write(data: &Inside, plan: Plan, owner: Owner) -> Result<(), Error> {
-    data.write("postgresql.conf", &postgresql_conf(plan, memory_bytes()), owner)?;
+pub(crate) fn write(data: &Inside, postgres: &Postgres, plan: Plan, owner: Owner) -> Result<(), Error> {
+    let text = postgresql_conf(plan, memory_bytes(), postgres.has_library("passwordcheck"));
+    data.write("postgresql.conf", &text, owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
     data.write("postgresql.auto.conf", "", owner)?;
     data.write("pg_hba.conf", "local all all peer map=chitin\n", owner)
@@ -49,13 +50,15 @@ pub(crate) fn admits_all(postgres: &Postgres) -> bool {
     postgres.major >= IDENT_ALL_MAJOR
 }
 
-fn postgresql_conf(plan: Plan, memory_bytes: u64) -> String {
+fn postgresql_conf(plan: Plan, memory_bytes: u64, checks_passwords: bool) -> String {
     let megabyte = 1 << 20;
     let (shared, work, maintenance, wal) = match plan {
         Plan::Serverless => (32, 4, 64, 512),
         // A quarter of the machine, as PostgreSQL's manual advises (20.4.1), shared fairly with other clusters.
         Plan::Dedicated => ((memory_bytes / megabyte / 4).clamp(128, 8_192), 16, 256, 2_048),
     };
+    // Its rules for passwords in clear are PostgreSQL's own: eight characters, letters and others, not the user's name.
+    let libraries = if checks_passwords { "passwordcheck" } else { "" };
     let jit = if plan == Plan::Dedicated { "on" } else { "off" };
     format!(
         "# Written by Chitin at every start; changes are lost.
@@ -65,6 +68,7 @@ unix_socket_permissions = 0700
 max_connections = {CONNECTIONS_MAX}
 superuser_reserved_connections = {CONNECTIONS_RESERVED}
 password_encryption = 'scram-sha-256'
+shared_preload_libraries = '{libraries}'
 ssl = off
 shared_buffers = '{shared}MB'
 work_mem = '{work}MB'
@@ -116,12 +120,12 @@ mod tests {
     #[test]
     fn nothing_listens_on_a_network_and_no_statement_is_logged() {
         for plan in [Plan::Serverless, Plan::Dedicated] {
-            let text = postgresql_conf(plan, 24 << 30);
+            let text = postgresql_conf(plan, 24 << 30, true);
             for line in ["listen_addresses = ''", "log_min_error_statement = panic", "fsync = on"] {
                 assert!(text.lines().any(|found| found == line), "{line}");
             }
         }
-        assert!(postgresql_conf(Plan::Dedicated, 4 << 30).contains("shared_buffers = '1024MB'"));
+        assert!(postgresql_conf(Plan::Dedicated, 4 << 30, true).contains("shared_buffers = '1024MB'"));
     }
 
     #[test]

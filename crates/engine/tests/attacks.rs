@@ -40,6 +40,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         regions: vec!["local".to_owned()],
         labels: std::collections::BTreeMap::new(),
         asked: model::Asked::default(),
+        sign_in: model::SignIn::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

@@ -42,6 +42,7 @@ fn cluster(routing_id: u32) -> Cluster {
         regions: vec!["local".to_owned()],
         labels: std::collections::BTreeMap::new(),
         asked: model::Asked::default(),
+        sign_in: model::SignIn::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

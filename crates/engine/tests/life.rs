@@ -50,6 +50,7 @@ fn cluster(routing_id: u32) -> Cluster {
         is_delete_protected: false,
         allowlist: Vec::new(),
         asked: model::Asked::default(),
+        sign_in: model::SignIn::default(),
         wish: Wish::Exists(Power::Running),
         revision: 1,
         created_at: now,
@@ -224,6 +225,62 @@ async fn a_tenant_reaches_neither_files_nor_programs_nor_the_superuser() {
     }
     let superusers = client.query_one("SELECT count(*) FROM pg_roles WHERE rolsuper", &[]).await.unwrap();
     assert_eq!(superusers.get::<_, i64>(0), 1);
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_user_that_a_token_made_has_exactly_the_roles_of_its_groups() {
+    let Place { host, folder: _folder } = place(Some(Encryption::None)).await;
+    let cluster = cluster(6);
+    host.create(&cluster).await.unwrap();
+    let administration = host.administration(cluster.id).await.unwrap();
+    maria(&administration).await;
+    let client = session(&host, cluster.id, "maria", "defaultdb").await;
+    client
+        .batch_execute(
+            "CREATE ROLE readers; CREATE ROLE writers; CREATE ROLE editors; GRANT readers TO editors",
+        )
+        .await
+        .unwrap();
+    let ana: RoleName = "ana".parse().unwrap();
+    assert!(administration.provision(&ana).await.unwrap());
+    assert!(!administration.provision(&ana).await.unwrap(), "made once");
+    let made = administration.role(&ana).await.unwrap().unwrap();
+    assert!(made.can_login && made.verifier.is_none() && made.member_of.is_empty());
+
+    let roles = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<RoleName>>();
+    let member_of = async || administration.role(&ana).await.unwrap().unwrap().member_of;
+    // A group that is called like a user, like us or like nothing gives nothing.
+    let wanted = roles(&["editors", "maria", "chitin", "nothing", "o'\"; DROP ROLE maria"]);
+    administration.set_memberships(&ana, &wanted).await.unwrap();
+    assert_eq!(member_of().await, ["editors", "readers"], "through others too");
+    client.batch_execute("GRANT writers TO ana").await.unwrap();
+    administration.set_memberships(&ana, &roles(&["readers"])).await.unwrap();
+    assert_eq!(member_of().await, ["readers"], "what no group gives is revoked, whoever granted it");
+    administration.set_memberships(&ana, &roles(&["admin"])).await.unwrap();
+    assert_eq!(member_of().await[0], "admin");
+    administration.set_memberships(&ana, &[]).await.unwrap();
+    assert!(member_of().await.is_empty());
+    for reserved in ["chitin", "admin", "pg_monitor"] {
+        assert!(administration.provision(&reserved.parse().unwrap()).await.is_err(), "{reserved}");
+        assert!(administration.set_memberships(&reserved.parse().unwrap(), &[]).await.is_err(), "{reserved}");
+    }
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn weak_passwords_said_in_sql_are_refused() {
+    let Place { host, folder: _folder } = place(Some(Encryption::None)).await;
+    let cluster = cluster(8);
+    host.create(&cluster).await.unwrap();
+    maria(&host.administration(cluster.id).await.unwrap()).await;
+    let client = session(&host, cluster.id, "maria", "defaultdb").await;
+    for weak in ["a1b2c3", "12345678", "password", "maria-2024"] {
+        let refused = client.batch_execute(&format!("ALTER ROLE maria PASSWORD '{weak}'")).await;
+        assert!(refused.is_err(), "{weak}");
+    }
+    client.batch_execute("ALTER ROLE maria PASSWORD 'seven-blue-whales'").await.unwrap();
+    client.batch_execute(&format!("ALTER ROLE maria PASSWORD '{VERIFIER}'")).await.unwrap();
     host.destroy(&cluster).await.unwrap();
 }
 
