@@ -112,6 +112,7 @@ mod tests {
             handle: "lazy-roach-3".parse().unwrap(),
             database: "shop".to_owned(),
             parameters: vec![("application_name".to_owned(), "test".to_owned())],
+            brings_token: false,
         };
         let attached = attach(&socket, &Identity::for_test("maria"), &route).await?;
         let Attached { engine: stream, greeting, ready, .. } = attached;

@@ -2,10 +2,14 @@
 
 use std::net::IpAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use async_trait::async_trait;
+use identity::hba::Rules;
 use identity::scram::Verifier;
 use model::{ClusterHandle, ClusterId, RoleName};
+
+use crate::examine::Vouched;
 
 /// A cluster that exists.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -18,13 +22,36 @@ pub struct Found {
     pub connections_per_user_max: u32,
 }
 
-/// What a user can prove itself against.
-#[derive(Clone, Debug)]
-pub struct Credential {
-    /// The password's verifier.
-    pub verifier: Verifier,
+/// Somebody who may sign in.
+#[derive(Clone, Debug, Default)]
+pub struct Person {
+    /// The password's verifier: `None` where there is no usable password at this moment.
+    pub verifier: Option<Verifier>,
     /// The role's own connection limit, if it has one.
     pub connections_max: Option<u32>,
+    /// Every role that it is a member of, directly or through others.
+    pub member_of: Vec<String>,
+}
+
+/// What there is under a user's name.
+#[derive(Clone, Debug)]
+pub enum Account {
+    /// Nothing.
+    Missing,
+    /// A role that may not sign in.
+    Barred,
+    /// Somebody who may.
+    Open(Person),
+}
+
+impl Account {
+    /// The person, if there is one who may sign in.
+    pub fn person(&self) -> Option<&Person> {
+        match self {
+            Self::Open(person) => Some(person),
+            Self::Missing | Self::Barred => None,
+        }
+    }
 }
 
 /// Who and what exists.
@@ -36,9 +63,14 @@ pub trait Directory: Send + Sync + 'static {
     /// Whether the cluster's allowlist lets SQL clients in from the address. A cluster that is gone admits nobody.
     fn admits(&self, cluster: ClusterId, address: IpAddr) -> bool;
 
-    /// What the user can sign in with at this moment: `None` for one that does not exist, may not sign in, has
-    /// expired or has no usable password. Fresh while the engine runs; never wakes it.
-    async fn credential(&self, cluster: ClusterId, user: &RoleName) -> Option<Credential>;
+    /// The rules by which the cluster lets people in. Answers at once, from memory.
+    fn rules(&self, cluster: ClusterId) -> Arc<Rules>;
+
+    /// Who the user is at this moment. Fresh while the engine runs; never wakes it.
+    async fn account(&self, cluster: ClusterId, user: &RoleName) -> Account;
+
+    /// The roles and every role that they are members of, as last read.
+    fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Vec<String>;
 
     /// A secret value, always the same for the same names, from which the stand-in for a missing user is made.
     fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32];
@@ -53,6 +85,8 @@ pub enum NotReady {
     Failed,
     /// The engine did not start in time.
     TimedOut,
+    /// The user could not be made, or its roles could not be granted. The reason is in the operator's log.
+    NotGranted,
 }
 
 /// Brings a cluster's engine to the point where a session can be opened.
@@ -60,5 +94,11 @@ pub enum NotReady {
 pub trait Waker: Send + Sync + 'static {
     /// Wakes the engine if it sleeps, makes it accept sessions of this role from us, and tells its socket. Called
     /// only for somebody who has signed in.
-    async fn engine(&self, cluster: ClusterId, role: &RoleName) -> Result<PathBuf, NotReady>;
+    /// Whoever was vouched for gets the user and the memberships that were spoken of first.
+    async fn engine(
+        &self,
+        cluster: ClusterId,
+        role: &RoleName,
+        vouched: Option<&Vouched>,
+    ) -> Result<PathBuf, NotReady>;
 }

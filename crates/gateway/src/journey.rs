@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use keys::ChannelBinding;
+use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
@@ -25,8 +26,15 @@ use crate::{Cut, SessionFacts, cancel, startup};
 /// A client in private: TLS stands, nobody knows yet who it is.
 struct Private {
     client: ClientStream,
+    manner: Manner,
+}
+
+/// What the handshake showed of a client.
+struct Manner {
     server_name: Option<String>,
     binding: ChannelBinding,
+    /// The certificates that the client sent, its own first. The handshake has proven that it holds that one's key.
+    presented: Vec<CertificateDer<'static>>,
 }
 
 /// A session that can begin.
@@ -46,9 +54,8 @@ pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, 
         Ok(Err(refusal)) => return tracing::debug!(%address, ?refusal, "a connection ended before TLS"),
         Err(_) => return tracing::debug!(%address, "a connection was too slow"),
     };
-    let Private { mut client, server_name, binding } = private;
-    let entered =
-        Box::pin(enter(&house, &mut client, server_name, &binding, address, deadline, stranger)).await;
+    let Private { mut client, manner } = private;
+    let entered = Box::pin(enter(&house, &mut client, manner, address, deadline, stranger)).await;
     match entered {
         Ok(Some(Seated { attached, seat, cut })) => {
             let facts = seat.facts.clone();
@@ -81,29 +88,30 @@ async fn become_private(house: &House, tcp: TcpStream, address: IpAddr) -> Resul
     }
     let shown = house.certificates.shown(server_name.as_deref());
     let client = handshake.into_stream(shown.config.clone()).await?;
-    Ok(Private { client, server_name, binding: shown.binding.clone() })
+    let presented = client.get_ref().1.peer_certificates().unwrap_or_default();
+    let presented = presented.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    Ok(Private { client, manner: Manner { server_name, binding: shown.binding.clone(), presented } })
 }
 
 async fn enter(
     house: &House,
     client: &mut ClientStream,
-    server_name: Option<String>,
-    binding: &ChannelBinding,
+    manner: Manner,
     address: IpAddr,
     deadline: Instant,
     stranger: Stranger,
 ) -> Result<Option<Seated>, Refusal> {
-    let (identity, route, minor) = {
-        let known =
-            timeout_at(deadline, become_known(house, client, server_name, binding, address)).await??;
-        match known {
-            Some(known) => known,
-            None => return Ok(None),
-        }
+    let Some((identity, route, minor)) = become_known(house, client, manner, address, deadline).await? else {
+        return Ok(None);
     };
     drop(stranger);
     let cluster = identity.cluster();
-    let facts = SessionFacts { cluster: cluster.id, user: identity.user().as_str().into(), address };
+    let facts = SessionFacts {
+        cluster: cluster.id,
+        user: identity.user().as_str().into(),
+        address,
+        certificate: identity.certificate().cloned(),
+    };
     let limits = Limits {
         per_cluster: cluster.connections_max,
         per_user: cluster.connections_per_user_max.min(identity.connections_max().unwrap_or(u32::MAX)),
@@ -115,7 +123,8 @@ async fn enter(
     if !house.directory.admits(cluster.id, address) {
         return Err(Refusal::Address);
     }
-    tracing::info!(cluster = %route.handle, user = %identity.user(), %address, "signed in");
+    let method = identity.method().as_str();
+    tracing::info!(cluster = %route.handle, user = %identity.user(), %address, method, "signed in");
 
     let attached = tokio::select! {
         reason = &mut cut => return Err(reason.map_or(Refusal::Lost, Refusal::Cut)),
@@ -135,35 +144,43 @@ async fn enter(
 async fn become_known(
     house: &House,
     client: &mut ClientStream,
-    server_name: Option<String>,
-    binding: &ChannelBinding,
+    manner: Manner,
     address: IpAddr,
+    deadline: Instant,
 ) -> Result<Option<(Identity, Route, u16)>, Refusal> {
-    let startup = match startup::read(client).await? {
+    let startup = match timeout_at(deadline, startup::read(client)).await?? {
         Wanted::Session(startup) => startup,
         Wanted::Cancel(key) => {
             // Closed first: how long the rest takes must not show.
             let _ = client.shutdown().await;
-            cancel::cancel(&house.sessions, &*house.directory, &house.cancels, &key, address).await;
+            let cancel = cancel::cancel(&house.sessions, &*house.directory, &house.cancels, &key, address);
+            timeout_at(deadline, cancel).await?;
             return Ok(None);
         }
     };
-    let route = route(&startup, server_name.as_deref())?;
+    let route = route(&startup, manner.server_name.as_deref())?;
     let user = startup.get("user").filter(|user| !user.is_empty()).ok_or(Refusal::NoUser)?;
     let cluster = match admit(&*house.directory, &route.handle, address) {
         Admission::Admitted(found) => Some(found),
         Admission::Unknown => None,
         Admission::Refused => return Err(Refusal::Address),
     };
-    let claim = Claim { handle: &route.handle, cluster, user };
-    let identity =
-        prove(client, &*house.directory, claim, binding, &house.pace, house.settings.answer_step).await?;
+    let claim = Claim {
+        handle: &route.handle,
+        cluster,
+        user,
+        database: &route.database,
+        address,
+        brings_token: route.brings_token,
+        presented: manner.presented,
+    };
+    let identity = prove(house, client, &claim, &manner.binding, deadline).await?;
     Ok(Some((identity, route, startup.minor())))
 }
 
 /// Wakes the engine where it sleeps and opens the session.
 async fn open(house: &House, identity: &Identity, route: &Route) -> Result<Attached, Refusal> {
-    let wake = house.waker.engine(identity.cluster().id, identity.user());
+    let wake = house.waker.engine(identity.cluster().id, identity.user(), identity.vouched());
     let socket = timeout(house.settings.wake_max, wake)
         .await
         .map_err(|_| Refusal::NotReady(crate::directory::NotReady::TimedOut))?

@@ -1,12 +1,13 @@
 //! A client's journey to an engine, a file a station: hello, admit, handshake, startup, sign in, seat, attach, relay.
 //!
 //! Each station consumes what the one before returned, so that a step left out does not compile. The gateway has no
-//! database driver and no root key; its questions to the outside are the traits in [`directory`].
+//! database driver and no root key; its questions to the outside are the traits in [`directory`] and [`examine`].
 
 mod admit;
 mod attach;
 mod cancel;
 pub mod directory;
+pub mod examine;
 mod hello;
 mod journey;
 mod listen;
@@ -21,7 +22,7 @@ mod startup;
 mod stream;
 mod tls;
 
-pub use listen::Gateway;
+pub use listen::{Answers, Gateway};
 pub use sessions::{Cut, SessionFacts, Sessions};
 pub use settings::Settings;
 pub use tls::{Certificates, Shown, Unusable};

@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use identity::throttle::Throttle;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
@@ -12,6 +13,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::directory::{Directory, Waker};
+use crate::examine::Examiner;
 use crate::journey::travel;
 use crate::pace::Pace;
 use crate::{Certificates, Cut, Sessions, Settings};
@@ -27,12 +29,30 @@ pub struct Gateway {
     house: Arc<House>,
 }
 
+/// Who answers the gateway's questions.
+pub struct Answers {
+    /// Which certificate is shown.
+    pub certificates: Arc<dyn Certificates>,
+    /// Who and what exists.
+    pub directory: Arc<dyn Directory>,
+    /// Who wakes engines.
+    pub waker: Arc<dyn Waker>,
+    /// Who checks proofs that need a look outside.
+    pub examiner: Arc<dyn Examiner>,
+    /// What failed sign-ins cost.
+    pub throttle: Arc<Throttle>,
+}
+
 /// What every journey needs.
 pub(crate) struct House {
     pub(crate) settings: Settings,
     pub(crate) certificates: Arc<dyn Certificates>,
     pub(crate) directory: Arc<dyn Directory>,
     pub(crate) waker: Arc<dyn Waker>,
+    pub(crate) examiner: Arc<dyn Examiner>,
+    pub(crate) throttle: Arc<Throttle>,
+    /// Passwords in clear that may be checked at this moment.
+    pub(crate) clear_checks: Arc<Semaphore>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) cancels: Semaphore,
     pub(crate) pace: Pace,
@@ -54,17 +74,16 @@ pub(crate) struct Stranger {
 
 impl Gateway {
     /// Puts the door into the wall; [`Self::serve`] opens it.
-    pub fn new(
-        settings: Settings,
-        certificates: Arc<dyn Certificates>,
-        directory: Arc<dyn Directory>,
-        waker: Arc<dyn Waker>,
-    ) -> Self {
+    pub fn new(settings: Settings, answers: Answers) -> Self {
+        let Answers { certificates, directory, waker, examiner, throttle } = answers;
         let house = House {
             settings,
             certificates,
             directory,
             waker,
+            examiner,
+            throttle,
+            clear_checks: Arc::new(Semaphore::new(settings.clear_checks_max)),
             sessions: Sessions::new(),
             cancels: Semaphore::new(settings.cancels_max),
             pace: Pace::default(),

@@ -1,8 +1,13 @@
 //! Every way to be refused, with the PostgreSQL error that drivers understand. No text helps an attacker.
 
+use std::net::IpAddr;
+use std::time::Duration;
+
 use identity::scram;
 use wire::Malformed;
 use wire::backend::{Report, Severity};
+
+use crate::examine::NotVouched;
 
 /// Why a client was sent away.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +28,22 @@ pub(crate) enum Refusal {
     NoUser,
     /// The sign-in failed: unknown cluster, unknown user and wrong password alike.
     Password { user: String },
+    /// No rule of the cluster lets this client in.
+    NoRule { user: String, database: String, address: IpAddr },
+    /// A rule of the cluster sends this client away.
+    Rejected,
+    /// A certificate is needed, and there is none that counts.
+    NoCertificate(NoCertificate),
+    /// The certificate is good and somebody else's.
+    Certificate { user: String },
+    /// A proof that others had to check did not count, or could not be checked.
+    NotVouched(NotVouched),
+    /// OAUTHBEARER without a token: the client was told where to get one.
+    NoToken,
+    /// Nobody signed in with the browser in time.
+    BrowserTooSlow,
+    /// Too many sign-ins failed.
+    Throttled { retry_after: Duration },
     /// The TLS channel is not the client's own: somebody is in between.
     Channel(scram::Refusal),
     /// A bound on sessions is reached.
@@ -41,7 +62,35 @@ pub(crate) enum Refusal {
     Lost,
 }
 
+/// Why there is no certificate that counts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum NoCertificate {
+    /// The client sent none.
+    None,
+    /// None of the cluster's authorities issued it.
+    Stranger,
+}
+
 impl Refusal {
+    /// No provider can be signed in with; the same where there is no such cluster.
+    pub(crate) fn no_browser() -> Self {
+        Self::NotVouched(NotVouched {
+            message: "no identity provider of this cluster can be used with a browser".to_owned(),
+            hint: Some("The operator adds one: chitin provider set --help"),
+            is_wrong: false,
+        })
+    }
+
+    /// Whether a proof was wrong. Only that counts against somebody: an engine that is down, a protocol that is not
+    /// kept or a rule that is not met say nothing about guessing.
+    pub(crate) fn is_wrong_proof(&self) -> bool {
+        match self {
+            Self::Password { .. } | Self::Certificate { .. } => true,
+            Self::NotVouched(why) => why.is_wrong,
+            _ => false,
+        }
+    }
+
     /// What the client reads, or `None` where nobody is there to read it.
     pub(crate) fn report(&self) -> Option<Vec<u8>> {
         if let Self::Engine { code, message } = self {
@@ -71,6 +120,48 @@ impl Refusal {
             Self::NoUser => ("28000", "no PostgreSQL user name specified in startup packet".to_owned(), None),
             Self::Password { user } => {
                 ("28P01", format!("password authentication failed for user \"{user}\""), None)
+            }
+            Self::NoRule { user, database, address } => (
+                "28000",
+                format!("no rule lets user \"{user}\" at {address} into database \"{database}\""),
+                Some("Ask the cluster's operator, who finds out why with: chitin hba test CLUSTER"),
+            ),
+            Self::Rejected => (
+                "28000",
+                "authentication rejected by configuration".to_owned(),
+                Some("Ask the cluster's operator, who finds out why with: chitin hba test CLUSTER"),
+            ),
+            Self::NoCertificate(NoCertificate::None) => (
+                "28000",
+                "connection requires a valid client certificate".to_owned(),
+                Some("Set sslcert and sslkey to a certificate of one of the cluster's client authorities."),
+            ),
+            Self::NoCertificate(NoCertificate::Stranger) => (
+                "28000",
+                "connection requires a valid client certificate".to_owned(),
+                Some("The certificate that was sent is of none of the cluster's client authorities."),
+            ),
+            Self::Certificate { user } => (
+                "28000",
+                format!("certificate authentication failed for user \"{user}\""),
+                Some("The certificate is for another user, or the identity map does not allow this one."),
+            ),
+            Self::NotVouched(why) => ("28000", why.message.clone(), why.hint),
+            Self::NoToken => (
+                "28000",
+                "a token is needed".to_owned(),
+                Some("Set oauth_issuer and oauth_client_id, so that the client can get one."),
+            ),
+            Self::BrowserTooSlow => (
+                "28000",
+                "nobody signed in with the browser in time".to_owned(),
+                Some("Connect again; the page that was shown is no longer good."),
+            ),
+            Self::Throttled { retry_after } => {
+                let message = "too many failed authentication attempts".to_owned();
+                let hint = format!("Try again in {} s.", retry_after.as_secs().max(1));
+                let report = Report { severity: Severity::Fatal, code: "28000", message, hint: Some(hint) };
+                return Some(report.to_error());
             }
             Self::Channel(scram::Refusal::Malformed(what)) => {
                 ("08P01", format!("malformed SCRAM message ({what})"), None)
@@ -110,6 +201,11 @@ fn not_ready(reason: crate::directory::NotReady) -> (&'static str, String, Optio
         NotReady::TimedOut => {
             ("57P03", "the cluster's engine did not start in time".to_owned(), Some("Connect again."))
         }
+        NotReady::NotGranted => (
+            "28000",
+            "the user could not be made, or its roles could not be granted".to_owned(),
+            Some("Connect again; if it stays so, the operator finds the reason in Chitin's log."),
+        ),
     }
 }
 

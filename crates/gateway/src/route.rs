@@ -17,6 +17,8 @@ pub(crate) struct Route {
     pub(crate) database: String,
     /// Parameters for the engine, without `user`, `database` and what names the cluster.
     pub(crate) parameters: Vec<(String, String)>,
+    /// The client says that what it sends as a password is a token (CockroachDB's `--crdb:jwt_auth_enabled=true`).
+    pub(crate) brings_token: bool,
 }
 
 /// Why a client's words lead to no cluster.
@@ -67,6 +69,8 @@ impl Unroutable {
 
 /// What a session gets that names no database.
 const DATABASE_DEFAULT: &str = model::DEFAULT_DATABASE;
+/// The option by which a client says that its password is a token.
+const TOKEN_OPTION: &str = "crdb:jwt_auth_enabled";
 /// Longest part of a client's own text that an error repeats.
 const ECHO_CHARS_MAX: usize = 64;
 
@@ -88,7 +92,8 @@ pub(crate) fn route(startup: &Startup, server_name: Option<&str>) -> Result<Rout
         return Err(Refusal::Replication);
     }
     let (in_database, database) = split_database(startup.get("database").unwrap_or_default())?;
-    let (in_options, options) = split_options(startup.get("options").unwrap_or_default())?;
+    let Options { cluster: in_options, kept: options, brings_token } =
+        split_options(startup.get("options").unwrap_or_default())?;
     let named = match (in_database, in_options) {
         (Some(one), Some(other)) if one != other => return Err(Refusal::Route(Unroutable::Different)),
         (one, other) => one.or(other),
@@ -115,7 +120,7 @@ pub(crate) fn route(startup: &Startup, server_name: Option<&str>) -> Result<Rout
     if !options.is_empty() {
         parameters.push(("options".to_owned(), options));
     }
-    Ok(Route { handle, database, parameters })
+    Ok(Route { handle, database, parameters, brings_token })
 }
 
 /// The cluster that the first label of a server name means. Many clients send a server name without meaning anything
@@ -138,11 +143,20 @@ fn split_database(database: &str) -> Result<(Option<String>, String), Refusal> {
     Ok((Some(cluster.to_owned()), rest.to_owned()))
 }
 
-/// Takes the cluster flag out of `options` and checks that the rest only sets parameters that clients may set.
-fn split_options(options: &str) -> Result<(Option<String>, String), Refusal> {
+/// What `options` says.
+struct Options {
+    cluster: Option<String>,
+    /// What goes on to the engine.
+    kept: String,
+    brings_token: bool,
+}
+
+/// Takes what is for us out of `options` and checks that the rest only sets parameters that clients may set.
+fn split_options(options: &str) -> Result<Options, Refusal> {
     let unroutable = |what| Refusal::Route(what);
     let mut cluster = None;
     let mut kept = Vec::new();
+    let mut brings_token = false;
     let mut words = split_words(options).into_iter();
     while let Some(word) = words.next() {
         let setting = if word == "-c" {
@@ -162,10 +176,18 @@ fn split_options(options: &str) -> Result<(Option<String>, String), Refusal> {
             }
             continue;
         }
+        if name == TOKEN_OPTION {
+            brings_token = match value {
+                "true" | "on" | "1" => true,
+                "false" | "off" | "0" => false,
+                _ => return Err(unroutable(Unroutable::Options)),
+            };
+            continue;
+        }
         check_parameter(name)?;
         kept.push(format!("-c {}", escape(&setting)));
     }
-    Ok((cluster, kept.join(" ")))
+    Ok(Options { cluster, kept: kept.join(" "), brings_token })
 }
 
 fn check_parameter(name: &str) -> Result<(), Refusal> {
@@ -295,6 +317,26 @@ mod tests {
         assert_eq!(unroutable(&[("options", "-d 5")], named), Unroutable::Options);
         assert_eq!(unroutable(&[("options", "-c")], named), Unroutable::Options);
         assert_eq!(routed(&[("replication", "database")], named), Err(Refusal::Replication));
+    }
+
+    #[test]
+    fn a_client_may_say_that_it_brings_a_token() {
+        let named = Some("lazy-roach-3.localhost");
+        for (options, expected) in [
+            ("--crdb:jwt_auth_enabled=true", true),
+            ("-c crdb:jwt_auth_enabled=on --geqo=off", true),
+            ("--crdb:jwt_auth_enabled=false", false),
+            ("--geqo=off", false),
+        ] {
+            let route = routed(&[("options", options)], named).unwrap();
+            assert_eq!(route.brings_token, expected, "{options}");
+            assert!(route.parameters.iter().all(|(_, value)| !value.contains("crdb")));
+        }
+        let maybe = unroutable(&[("options", "--crdb:jwt_auth_enabled=maybe")], named);
+        assert_eq!(maybe, Unroutable::Options);
+        // Only as an option: as a parameter it is one that clients may not set.
+        let parameter = routed(&[("crdb:jwt_auth_enabled", "true")], named);
+        assert!(matches!(parameter, Err(Refusal::Parameter(_))));
     }
 
     #[test]

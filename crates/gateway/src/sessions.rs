@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
 use aws_lc_rs::constant_time;
+use keys::client::Verified;
 use keys::fill_random;
 use model::ClusterId;
 use tokio::sync::{oneshot, watch};
@@ -24,6 +25,8 @@ pub enum Cut {
     Deleted,
     /// Its user may no longer sign in.
     User,
+    /// The certificate that it signed in with was revoked, or no longer counts.
+    Certificate,
     /// The program stops.
     Stopping,
     /// The operator put the cluster to sleep.
@@ -43,6 +46,10 @@ impl Cut {
             Self::User => {
                 ("terminating connection: this user may no longer sign in", "Ask the cluster's operator.")
             }
+            Self::Certificate => (
+                "terminating connection: the client certificate no longer counts",
+                "It was revoked, or has expired; ask whoever issued it.",
+            ),
             Self::Stopping => (
                 "terminating connection due to administrator command",
                 "The service is stopping; connect again.",
@@ -69,6 +76,8 @@ pub struct SessionFacts {
     pub user: Arc<str>,
     /// From where.
     pub address: IpAddr,
+    /// The certificate that was its proof, or part of it.
+    pub certificate: Option<Arc<Verified>>,
 }
 
 /// The registry of sessions.
@@ -154,6 +163,13 @@ impl Sessions {
             }
         }
         count
+    }
+
+    /// Every session that stands on a certificate: its cluster and the certificate.
+    pub fn certificates(&self) -> Vec<(ClusterId, Arc<Verified>)> {
+        let inner = self.lock();
+        let facts = inner.seats.values().map(|entry| &entry.facts);
+        facts.filter_map(|facts| Some((facts.cluster, facts.certificate.clone()?))).collect()
     }
 
     /// Waits until nobody is left.
@@ -256,7 +272,7 @@ mod tests {
     const LIMITS: Limits = Limits { per_cluster: 3, per_user: 2 };
 
     fn facts(cluster: ClusterId, user: &str) -> SessionFacts {
-        SessionFacts { cluster, user: user.into(), address: "127.0.0.1".parse().unwrap() }
+        SessionFacts { cluster, user: user.into(), address: "127.0.0.1".parse().unwrap(), certificate: None }
     }
 
     #[test]

@@ -7,6 +7,10 @@ use std::time::Duration;
 pub struct Settings {
     /// From the first byte until the client is signed in. Somebody unknown gets no longer.
     pub sign_in_max: Duration,
+    /// For a person to sign in with the browser, once the client has been told where.
+    pub browser_max: Duration,
+    /// Passwords in clear that are checked at a time: each costs thousands of hashes.
+    pub clear_checks_max: usize,
     /// For a sleeping cluster to answer.
     pub wake_max: Duration,
     /// For a running engine to accept a session.
@@ -31,6 +35,8 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             sign_in_max: Duration::from_secs(10),
+            browser_max: Duration::from_secs(120),
+            clear_checks_max: 2,
             wake_max: Duration::from_secs(60),
             attach_max: Duration::from_secs(10),
             idle_max: None,

@@ -10,11 +10,11 @@ use crate::refusal::Refusal;
 /// A client after the handshake.
 pub(crate) type ClientStream = TlsStream<TcpStream>;
 
-/// Reads one SASL message's body.
-pub(crate) async fn read_sasl(client: &mut ClientStream) -> Result<Vec<u8>, Refusal> {
+/// Reads the body of one of the client's answers while it signs in (`p`), of at most so many bytes.
+pub(crate) async fn read_answer(client: &mut ClientStream, bytes_max: usize) -> Result<Vec<u8>, Refusal> {
     let mut header = [0; HEADER_BYTES];
     client.read_exact(&mut header).await?;
-    let length = wire::sasl::expect(Header::parse(header)?)?;
+    let length = wire::sasl::expect_up_to(Header::parse(header)?, bytes_max)?;
     let mut body = vec![0; length];
     client.read_exact(&mut body).await?;
     Ok(body)

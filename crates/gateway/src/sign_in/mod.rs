@@ -1,0 +1,272 @@
+//! Station 6: the client proves who it is, in the way that the cluster's rules choose. Unknown cluster, unknown user and
+//! wrong password go the same way.
+
+mod bearer;
+mod browser;
+mod certificate;
+mod clear;
+mod scram;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant as Moment};
+
+use identity::hba::{Client, Method, Rule, RuleOptions, Rules};
+use identity::throttle::{Attempt, Verdict};
+use keys::ChannelBinding;
+use keys::client::Verified;
+use model::{ClusterHandle, RoleName};
+use rustls::pki_types::CertificateDer;
+use tokio::time::{Instant, sleep, sleep_until, timeout_at};
+use wire::backend;
+
+use crate::directory::{Account, Found};
+use crate::examine::{Examiner, Guest, Vouched};
+use crate::listen::House;
+use crate::pace;
+use crate::refusal::Refusal;
+use crate::stream::{ClientStream, send};
+
+/// Somebody who has proven who it is. Only this station makes one.
+pub(crate) struct Identity {
+    user: RoleName,
+    cluster: Found,
+    connections_max: Option<u32>,
+    proof: Proof,
+    method: Method,
+}
+
+/// What a client has shown, beyond that it is who it says.
+#[derive(Default)]
+struct Proof {
+    certificate: Option<Arc<Verified>>,
+    vouched: Option<Vouched>,
+    /// The client has been told that it is in, before the rest was known.
+    is_greeted: bool,
+}
+
+impl Identity {
+    pub(crate) fn user(&self) -> &RoleName {
+        &self.user
+    }
+
+    pub(crate) fn cluster(&self) -> &Found {
+        &self.cluster
+    }
+
+    /// By which method, for the log.
+    pub(crate) fn method(&self) -> Method {
+        self.method
+    }
+
+    /// The certificate that was the proof, or part of it.
+    pub(crate) fn certificate(&self) -> Option<&Arc<Verified>> {
+        self.proof.certificate.as_ref()
+    }
+
+    /// What a provider said of the user.
+    pub(crate) fn vouched(&self) -> Option<&Vouched> {
+        self.proof.vouched.as_ref()
+    }
+
+    /// Somebody who has proven nothing, for tests of what comes after.
+    #[cfg(test)]
+    pub(crate) fn for_test(user: &str) -> Self {
+        let cluster =
+            Found { id: model::ClusterId::random(), connections_max: 10, connections_per_user_max: 10 };
+        Self {
+            user: user.parse().unwrap(),
+            cluster,
+            connections_max: None,
+            proof: Proof::default(),
+            method: Method::ScramSha256,
+        }
+    }
+
+    /// The role's own connection limit.
+    pub(crate) fn connections_max(&self) -> Option<u32> {
+        self.connections_max
+    }
+}
+
+/// Who wants to sign in, and where; `cluster` is none where no such cluster exists.
+pub(crate) struct Claim<'a> {
+    pub(crate) handle: &'a ClusterHandle,
+    pub(crate) cluster: Option<Found>,
+    pub(crate) user: &'a str,
+    pub(crate) database: &'a str,
+    pub(crate) address: IpAddr,
+    pub(crate) brings_token: bool,
+    pub(crate) presented: Vec<CertificateDer<'static>>,
+}
+
+/// A claim that could be somebody's, with the rule that it meets.
+struct Case<'a> {
+    house: &'a House,
+    claim: &'a Claim<'a>,
+    attempt: Attempt<'a>,
+    method: Method,
+    rule: RuleOptions,
+    /// The cluster and the user, where both could exist.
+    place: Option<(Found, RoleName)>,
+    /// What there is under the user's name.
+    account: Account,
+    deadline: Instant,
+}
+
+impl Case<'_> {
+    /// What everybody reads whose proof was wrong.
+    fn wrong(&self) -> Refusal {
+        Refusal::Password { user: self.claim.user.to_owned() }
+    }
+
+    /// Asked again just before a proof is looked at: of many that come at once, those after the first wrong ones are
+    /// refused unseen.
+    fn still_heard(&self) -> Result<(), Refusal> {
+        match self.house.throttle.check(&self.attempt, Moment::now()) {
+            Verdict::Go { .. } => Ok(()),
+            Verdict::Refuse { retry_after } => Err(Refusal::Throttled { retry_after }),
+        }
+    }
+
+    fn examiner(&self) -> &dyn Examiner {
+        &*self.house.examiner
+    }
+
+    /// For whom somebody else may vouch; `None` where nobody can.
+    fn guest(&self) -> Option<Guest> {
+        let (cluster, user) = self.place.clone()?;
+        let (handle, address) = (self.claim.handle.clone(), self.claim.address);
+        Some(Guest { cluster: cluster.id, handle, user, address })
+    }
+}
+
+/// Lets the client prove itself, or refuses it. What fails counts against its address and its user.
+pub(crate) async fn prove(
+    house: &House,
+    client: &mut ClientStream,
+    claim: &Claim<'_>,
+    binding: &ChannelBinding,
+    deadline: Instant,
+) -> Result<Identity, Refusal> {
+    let handle = claim.handle.to_string();
+    let attempt = Attempt { cluster: &handle, user: claim.user, address: claim.address };
+    match house.throttle.check(&attempt, Moment::now()) {
+        Verdict::Go { wait } => timeout_at(deadline, sleep(wait)).await?,
+        Verdict::Refuse { retry_after } => return Err(Refusal::Throttled { retry_after }),
+    }
+    let proven = attempt_once(house, client, claim, attempt, binding, deadline).await;
+    match &proven {
+        Ok(_) => house.throttle.succeeded(&attempt, Moment::now()),
+        Err(refusal) if refusal.is_wrong_proof() => house.throttle.failed(&attempt, Moment::now()),
+        Err(_) => {}
+    }
+    proven
+}
+
+async fn attempt_once(
+    house: &House,
+    client: &mut ClientStream,
+    claim: &Claim<'_>,
+    attempt: Attempt<'_>,
+    binding: &ChannelBinding,
+    deadline: Instant,
+) -> Result<Identity, Refusal> {
+    // Looked up for every claim that could exist, so that the work is the same for a good one and a bad one.
+    let asked = Instant::now();
+    let place = place(claim);
+    let account = match &place {
+        Some((cluster, user)) => timeout_at(deadline, house.directory.account(cluster.id, user)).await?,
+        None => Account::Missing,
+    };
+    let counted = house.pace.level(asked.elapsed());
+    let step = house.settings.answer_step;
+    let rules = match &claim.cluster {
+        Some(cluster) => house.directory.rules(cluster.id),
+        None => Arc::new(Rules::standard()),
+    };
+    sleep_until(asked + whole_steps(counted, step) + pace::blur(step)).await;
+
+    let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
+    let facts = Client { user: claim.user, database: claim.database, roles: &roles, address: claim.address };
+    let rule = rules.find(&facts).ok_or_else(|| Refusal::NoRule {
+        user: claim.user.to_owned(),
+        database: claim.database.to_owned(),
+        address: claim.address,
+    })?;
+    let options = rule.options().clone();
+    let method = rule.method();
+    let case = Case { house, claim, attempt, method, rule: options, place, account, deadline };
+    let proof = by_method(&case, client, binding).await?;
+
+    let wrong = case.wrong();
+    // Whoever proved something must also exist, or be somebody who is made now; a role that may not sign in is neither.
+    let may_be_made = proof.vouched.as_ref().is_some_and(|vouched| vouched.source.is_some());
+    let connections_max = match case.account {
+        Account::Open(person) => person.connections_max,
+        Account::Missing if may_be_made => None,
+        Account::Missing | Account::Barred => return Err(wrong),
+    };
+    let (cluster, user) = case.place.ok_or(wrong)?;
+    // A rule about a role must not be passed by the very sign-in that gives the role.
+    if let Some(given) = proof.vouched.as_ref().and_then(|vouched| vouched.memberships.as_ref()) {
+        let roles = house.directory.with_inherited(cluster.id, given);
+        let decides = rules.find(&Client { roles: &roles, ..facts });
+        if decides.map(Rule::line) != Some(rule.line()) {
+            return Err(Refusal::Rejected);
+        }
+    }
+    if !proof.is_greeted {
+        timeout_at(deadline, send(client, &backend::authentication_ok())).await??;
+    }
+    Ok(Identity { user, cluster, connections_max, proof, method })
+}
+
+async fn by_method(
+    case: &Case<'_>,
+    client: &mut ClientStream,
+    binding: &ChannelBinding,
+) -> Result<Proof, Refusal> {
+    let deadline = case.deadline;
+    // A certificate that the rule wants beside the proof is looked at first: without it no secret is asked for.
+    let beside = match case.rule.clientcert {
+        Some(wanted) => Some(timeout_at(deadline, certificate::beside(case, wanted)).await??),
+        None => None,
+    };
+    let brings_token = case.claim.brings_token;
+    let mut proof = match case.method {
+        Method::Reject => return Err(Refusal::Rejected),
+        Method::Cert => timeout_at(deadline, certificate::only(case)).await??,
+        Method::CertPassword => match timeout_at(deadline, certificate::first(case)).await?? {
+            Some(proof) => proof,
+            None if brings_token => timeout_at(deadline, clear::token(case, client)).await??,
+            None => timeout_at(deadline, scram::prove(case, client, binding)).await??,
+        },
+        Method::Password if brings_token => timeout_at(deadline, clear::token(case, client)).await??,
+        Method::Password => timeout_at(deadline, clear::password(case, client)).await??,
+        Method::Jwt => timeout_at(deadline, clear::token(case, client)).await??,
+        Method::ScramSha256 => timeout_at(deadline, scram::prove(case, client, binding)).await??,
+        Method::Oauth => timeout_at(deadline, bearer::prove(case, client)).await??,
+        // A person with a browser has longer than a program.
+        Method::Browser => browser::prove(case, client).await?,
+    };
+    if proof.certificate.is_none() {
+        proof.certificate = beside;
+    }
+    Ok(proof)
+}
+
+/// The cluster and the user, where both could exist. Our own roles and PostgreSQL's are nobody's to sign in as, whatever
+/// the engine's catalog says.
+fn place(claim: &Claim<'_>) -> Option<(Found, RoleName)> {
+    let cluster = claim.cluster.clone()?;
+    let user: RoleName = claim.user.parse().ok().filter(|user: &RoleName| !user.is_reserved())?;
+    Some((cluster, user))
+}
+
+/// The time in whole steps: a look-up that took a little longer answers at the same moment.
+fn whole_steps(time: Duration, step: Duration) -> Duration {
+    let step = step.as_nanos().max(1);
+    let steps = time.as_nanos() / step + 1;
+    Duration::from_nanos(u64::try_from(steps * step).unwrap_or(u64::MAX))
+}
