@@ -55,6 +55,17 @@ pub struct CreateSqlUser {
 pub struct SqlUser {
     /// Its name.
     pub name: String,
+    /// Where it came from, for a user whom a token made: `jwt_token:ISSUER` or `oidc:ISSUER`. Ours; the Cloud API has
+    /// no such field.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub source: Option<String>,
+}
+
+impl SqlUser {
+    /// A user whom somebody made by name.
+    pub fn new(name: String) -> Self {
+        Self { name, source: None }
+    }
 }
 
 /// A page of SQL users.

@@ -208,11 +208,11 @@ impl Client {
         self.call(Method::POST, &format!("/chitin/clusters/{id}/proof"), None::<&()>).await
     }
 
-    async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Error> {
+    pub(crate) async fn get<A: DeserializeOwned>(&self, path: &str) -> Result<A, Error> {
         self.call(Method::GET, path, None::<&()>).await
     }
 
-    async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, Error> {
+    pub(crate) async fn delete<A: DeserializeOwned>(&self, path: &str) -> Result<A, Error> {
         self.call(Method::DELETE, path, None::<&()>).await
     }
 
@@ -236,7 +236,7 @@ impl Client {
         Err(Error::Unexpected("the list has no end".to_owned()))
     }
 
-    async fn call<B: Serialize, A: DeserializeOwned>(
+    pub(crate) async fn call<B: Serialize, A: DeserializeOwned>(
         &self,
         method: Method,
         path: &str,

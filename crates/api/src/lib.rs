@@ -3,11 +3,13 @@
 mod access;
 mod chitin;
 mod client;
+mod client_sign_in;
 mod cluster;
 mod error;
 mod number;
 pub mod openapi;
 mod page;
+mod sign_in;
 mod transport;
 
 pub use access::{
@@ -24,6 +26,11 @@ pub use cluster::{
 pub use error::{Code, Error, ErrorBody};
 pub use keys::SecretText;
 pub use page::{PageQuery, Pagination, SortBy, SortOrder};
+pub use sign_in::{
+    Cleared, ClientAuthorities, ClientAuthority, ClientCa, ClientCaStatus, Crl, Crls, Hba, HbaOutcome,
+    HbaStep, HbaVerdict, IdentityProvider, IdentityProviders, Ocsp, PutIdentityProvider, SetClientCa,
+    SetCrls, SignInText, TestHba, Throttle, ThrottleFilter, ThrottleLine,
+};
 pub use transport::encode_segment;
 
 /// The contract's version that we speak.

@@ -1,10 +1,17 @@
 //! The command line of every client command, with the help that teaches it.
 
+pub mod sign_in;
+
 use std::path::PathBuf;
 
 use clap::{Args, Subcommand, ValueEnum};
 use clap_complete::Shell;
 use model::{AddressRange, ClusterName, Plan};
+
+pub use sign_in::{
+    ClientCaCommand, CrlCommand, HbaCommand, HbaTest, IdentityMapCommand, OcspCommand, OcspSet,
+    ProviderCommand, ProviderSet, ThrottleCommand,
+};
 
 /// What is the same for every command.
 #[derive(Args, Clone, Debug)]
@@ -72,6 +79,27 @@ pub enum Command {
     /// Say from which addresses a cluster may be reached
     #[command(subcommand, after_help = "Begin with:  chitin allowlist list my-shop")]
     Allowlist(AllowlistCommand),
+    /// Say who signs in how: rules in the syntax of pg_hba.conf
+    #[command(subcommand, after_help = "Begin with:  chitin hba show my-shop")]
+    Hba(HbaCommand),
+    /// Say which SQL user a certificate's or a token's name means
+    #[command(subcommand, after_help = "Begin with:  chitin identity-map show my-shop")]
+    IdentityMap(IdentityMapCommand),
+    /// Say whose client certificates a cluster accepts
+    #[command(subcommand, after_help = "Begin with:  chitin client-ca set my-shop ca.pem")]
+    ClientCa(ClientCaCommand),
+    /// Say how strictly the revocation of client certificates is asked for
+    #[command(subcommand, after_help = "Begin with:  chitin ocsp show my-shop")]
+    Ocsp(OcspCommand),
+    /// Manage lists of revoked client certificates
+    #[command(subcommand, after_help = "Begin with:  chitin crl set my-shop crl.pem")]
+    Crl(CrlCommand),
+    /// Manage identity providers: whose tokens sign in
+    #[command(subcommand, after_help = "Begin with:  chitin provider list")]
+    Provider(ProviderCommand),
+    /// Look at failed sign-ins, and forget them
+    #[command(subcommand, after_help = "Begin with:  chitin throttle list")]
+    Throttle(ThrottleCommand),
     /// Open psql on a cluster, with the encryption and the certificate checked
     #[command(
         long_about = "Open psql on a cluster, with sslmode=verify-full and the cloud's root certificate.\n\nThe password comes from CHITIN_SQL_PASSWORD or PGPASSWORD, or psql asks for it; it is never an argument.",

@@ -1,19 +1,27 @@
 //! The operator's tool: every client command, over the HTTPS API only, and `chitin verify`, which attacks from outside.
 
 mod allowlist;
+mod client_ca;
 mod cloud;
 mod clusters;
 mod command;
 mod confirm;
+mod crls;
 mod databases;
 mod discovery;
 mod failure;
 #[cfg(test)]
 mod fixtures;
+mod hba;
+mod identity_map;
+mod ocsp;
 mod output;
 mod password;
+mod providers;
 mod sql;
 mod status;
+mod text;
+mod throttle;
 mod url;
 mod users;
 mod verify;
@@ -61,6 +69,13 @@ fn carry_out(
             Command::User(command) => users::run(&cloud, command, printer).await,
             Command::Database(command) => databases::run(&cloud, command, printer).await,
             Command::Allowlist(command) => allowlist::run(&cloud, command, printer).await,
+            Command::Hba(command) => hba::run(&cloud, command, printer).await,
+            Command::IdentityMap(command) => identity_map::run(&cloud, command, printer).await,
+            Command::ClientCa(command) => client_ca::run(&cloud, command, printer).await,
+            Command::Ocsp(command) => ocsp::run(&cloud, command, printer).await,
+            Command::Crl(command) => crls::run(&cloud, command, printer).await,
+            Command::Provider(command) => providers::run(&cloud, command, printer).await,
+            Command::Throttle(command) => throttle::run(&cloud, command, printer).await,
             Command::Sql(sql) => Err(sql::become_psql(sql::prepare(&cloud, sql).await?)),
             Command::Status => status::run(&cloud, printer).await,
             Command::Verify(verify) => verify::run(&cloud, &verify.cluster, printer).await,

@@ -38,7 +38,11 @@ pub async fn run(cloud: &Cloud, command: UserCommand, printer: Printer) -> Resul
                 ));
                 return Ok(());
             }
-            printer.result(&users, || table(["USER"], users.iter().map(|user| [user.name.clone()])))
+            printer.result(&users, || {
+                let rows =
+                    users.iter().map(|user| [user.name.clone(), user.source.clone().unwrap_or_default()]);
+                table(["USER", "MADE BY"], rows)
+            })
         }
         UserCommand::Delete { cluster, user, yes } => {
             let cluster = cloud.cluster(&cluster).await?;

@@ -1,6 +1,8 @@
 //! What the verbs ask of whoever can speak to engines.
 
-use api::{Database, Facts, Machine, ProofRow};
+use std::net::IpAddr;
+
+use api::{Database, Facts, Machine, ProofRow, ThrottleLine};
 use async_trait::async_trait;
 use model::{ClusterId, DatabaseName, RoleName};
 
@@ -40,4 +42,19 @@ pub trait Administration: Send + Sync + 'static {
     async fn prove(&self, id: ClusterId) -> Result<Vec<ProofRow>, Refusal>;
     /// What the machine gives.
     fn machine(&self) -> Machine;
+    /// Failed sign-ins that are remembered, in any order.
+    fn throttle(&self) -> Vec<ThrottleLine>;
+    /// Forgets failed sign-ins and says how many lines.
+    fn clear_throttle(&self, which: &ClearThrottle) -> usize;
+}
+
+/// Which failed sign-ins are to be forgotten. What is absent means every one; with nothing, all.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClearThrottle {
+    /// Those at this cluster, by its `NAME-NUMBER` as clients say it.
+    pub cluster: Option<String>,
+    /// Those as this SQL user.
+    pub user: Option<String>,
+    /// Those from this address; IPv4 in IPv6 form is IPv4 here.
+    pub address: Option<IpAddr>,
 }

@@ -15,6 +15,7 @@ use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 
 use crate::rate::Rate;
+use crate::web::{self, Web};
 use crate::{Refusal, State};
 
 const BODY_BYTES_MAX: usize = 1024 * 1024;
@@ -22,14 +23,27 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 const BODY_MAX: Duration = Duration::from_secs(30);
 /// For the verb. Clients wait a little longer.
 const VERB_MAX: Duration = Duration::from_secs(130);
+/// Of a body that nobody will look at, read so that the client has sent it when its refusal arrives.
+const IGNORED_BYTES_MAX: usize = 64 * 1024;
+const IGNORED_MAX: Duration = Duration::from_secs(1);
 const PATH_BYTES_MAX: usize = 4_096;
 const AUTHORIZATION_BYTES_MAX: usize = 256;
 const LATEST: &str = "latest";
 
 /// Puts the door before the verbs. They see only requests that passed, with the body whole.
 pub(crate) fn close(state: State, verbs: Router) -> Router {
-    let rate = Arc::new(Rate::default());
-    Router::new().fallback(move |request: Request| pass(state.clone(), rate.clone(), verbs.clone(), request))
+    let (rate, web) = (Arc::new(Rate::default()), Web::new(state.desk.clone()));
+    Router::new().fallback(move |request: Request| {
+        let (state, rate, web, verbs) = (state.clone(), rate.clone(), web.clone(), verbs.clone());
+        async move {
+            // People with a browser have no key; these pages are bounded by themselves.
+            if web::serves(request.uri()) {
+                web.answer(request).await
+            } else {
+                pass(state, rate, verbs, request).await
+            }
+        }
+    })
 }
 
 async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request) -> Response {
@@ -44,7 +58,10 @@ async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request
     let path: String = request.uri().path().chars().take(512).collect();
     let caller = match authenticate(&state, &request) {
         Ok(caller) => caller,
-        Err(refusal) => return finish(refusal.into_response(), version.as_ref()),
+        Err(refusal) => {
+            ignore(request).await;
+            return finish(refusal.into_response(), version.as_ref());
+        }
     };
     let response = match rate.take(&caller.id, Instant::now()) {
         Ok(()) => match answer(verbs, request, version.as_ref()).await {
@@ -52,6 +69,7 @@ async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request
             Err(refusal) => refusal.into_response(),
         },
         Err(pause) => {
+            ignore(request).await;
             let mut response = Refusal::new(Code::ResourceExhausted, "rate limit exceeded").into_response();
             let seconds = pause.as_secs() + 1;
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -99,6 +117,12 @@ async fn answer(verbs: Router, request: Request, version: Option<&HeaderValue>) 
             "the call took too long; it may still be carried out, so look before you repeat it",
         )),
     }
+}
+
+/// Reads a short body away. A refusal before the body's end makes HTTP/2 reset the stream, and common clients (curl
+/// 7.88) then report a broken connection in place of the refusal.
+async fn ignore(request: Request) {
+    let _ = timeout(IGNORED_MAX, to_bytes(request.into_body(), IGNORED_BYTES_MAX)).await;
 }
 
 /// Who asks. All refusals are one sentence, and a key that does not exist costs what a wrong one costs.

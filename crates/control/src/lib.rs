@@ -2,20 +2,29 @@
 
 mod administration;
 mod allowlist;
+mod checks;
 mod chitin;
+mod client_ca;
 mod clusters;
 mod connection;
 mod create;
+mod crls;
 mod databases;
 mod door;
+mod hba;
+mod identity_map;
 mod input;
+mod ocsp;
 mod page;
+mod providers;
 mod rate;
 mod refusal;
 mod shape;
+mod throttle;
 mod unbuilt;
 mod update;
 mod users;
+mod web;
 
 use std::sync::Arc;
 
@@ -24,8 +33,11 @@ use axum::routing::{any, delete, get, post, put};
 use model::Clock;
 use store::Store;
 
-pub use administration::Administration;
+pub use administration::{Administration, ClearThrottle};
 pub use refusal::Refusal;
+pub use web::{
+    Arrival, Callback, Departure, DeskRefused, Login, SignInDesk, Waiting, WebSession, WebSessions,
+};
 
 /// What the verbs need.
 #[derive(Clone)]
@@ -34,6 +46,8 @@ pub struct State {
     pub store: Arc<Store>,
     /// Whoever can speak to engines.
     pub administration: Arc<dyn Administration>,
+    /// Whoever signs people in through a browser.
+    pub desk: Arc<dyn SignInDesk>,
     /// The time of day.
     pub clock: Arc<dyn Clock>,
     /// What clients are told.
@@ -73,6 +87,10 @@ pub fn router(state: State) -> Router {
             "/networking/allowlist/{cidr_ip}/{cidr_mask}",
             put(allowlist::put).patch(allowlist::edit).delete(allowlist::remove),
         )
+        .route(
+            "/client-ca-cert",
+            get(client_ca::show).post(client_ca::set).patch(client_ca::replace).delete(client_ca::remove),
+        )
         .route("/connection-string", get(connection::show));
     let chitin = Router::new()
         .route("/status", get(chitin::status))
@@ -80,7 +98,22 @@ pub fn router(state: State) -> Router {
         .route("/clusters/{cluster_id}", get(chitin::detail))
         .route("/clusters/{cluster_id}/sleep", post(chitin::sleep))
         .route("/clusters/{cluster_id}/wake", post(chitin::wake))
-        .route("/clusters/{cluster_id}/proof", post(chitin::prove));
+        .route("/clusters/{cluster_id}/proof", post(chitin::prove))
+        .route("/clusters/{cluster_id}/client-ca", get(client_ca::describe))
+        .route("/clusters/{cluster_id}/crls", get(crls::show).put(crls::put).delete(crls::remove))
+        .route("/clusters/{cluster_id}/hba", get(hba::show).put(hba::put))
+        .route("/clusters/{cluster_id}/hba/test", post(hba::test))
+        .route("/clusters/{cluster_id}/identity-map", get(identity_map::show).put(identity_map::put))
+        .route("/clusters/{cluster_id}/ocsp", get(ocsp::show).put(ocsp::put))
+        .route("/clusters/{cluster_id}/providers", get(providers::list_of_cluster))
+        .route(
+            "/clusters/{cluster_id}/providers/{name}",
+            put(providers::put_of_cluster).delete(providers::remove_of_cluster),
+        )
+        .route("/providers", get(providers::list))
+        .route("/providers/{name}", put(providers::put).delete(providers::remove))
+        .route("/throttle", get(throttle::list))
+        .route("/throttle/clear", post(throttle::clear));
     let verbs = Router::new()
         .route("/api/v1/clusters", get(clusters::list).post(create::create))
         .route("/api/v1/clusters/available-regions", any(unbuilt::refuse))

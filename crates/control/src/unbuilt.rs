@@ -24,7 +24,6 @@ const OF_A_CLUSTER: &[&str] = &[
     "backups",
     "backups-config",
     "blackout-windows",
-    "client-ca-cert",
     "cmek",
     "disrupt",
     "logexport",

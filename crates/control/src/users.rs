@@ -4,9 +4,12 @@ use api::{CreateSqlUser, PageQuery, SqlUser, SqlUsers};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State as Shared};
+use identity::password::Unfit;
 use identity::scram::Verifier;
 use keys::SecretText;
+use model::{ClusterId, ClusterName, RoleName};
 use serde::Deserialize;
+use time::OffsetDateTime;
 
 use crate::page::Page;
 use crate::{Refusal, State, input};
@@ -19,8 +22,13 @@ pub(crate) async fn list(
 ) -> Result<Json<SqlUsers>, Refusal> {
     let page = Page::read("sql-users", &query)?;
     let entry = input::made(&state.store, &id)?;
-    let names = state.administration.users(entry.cluster.id).await?;
-    let (users, pagination) = page.cut(names.into_iter().map(|name| (name.clone(), SqlUser { name })));
+    let id = entry.cluster.id;
+    let names = state.administration.users(id).await?;
+    let snapshot = state.store.snapshot();
+    let (users, pagination) = page.cut(names.into_iter().map(|name| {
+        let source = snapshot.provisioned(id, &name).map(|made| made.source.clone());
+        (name.clone(), SqlUser { name, source })
+    }));
     Ok(Json(SqlUsers { users, pagination }))
 }
 
@@ -33,9 +41,11 @@ pub(crate) async fn create(
     let request: CreateSqlUser = input::body(&body)?;
     let name = input::role(&request.name)?;
     let entry = input::made(&state.store, &id)?;
-    let verifier = verifier(request.password.secret().clone()).await?;
+    let verifier = verifier(request.password.secret().clone(), &name, &entry.cluster.name).await?;
     state.administration.create_user(entry.cluster.id, &name, &verifier).await?;
-    Ok(Json(SqlUser { name: request.name }))
+    // One of that name whom a token had made may have been removed by SQL.
+    forget_source(&state, entry.cluster.id, &name, state.clock.now()).await?;
+    Ok(Json(SqlUser::new(request.name)))
 }
 
 /// Sets a user's password.
@@ -51,9 +61,15 @@ pub(crate) async fn set_password(
     let request: Change = input::body(&body)?;
     let role = input::role(&name)?;
     let entry = input::made(&state.store, &id)?;
-    let verifier = verifier(request.password.secret().clone()).await?;
+    // In CockroachDB's words. A password would let somebody in whom the provider has locked out.
+    if state.store.snapshot().provisioned(entry.cluster.id, role.as_str()).is_some() {
+        return Err(Refusal::wrong_state(format!(
+            "cannot alter PASSWORD option for provisioned user {role}"
+        )));
+    }
+    let verifier = verifier(request.password.secret().clone(), &role, &entry.cluster.name).await?;
     state.administration.set_verifier(entry.cluster.id, &role, &verifier).await?;
-    Ok(Json(SqlUser { name }))
+    Ok(Json(SqlUser::new(name)))
 }
 
 /// Removes a user.
@@ -63,14 +79,34 @@ pub(crate) async fn destroy(
 ) -> Result<Json<SqlUser>, Refusal> {
     let role = input::role(&name)?;
     let entry = input::made(&state.store, &id)?;
+    let began = state.clock.now();
     state.administration.drop_user(entry.cluster.id, &role).await?;
-    Ok(Json(SqlUser { name }))
+    forget_source(&state, entry.cluster.id, &role, began).await?;
+    Ok(Json(SqlUser::new(name)))
+}
+
+/// The next user of this name has a source of its own, or none.
+async fn forget_source(
+    state: &State,
+    id: ClusterId,
+    name: &RoleName,
+    before: OffsetDateTime,
+) -> Result<(), Refusal> {
+    if state.store.snapshot().provisioned(id, name.as_str()).is_none() {
+        return Ok(());
+    }
+    let (store, name) = (state.store.clone(), name.clone());
+    let work = move || store.remove_provisioned(id, name.as_str(), before);
+    Ok(tokio::task::spawn_blocking(work).await.map_err(Refusal::internal)??)
 }
 
 /// The password becomes a verifier here and goes no further: neither SQL nor a log of the engine ever holds it.
-async fn verifier(password: SecretText) -> Result<String, Refusal> {
-    identity::password::check(&password).map_err(|unfit| Refusal::invalid(format_args!("{unfit}")))?;
-    tokio::task::spawn_blocking(move || Verifier::from_password(&password).to_string())
-        .await
-        .map_err(Refusal::internal)
+async fn verifier(password: SecretText, user: &RoleName, cluster: &ClusterName) -> Result<String, Refusal> {
+    let (user, cluster) = (user.clone(), cluster.clone());
+    let work = move || {
+        identity::password::check_for(&password, &[user.as_str(), cluster.as_str()])?;
+        Ok(Verifier::from_password(&password).to_string())
+    };
+    let made: Result<String, Unfit> = tokio::task::spawn_blocking(work).await.map_err(Refusal::internal)?;
+    made.map_err(|unfit| Refusal::invalid(format_args!("{unfit}")))
 }

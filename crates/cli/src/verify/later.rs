@@ -4,8 +4,6 @@ use super::row::{Outcome, Row};
 
 const LATER: &[(&str, &str)] = &[
     ("inter-node identity, TLS 1.3", "nodes know each other by certificate"),
-    ("OpenID Connect", "sign-in with a JWT or in the browser"),
-    ("client certificates and OCSP", "sign-in with the customer's certificates, revocation checked"),
     ("backups encrypted", "backups are sealed before they leave"),
     ("customer-managed keys", "the key-encryption key is the customer's own"),
     ("private clusters", "a front door inside a private network only"),

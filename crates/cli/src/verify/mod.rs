@@ -1,18 +1,24 @@
 //! `chitin verify`: attacks a running cluster from outside and prints what became of each claim.
 
 mod address;
+mod amnesty;
 mod cancel;
+mod certificates;
 mod http;
 mod inside;
 mod later;
 mod privileges;
 mod report;
+mod responder;
 mod row;
 mod scram;
 mod session;
 mod sign_in;
 mod sleep;
+mod stage;
 mod target;
+mod throttle;
+mod tokens;
 mod transport;
 mod wire;
 
@@ -30,6 +36,7 @@ use crate::failure::{Failure, Kind};
 use crate::output::{self, Printer};
 use crate::password;
 use address::Journal;
+use amnesty::Amnesty;
 use row::Row;
 use session::{Channel, Claim};
 use target::{Target, within};
@@ -41,6 +48,7 @@ pub async fn run(cloud: &Cloud, text: &str, printer: Printer) -> Result<(), Fail
     let door = front_door(cloud, &cluster).await?;
     let api_door = api_door(cloud, &door.roots).await?;
     let user = format!("verify_{}", hex::encode(random()?));
+    let stage = format!("verify-{}", hex::encode(&random()?[..4]));
     let password = password::generate()?;
 
     let journal = Journal::new(&cloud.api, cluster.id);
@@ -70,6 +78,8 @@ pub async fn run(cloud: &Cloud, text: &str, printer: Printer) -> Result<(), Fail
         rows.extend(address::attack(&door, honest, &journal).await);
         say("attacking the API");
         rows.extend(http::attack(&api_door).await);
+        say("attacking certificates, tokens and the throttle of a throw-away cluster");
+        rows.extend(stage::rows(cloud, &door, &stage).await);
         say("looking inside");
         rows.extend(inside::rows(&cloud.api, cluster.id).await);
         rows.extend(asleep);
@@ -80,9 +90,9 @@ pub async fn run(cloud: &Cloud, text: &str, printer: Printer) -> Result<(), Fail
         rows = attacks => rows,
         () = stopped() => Err(Failure::new(Kind::Failed, "interrupted; what was attacked was put back")),
     };
-    // Whatever happened, the allowlist and the user are put back; the signal is still caught, so that this is done too.
+    // Whatever happened, the allowlist is put back and what was made is removed; the signal is still caught, so that this is done too.
     say("cleaning up");
-    let clean = clean_up(cloud, &cluster, &user, &journal).await;
+    let clean = clean_up(cloud, &cluster, &user, &journal).await.and(stage::strike(cloud, &stage).await);
     spinner.finish_and_clear();
     let rows = match rows {
         Ok(rows) => rows,
@@ -127,7 +137,11 @@ async fn front_door(cloud: &Cloud, cluster: &Cluster) -> Result<Target, Failure>
     };
     let roots = Arc::new(target::roots(&pem)?);
     let address = reach(&params.host, params.port.parse().unwrap_or_default()).await?;
-    Ok(Target { address, host: params.host, handle: cluster.handle().to_owned(), roots })
+    let handle = cluster.handle().to_owned();
+    let mut door = Target { address, host: params.host, handle, roots, amnesty: None };
+    let ours = door.connect(None).await?.local_addr().map_err(Fault::from)?.ip();
+    door.amnesty = Some(Amnesty::new(&cloud.api, &door.handle, ours));
+    Ok(door)
 }
 
 /// Where the API answers.
@@ -140,7 +154,13 @@ async fn api_door(cloud: &Cloud, roots: &Arc<RootCertStore>) -> Result<Target, F
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let address = reach(host, port).await?;
-    Ok(Target { address, host: host.to_owned(), handle: String::new(), roots: Arc::clone(roots) })
+    Ok(Target {
+        address,
+        host: host.to_owned(),
+        handle: String::new(),
+        roots: Arc::clone(roots),
+        amnesty: None,
+    })
 }
 
 /// The first address of a host that takes a connection.

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use tokio::net::TcpStream;
 use tokio_rustls::client::TlsStream;
 
@@ -79,7 +80,12 @@ pub async fn sign_in(target: &Target, claim: Claim<'_>) -> Result<Attempt, Fault
     match run(&mut wire, &mut attempt, claim).await {
         Ok(Some(cancel_key)) => attempt.session = Some(Session { wire, cancel_key }),
         Ok(None) => {}
-        Err(Fault::Refused(refusal)) => attempt.refusal = Some(refusal),
+        Err(Fault::Refused(refusal)) => {
+            if let Some(amnesty) = &target.amnesty {
+                amnesty.grant().await;
+            }
+            attempt.refusal = Some(refusal);
+        }
         Err(fault) => return Err(fault),
     }
     Ok(attempt)
@@ -121,13 +127,88 @@ async fn run(
         return Err(Fault::Unexpected("the server does not know the user's verifier".to_owned()));
     }
     expect(wire, attempt, 0).await?;
+    ready(wire).await.map(Some)
+}
+
+/// What became of a certificate that was shown instead of a password.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shown {
+    /// It signed in, as this user.
+    Entered(String),
+    /// The server went on to ask for something else.
+    Ignored,
+    /// The server refused.
+    Refused(Refusal),
+}
+
+/// Shows a certificate and tries to sign in with nothing else.
+pub async fn offer_certificate(
+    target: &Target,
+    user: &str,
+    chain: Vec<CertificateDer<'static>>,
+    key: PrivateKeyDer<'static>,
+) -> Result<Shown, Fault> {
+    let mut wire = target.presenting(chain, key).await?;
+    let mut attempt = Attempt::default();
+    let entering = async {
+        wire.send(&hello(target, user, "")).await?;
+        if authentication(&mut wire, &mut attempt).await?.0 != 0 {
+            return Ok(Shown::Ignored);
+        }
+        ready(&mut wire).await?;
+        wire.value("select current_user").await.map(Shown::Entered)
+    };
+    match entering.await {
+        Err(Fault::Refused(refusal)) => Ok(Shown::Refused(refusal)),
+        shown => shown,
+    }
+}
+
+/// Offers a token in a password's place; tells who was signed in, or the refusal.
+pub async fn offer_token(target: &Target, user: &str, token: &str) -> Result<Result<String, Refusal>, Fault> {
+    let mut wire = target.encrypted(None).await?;
+    let mut attempt = Attempt::default();
+    let entering = async {
+        wire.send(&hello(target, user, " --crdb:jwt_auth_enabled=true")).await?;
+        expect(&mut wire, &mut attempt, 3).await?;
+        let mut body = token.as_bytes().to_vec();
+        body.push(0);
+        wire.send_message(b'p', &body).await?;
+        expect(&mut wire, &mut attempt, 0).await?;
+        ready(&mut wire).await?;
+        wire.value("select current_user").await
+    };
+    match entering.await {
+        Ok(who) => Ok(Ok(who)),
+        Err(Fault::Refused(refusal)) => {
+            if let Some(amnesty) = &target.amnesty {
+                amnesty.grant().await;
+            }
+            Ok(Err(refusal))
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+fn hello(target: &Target, user: &str, more: &str) -> Vec<u8> {
+    let options = format!("--cluster={}{more}", target.handle);
+    startup(&[
+        ("user", user),
+        ("database", model::DEFAULT_DATABASE),
+        ("options", options.as_str()),
+        ("application_name", "chitin verify"),
+    ])
+}
+
+/// Waits until the session can be used; tells the body of its `BackendKeyData`.
+async fn ready(wire: &mut Encrypted) -> Result<Vec<u8>, Fault> {
     let mut cancel_key = Vec::new();
     loop {
         // Here the cluster may have to wake.
         let message = wire.receive(WAKE_MAX).await?;
         match message.tag {
             b'K' => cancel_key = message.body,
-            b'Z' => return Ok(Some(cancel_key)),
+            b'Z' => return Ok(cancel_key),
             b'E' => return Err(Fault::Refused(Refusal::parse(&message.body))),
             b'S' | b'N' => {}
             other => return Err(Fault::Unexpected(format!("message {:?} after sign-in", char::from(other)))),

@@ -8,12 +8,13 @@ use std::time::Duration;
 use rustls::client::Resumption;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, ServerName};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::amnesty::Amnesty;
 use super::wire::{Fault, Wire};
 
 /// For anything that should answer at once.
@@ -34,6 +35,8 @@ pub struct Target {
     pub handle: String,
     /// The certificates that a client trusts; none means the usual public ones are not known here.
     pub roots: Arc<RootCertStore>,
+    /// Forgives our own failed sign-ins, so that the throttle does not end an attack on something else.
+    pub amnesty: Option<Amnesty>,
 }
 
 /// Reads the trust anchors of a PEM text.
@@ -91,6 +94,26 @@ impl Target {
     pub async fn encrypted(&self, source: Option<IpAddr>) -> Result<Wire<TlsStream<TcpStream>>, Fault> {
         let tcp = self.welcomed(source).await?;
         self.handshake(tcp, &self.roots, &self.host, &[]).await.map(Wire::new)
+    }
+
+    /// A connection inside TLS by a client that shows a certificate.
+    pub async fn presenting(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        key: PrivateKeyDer<'static>,
+    ) -> Result<Wire<TlsStream<TcpStream>>, Fault> {
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let mut config = ClientConfig::builder_with_provider(provider)
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .map_err(|error| Fault::Setup(error.to_string()))?
+            .with_root_certificates(Arc::clone(&self.roots))
+            .with_client_auth_cert(chain, key)
+            .map_err(|error| Fault::Setup(error.to_string()))?;
+        config.resumption = Resumption::disabled();
+        let server = ServerName::try_from(self.host.clone())
+            .map_err(|_| Fault::Setup(format!("`{}` is no server name", self.host)))?;
+        let tcp = self.welcomed(None).await?;
+        Ok(Wire::new(within(TlsConnector::from(Arc::new(config)).connect(server, tcp)).await??))
     }
 
     /// The TLS handshake of a client with these roots, this expected name and these application protocols.

@@ -3,7 +3,10 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use api::{Client, CreateCluster, CreateServerless, CreateSpec, Error};
+use api::{
+    Client, ClientCaStatus, CreateCluster, CreateServerless, CreateSpec, Error, HbaOutcome,
+    PutIdentityProvider, TestHba, ThrottleFilter,
+};
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
@@ -113,4 +116,47 @@ async fn the_client_gives_its_key_to_nobody_else() {
         let answer = cloud.status().await;
         assert!(matches!(answer, Err(Error::Unreachable { .. })), "{case}: {answer:?}");
     }
+}
+
+#[tokio::test]
+async fn the_client_sets_how_people_sign_in() {
+    let (world, root) = (World::new(), authority());
+    let id = world.made("shop-one").await;
+    let cloud = client(serve(world.router.clone(), &root).await, "localhost", &world.key, &root);
+    let rules = "host all maria 203.0.113.0/24 cert\n";
+    assert!(cloud.hba(id).await.unwrap().is_default);
+    assert_eq!(cloud.set_hba(id, rules.to_owned()).await.unwrap().text, rules);
+    let asked = TestHba {
+        user: "maria".to_owned(),
+        database: "defaultdb".to_owned(),
+        address: "203.0.113.7".to_owned(),
+        method: Some("jwt".to_owned()),
+        roles: None,
+    };
+    assert_eq!(cloud.test_hba(id, &asked).await.unwrap().outcome, HbaOutcome::OtherMethod);
+    assert_eq!(cloud.set_identity_map(id, "a b c\n".to_owned()).await.unwrap().text, "a b c\n");
+    assert_eq!(cloud.identity_map(id).await.unwrap().text, "a b c\n");
+
+    let pem = authority().root_pem().to_owned();
+    assert_eq!(cloud.set_client_ca(id, pem.clone()).await.unwrap().status, ClientCaStatus::IsSet);
+    assert_eq!(cloud.client_ca(id).await.unwrap().x509_pem_cert, pem);
+    assert_eq!(cloud.client_authorities(id).await.unwrap().authorities.len(), 1);
+    assert_eq!(cloud.delete_client_ca(id).await.unwrap().status, ClientCaStatus::NotSet);
+    let ocsp = api::Ocsp { mode: model::OcspMode::Lax, ..cloud.ocsp(id).await.unwrap() };
+    assert_eq!(cloud.set_ocsp(id, &ocsp).await.unwrap(), ocsp);
+    assert!(cloud.set_crls(id, "none".to_owned()).await.is_err());
+    assert_eq!(cloud.delete_crls(id).await.unwrap(), cloud.crls(id).await.unwrap());
+
+    let issuer = "https://login.example.org".to_owned();
+    let provider = PutIdentityProvider { issuer, client_id: Some("a".to_owned()), ..Default::default() };
+    for scope in [None, Some(id)] {
+        let made = cloud.put_provider(scope, "corp", &provider).await.unwrap();
+        assert_eq!(cloud.providers(scope).await.unwrap(), std::slice::from_ref(&made));
+        assert_eq!(cloud.delete_provider(scope, "corp").await.unwrap(), made);
+        assert!(matches!(cloud.delete_provider(scope, "corp").await, Err(Error::NotFound { .. })));
+        // The other scope's turn begins without any.
+        assert!(cloud.providers(scope).await.unwrap().is_empty());
+    }
+    assert_eq!(cloud.throttle().await.unwrap().total, 0);
+    assert_eq!(cloud.clear_throttle(&ThrottleFilter::default()).await.unwrap().cleared, 0);
 }

@@ -1,11 +1,16 @@
 //! Engines in memory: what the verbs ask is kept and can be looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::sync::Mutex;
 
-use api::{Database, Facts, Machine, Outcome, ProofRow};
+use api::{Database, Facts, Machine, Outcome, ProofRow, ThrottleLine};
 use async_trait::async_trait;
-use control::{Administration, Refusal};
+use control::{
+    Administration, Arrival, Callback, ClearThrottle, Departure, DeskRefused, Login, Refusal, SignInDesk,
+    Waiting, WebSession,
+};
+use keys::SecretText;
 use model::{ClusterId, DatabaseName, RoleName};
 
 #[derive(Default)]
@@ -13,6 +18,8 @@ pub struct Engines {
     pub users: Mutex<BTreeMap<String, String>>,
     pub databases: Mutex<BTreeSet<String>>,
     pub asleep: Mutex<BTreeSet<ClusterId>>,
+    pub throttle: Mutex<Vec<ThrottleLine>>,
+    pub cleared: Mutex<Vec<ClearThrottle>>,
 }
 
 #[async_trait]
@@ -97,5 +104,44 @@ impl Administration for Engines {
 
     fn machine(&self) -> Machine {
         Machine { postgres_version: "15.18".to_owned(), ..Machine::default() }
+    }
+
+    fn throttle(&self) -> Vec<ThrottleLine> {
+        self.throttle.lock().unwrap().clone()
+    }
+
+    fn clear_throttle(&self, which: &ClearThrottle) -> usize {
+        self.cleared.lock().unwrap().push(which.clone());
+        std::mem::take(&mut *self.throttle.lock().unwrap()).len()
+    }
+}
+
+/// A desk at which nobody sits.
+pub struct Nobody;
+
+#[async_trait]
+impl SignInDesk for Nobody {
+    async fn begin_login(&self, _: Login) -> Result<Departure, DeskRefused> {
+        Err(DeskRefused::NotBegun)
+    }
+
+    async fn finish(&self, _: Callback) -> Result<Arrival, DeskRefused> {
+        Err(DeskRefused::NotCompleted)
+    }
+
+    async fn ticket(&self, _: &str) -> Result<Waiting, DeskRefused> {
+        Err(DeskRefused::Gone)
+    }
+
+    async fn begin_ticket(&self, _: &str, _: Option<IpAddr>) -> Result<Departure, DeskRefused> {
+        Err(DeskRefused::Gone)
+    }
+
+    async fn session(&self, _: &SecretText) -> Option<WebSession> {
+        None
+    }
+
+    async fn log_out(&self, _: &SecretText) -> bool {
+        false
     }
 }

@@ -4,8 +4,11 @@
 
 mod access;
 mod attacks;
+mod certificates;
 mod client;
 mod clusters;
 mod double;
+mod rules;
 mod served;
+mod sign_in;
 mod world;

@@ -7,7 +7,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request};
 use control::{Settings, State};
 use identity::api_key::ApiKeyText;
-use keys::KeyEncryptionKey;
+use keys::{Authority, KeyEncryptionKey};
 use model::{ClusterId, Observation, Phase, SystemClock};
 use serde_json::{Value, json};
 use store::{ApiKey, Store};
@@ -15,7 +15,7 @@ use tempfile::TempDir;
 use time::OffsetDateTime;
 use tower::ServiceExt;
 
-use crate::double::Engines;
+use crate::double::{Engines, Nobody};
 
 pub struct World {
     pub router: Router,
@@ -50,19 +50,22 @@ impl World {
         let folder = tempfile::tempdir().unwrap();
         let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
         let store = Store::open(&folder.path().join("state.redb"), kek.sealer("state").unwrap()).unwrap();
+        let sealer = kek.sealer("authority").unwrap();
+        let root = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
         let engines = Arc::new(Engines::default());
         let settings = Settings {
             sql_host: "localhost".to_owned(),
             sql_port: 26_257,
             sql: "127.0.0.1:26257".to_owned(),
             http: "127.0.0.1:8080".to_owned(),
-            ca_pem: "-----BEGIN CERTIFICATE-----\n".to_owned(),
+            ca_pem: root.root_pem().to_owned(),
             ca_path: Some("/srv/my data/ca.pem".to_owned()),
             version: "0.1.0".to_owned(),
         };
         let router = control::router(State {
             store: store.clone(),
             administration: engines.clone(),
+            desk: Arc::new(Nobody),
             clock: Arc::new(SystemClock),
             settings: Arc::new(settings),
         });
