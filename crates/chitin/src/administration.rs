@@ -5,13 +5,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{Database, Facts, Machine, Outcome, ProofRow};
+use api::{Database, Facts, Machine, Outcome, ProofRow, ThrottleLine};
 use async_trait::async_trait;
-use control::Refusal;
+use control::{ClearThrottle, Refusal};
 use engine::{Administration as Engine, Capability, Host, SearchReport};
 use gateway::Cut;
 use gateway::directory::NotReady;
 use identity::scram::Verifier;
+use identity::throttle::{Filter, Throttle};
 use model::{
     Clock, ClusterId, DatabaseName, Encryption, INTERNAL_ROLE, Phase, Power, RoleName, SqlRole, Wish,
 };
@@ -38,6 +39,7 @@ pub struct Administrator {
     presence: Arc<Presence>,
     waker: Arc<Waker>,
     clock: Arc<dyn Clock>,
+    throttle: Arc<Throttle>,
 }
 
 impl Administrator {
@@ -48,8 +50,9 @@ impl Administrator {
         presence: Arc<Presence>,
         waker: Arc<Waker>,
         clock: Arc<dyn Clock>,
+        throttle: Arc<Throttle>,
     ) -> Arc<Self> {
-        Arc::new(Self { store, host, presence, waker, clock })
+        Arc::new(Self { store, host, presence, waker, clock, throttle })
     }
 
     /// Wakes the cluster; while the errand lives it stays awake.
@@ -60,7 +63,7 @@ impl Administrator {
         let errand = self.presence.errand(id);
         self.waker.wake(id).await.map_err(|reason| match reason {
             NotReady::Gone => Refusal::no_cluster(id),
-            NotReady::Failed => {
+            NotReady::Failed | NotReady::NotGranted => {
                 Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
             }
             NotReady::TimedOut => too_slow(),
@@ -79,7 +82,8 @@ impl Administrator {
     async fn keep_roles(&self, id: ClusterId, engine: &Engine) -> Result<(), Refusal> {
         let roles = within(engine.roles()).await?;
         let store = self.store.clone();
-        Ok(blocking(move || store.set_roles(id, roles)).await?)
+        let now = self.clock.now();
+        Ok(blocking(move || store.set_roles(id, roles, now)).await?)
     }
 
     fn volume_row(&self, id: ClusterId) -> ProofRow {
@@ -237,6 +241,27 @@ impl control::Administration for Administrator {
         })
     }
 
+    fn throttle(&self) -> Vec<ThrottleLine> {
+        let lines = self.throttle.list(std::time::Instant::now());
+        let now = self.clock.now();
+        lines
+            .into_iter()
+            .map(|line| ThrottleLine {
+                cluster: Some(line.cluster),
+                user: line.user,
+                address: line.address,
+                failures: line.failures,
+                state: line.state.as_str().to_owned(),
+                until: line.remaining.map(|left| now + left),
+            })
+            .collect()
+    }
+
+    fn clear_throttle(&self, which: &ClearThrottle) -> usize {
+        let ClearThrottle { cluster, user, address } = which.clone();
+        self.throttle.clear(&Filter { cluster, user, address })
+    }
+
     fn machine(&self) -> Machine {
         let posture = self.host.posture();
         let wall = |name: &str, capability: &Capability| {
@@ -359,6 +384,7 @@ mod tests {
             verifier: verifier.map(str::to_owned),
             valid_until: None,
             connection_limit: -1,
+            member_of: Vec::new(),
         }
     }
 

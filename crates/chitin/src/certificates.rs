@@ -9,10 +9,13 @@ use std::time::Duration;
 use gateway::{Shown, Unusable};
 use keys::{Authority, SERVER_VALIDITY, ServerCertificate};
 use model::{Clock, ClusterHandle};
+use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
 use tokio_util::sync::CancellationToken;
+
+use crate::staple::Staple;
 
 /// Names of clusters whose certificates are kept; more are made again when they are asked for.
 const NAMES_MAX: usize = 1_024;
@@ -41,14 +44,20 @@ struct Ready {
     sql: Arc<Shown>,
     http: Arc<CertifiedKey>,
     renew_at: OffsetDateTime,
-    not_after: OffsetDateTime,
 }
 
 /// The operator's certificate and key.
 struct Files {
     chain: PathBuf,
     key: PathBuf,
-    current: Mutex<Arc<Ready>>,
+    current: Mutex<Arc<Operator>>,
+}
+
+/// The operator's certificate as it was read.
+struct Operator {
+    certificate: Arc<ServerCertificate>,
+    staple: Option<Staple>,
+    ready: Arc<Ready>,
 }
 
 /// The source of certificates for both doors.
@@ -60,6 +69,17 @@ pub struct Certificates {
     local: Mutex<Arc<Ready>>,
     by_name: Mutex<HashMap<String, Arc<Ready>>>,
     files: Option<Files>,
+}
+
+impl Files {
+    /// Shows another certificate, with the old one's OCSP answer only if it is the same. Gives its end.
+    fn replace(&self, certificate: Arc<ServerCertificate>) -> Result<OffsetDateTime, Error> {
+        let mut current = lock(&self.current);
+        let is_same = current.certificate.chain.first() == certificate.chain.first();
+        let (staple, not_after) = (current.staple.clone().filter(|_| is_same), certificate.not_after);
+        *current = Arc::new(operator(certificate, staple)?);
+        Ok(not_after)
+    }
 }
 
 impl Certificates {
@@ -80,7 +100,7 @@ impl Certificates {
         let local = Mutex::new(Arc::new(issue(&authority, &local_names(&hosts), &*clock)?));
         let files = files
             .map(|(chain, key)| {
-                let current = Mutex::new(Arc::new(load(chain, key, &*clock)?));
+                let current = Mutex::new(Arc::new(operator(load(chain, key, &*clock)?, None)?));
                 Ok::<_, Error>(Files { chain: chain.to_owned(), key: key.to_owned(), current })
             })
             .transpose()?;
@@ -113,12 +133,26 @@ impl Certificates {
         }
     }
 
+    /// The operator's chain, if there is one.
+    pub fn operator_chain(&self) -> Option<Vec<CertificateDer<'static>>> {
+        self.files.as_ref().map(|files| lock(&files.current).certificate.chain.clone())
+    }
+
+    /// Shows an OCSP answer, or none, with the operator's certificate from now on. `leaf` is what the answer is about;
+    /// if another certificate is in use meanwhile, nothing happens.
+    pub fn staple(&self, leaf: &CertificateDer<'_>, staple: Option<Staple>) -> Result<(), Error> {
+        let Some(files) = &self.files else { return Ok(()) };
+        let mut current = lock(&files.current);
+        if current.certificate.chain.first() == Some(leaf) {
+            *current = Arc::new(operator(current.certificate.clone(), staple)?);
+        }
+        Ok(())
+    }
+
     fn reload(&self, files: &Files) {
-        match load(&files.chain, &files.key, &*self.clock) {
-            Ok(ready) => {
-                tracing::info!(until = %ready.not_after, "a new certificate is in use");
-                *lock(&files.current) = Arc::new(ready);
-            }
+        match load(&files.chain, &files.key, &*self.clock).and_then(|certificate| files.replace(certificate))
+        {
+            Ok(not_after) => tracing::info!(until = %not_after, "a new certificate is in use"),
             // Between writing the two files they do not fit; the second write brings us here again.
             Err(cause) => {
                 tracing::error!(%cause, "the new certificate is NOT in use; the old one is shown until it is right");
@@ -127,7 +161,7 @@ impl Certificates {
     }
 
     fn warn_of_expiry(&self, files: &Files, warned: &mut Option<OffsetDateTime>) {
-        let (now, not_after) = (self.clock.now(), lock(&files.current).not_after);
+        let (now, not_after) = (self.clock.now(), lock(&files.current).certificate.not_after);
         if now + WARN_BEFORE >= not_after && warned.is_none_or(|at| now - at >= WARN_EVERY) {
             tracing::warn!(until = %not_after, file = %files.chain.display(), "the certificate must be renewed soon");
             *warned = Some(now);
@@ -142,7 +176,7 @@ impl Certificates {
             None => !operator_first,
         };
         if let Some(files) = self.files.as_ref().filter(|_| !is_local) {
-            return lock(&files.current).clone();
+            return lock(&files.current).ready.clone();
         }
         match name.filter(|name| self.is_cluster_name(name)) {
             Some(name) => self.of_cluster(name),
@@ -220,21 +254,27 @@ fn local_names(hosts: &[String]) -> Vec<String> {
 fn issue(authority: &Authority, names: &[String], clock: &dyn Clock) -> Result<Ready, Error> {
     let certificate = authority.issue(names, clock)?;
     let renew_at = clock.now() + SERVER_VALIDITY * 2 / 3;
-    ready(&certificate, renew_at)
+    ready(&certificate, renew_at, Vec::new())
 }
 
-fn load(chain: &Path, key: &Path, clock: &dyn Clock) -> Result<Ready, Error> {
-    let certificate = ServerCertificate::load(chain, key, clock.now())?;
-    ready(&certificate, certificate.not_after)
+fn load(chain: &Path, key: &Path, clock: &dyn Clock) -> Result<Arc<ServerCertificate>, Error> {
+    Ok(Arc::new(ServerCertificate::load(chain, key, clock.now())?))
 }
 
-fn ready(certificate: &ServerCertificate, renew_at: OffsetDateTime) -> Result<Ready, Error> {
-    let sql = Arc::new(Shown::new(certificate)?);
+fn operator(certificate: Arc<ServerCertificate>, staple: Option<Staple>) -> Result<Operator, Error> {
+    let ocsp = staple.as_ref().map(|staple| staple.der.clone()).unwrap_or_default();
+    let ready = Arc::new(ready(&certificate, certificate.not_after, ocsp)?);
+    Ok(Operator { certificate, staple, ready })
+}
+
+fn ready(certificate: &ServerCertificate, renew_at: OffsetDateTime, ocsp: Vec<u8>) -> Result<Ready, Error> {
+    let sql = Arc::new(Shown::stapled(certificate, ocsp.clone())?);
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let key = provider.key_provider.load_private_key(certificate.key.clone_key())?;
-    let http = Arc::new(CertifiedKey::new(certificate.chain.clone(), key));
+    let mut http = CertifiedKey::new(certificate.chain.clone(), key);
     http.keys_match()?;
-    Ok(Ready { sql, http, renew_at, not_after: certificate.not_after })
+    http.ocsp = Some(ocsp).filter(|ocsp| !ocsp.is_empty());
+    Ok(Ready { sql, http: Arc::new(http), renew_at })
 }
 
 /// What changes when a file is written anew, in place or by a rename, also behind a symbolic link.

@@ -7,8 +7,13 @@ use std::time::Duration;
 use engine::{Host, HostConfig};
 use gateway::Gateway;
 use identity::api_key::ApiKeyText;
+use identity::oidc::Flows;
+use identity::revocation::Revocation;
+use identity::throttle::Throttle;
+use identity::token::Tokens;
 use keys::{Authority, KeyEncryptionKey};
-use model::{Clock, SystemClock};
+use model::{Clock, Fetcher, SystemClock};
+use network::GateSettings;
 use reconcile::{Gate, Reconciler};
 use store::{ApiKey, Store};
 use tokio::net::TcpListener;
@@ -19,11 +24,15 @@ use tokio_util::sync::CancellationToken;
 use crate::administration::Administrator;
 use crate::certificates::{self, Certificates};
 use crate::config::StartOptions;
+use crate::desk::{self, Desk};
 use crate::directory::Directory;
+use crate::examiner::{Examiner, Tickets};
 use crate::paths::{Endpoint, Paths, Unsuitable};
+use crate::policy::Policies;
 use crate::presence::Presence;
+use crate::staple::Stapler;
 use crate::waker::Waker;
-use crate::{http, watch};
+use crate::{http, revoked, watch};
 
 /// For engines to stop and volumes to be locked when the program ends.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(90);
@@ -58,6 +67,9 @@ pub enum Error {
         /// What to do.
         next_step: String,
     },
+    /// Nothing can be fetched from outside.
+    #[error(transparent)]
+    Network(#[from] network::Unusable),
     /// TLS cannot be set up.
     #[error("TLS could not be set up: {0}")]
     Tls(#[from] rustls::Error),
@@ -155,11 +167,65 @@ impl Cloud {
 
         let gate = Arc::new(Gate::default());
         let presence = Arc::new(Presence::default());
-        let directory = Directory::new(store.clone(), host.clone(), clock.clone(), kek.sealer("stand-ins")?);
+        let policies = Policies::new(store.clone());
+        let directory = Directory::new(
+            store.clone(),
+            host.clone(),
+            clock.clone(),
+            policies.clone(),
+            kek.sealer("stand-ins")?,
+        );
         let waker = Waker::new(store.clone(), host.clone(), clock.clone(), gate.clone());
+        let public_url = options
+            .public_url
+            .clone()
+            .unwrap_or_else(|| format!("https://localhost:{}", http_address.port()));
+        let gate_settings = GateSettings { allow: options.fetch_allow.clone(), ..GateSettings::default() };
+        let fetcher: Arc<dyn Fetcher> = Arc::new(network::Gate::new(gate_settings)?);
+        let stapler = (options.tls_staple || options.tls_ocsp_url.is_some()).then(|| {
+            let responder = options.tls_ocsp_url.clone();
+            Stapler::new(certificates.clone(), fetcher.clone(), clock.clone(), responder)
+        });
+        let revocation = Arc::new(Revocation::new(fetcher.clone(), clock.clone()));
+        let tokens = Arc::new(Tokens::new(fetcher.clone(), clock.clone()));
+        let tickets = Arc::new(Tickets::default());
+        let examiner = Examiner::new(
+            store.clone(),
+            policies.clone(),
+            clock.clone(),
+            revocation,
+            tokens.clone(),
+            tickets.clone(),
+            public_url.clone(),
+        );
+        let throttle = Arc::new(Throttle::new(identity::throttle::Settings {
+            free_failures: options.throttle_free,
+            base: options.throttle_base,
+            max: options.throttle_max,
+            ..identity::throttle::Settings::default()
+        }));
+        let desk = Desk::new(desk::Parts {
+            store: store.clone(),
+            policies,
+            clock: clock.clone(),
+            flows: Flows::new(tokens, fetcher, clock.clone()),
+            tickets,
+            directory: directory.clone(),
+            waker: waker.clone(),
+            presence: presence.clone(),
+            public_url,
+        });
         let settings = gateway::Settings { idle_max: options.idle_timeout, ..gateway::Settings::default() };
-        let gateway =
-            Arc::new(Gateway::new(settings, certificates.clone(), directory.clone(), waker.clone()));
+        let gateway = Arc::new(Gateway::new(
+            settings,
+            gateway::Answers {
+                certificates: certificates.clone(),
+                directory: directory.clone(),
+                waker: waker.clone(),
+                examiner: examiner.clone(),
+                throttle: throttle.clone(),
+            },
+        ));
         presence.join(gateway.sessions());
         let reconciler = Reconciler::new(
             store.clone(),
@@ -169,8 +235,14 @@ impl Cloud {
             reconcile::Settings { idle_after: options.idle_after, ..reconcile::Settings::default() },
             gate.clone(),
         );
-        let administration =
-            Administrator::new(store.clone(), host.clone(), presence.clone(), waker.clone(), clock.clone());
+        let administration = Administrator::new(
+            store.clone(),
+            host.clone(),
+            presence.clone(),
+            waker.clone(),
+            clock.clone(),
+            throttle,
+        );
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),
             sql_port: sql_address.port(),
@@ -183,6 +255,7 @@ impl Cloud {
         let router = control::router(control::State {
             store: store.clone(),
             administration,
+            desk: desk.clone(),
             clock: clock.clone(),
             settings: Arc::new(settings),
         });
@@ -193,7 +266,14 @@ impl Cloud {
             "the watch over sessions",
             watch::run(store.clone(), presence.clone(), directory.clone(), loops.stop.clone()),
         );
+        loops.spawn(
+            "the watch over client certificates",
+            revoked::run(examiner, presence.clone(), options.revocation_every, loops.stop.clone()),
+        );
         loops.spawn("the watch over certificates", certificates.clone().watch(loops.stop.clone()));
+        if let Some(stapler) = stapler {
+            loops.spawn("the stapler", stapler.run(loops.stop.clone()));
+        }
         let stop = doors.stop.clone();
         doors.spawn("the SQL door", async move { gateway.serve(sql, stop).await });
         let stop = doors.stop.clone();

@@ -30,6 +30,12 @@ pub struct StartOptions {
     /// The key of that certificate (PEM)
     #[arg(long, env = "CHITIN_TLS_KEY", value_name = "FILE", requires = "tls_cert")]
     pub tls_key: Option<PathBuf>,
+    /// Show an OCSP answer with that certificate, from the responder that the certificate names
+    #[arg(long, env = "CHITIN_TLS_STAPLE", requires = "tls_cert")]
+    pub tls_staple: bool,
+    /// Show an OCSP answer with that certificate, from this responder
+    #[arg(long, env = "CHITIN_TLS_OCSP_URL", value_name = "URL", requires = "tls_cert", value_parser = responder_url)]
+    pub tls_ocsp_url: Option<String>,
     /// Make clusters even where nothing can encrypt their files
     #[arg(long, env = "CHITIN_ALLOW_UNENCRYPTED")]
     pub allow_unencrypted: bool,
@@ -42,6 +48,24 @@ pub struct StartOptions {
     /// A session without a byte either way ends after this; off unless given
     #[arg(long, env = "CHITIN_IDLE_TIMEOUT", value_name = "TIME", value_parser = duration)]
     pub idle_timeout: Option<Duration>,
+    /// Private addresses that may be fetched from (OCSP responders, identity providers, revocation lists); repeat for more
+    #[arg(long = "fetch-allow", env = "CHITIN_FETCH_ALLOW", value_name = "CIDR", value_delimiter = ',')]
+    pub fetch_allow: Vec<ipnet::IpNet>,
+    /// Where people's browsers reach the API's port, if not at https://localhost:PORT
+    #[arg(long, env = "CHITIN_PUBLIC_URL", value_name = "URL", value_parser = public_url)]
+    pub public_url: Option<String>,
+    /// Failed sign-ins that cost an address or a user nothing yet
+    #[arg(long, env = "CHITIN_THROTTLE_FREE", value_name = "COUNT", default_value_t = 5)]
+    pub throttle_free: u32,
+    /// How long the first refusal after them lasts; each further failure doubles it
+    #[arg(long, env = "CHITIN_THROTTLE_BASE", value_name = "TIME", default_value = "1s", value_parser = duration)]
+    pub throttle_base: Duration,
+    /// How long a refusal lasts at most
+    #[arg(long, env = "CHITIN_THROTTLE_MAX", value_name = "TIME", default_value = "1h", value_parser = duration)]
+    pub throttle_max: Duration,
+    /// How often the certificates of open sessions are checked for revocation
+    #[arg(long, env = "CHITIN_REVOCATION_EVERY", value_name = "TIME", default_value = "2s", value_parser = duration)]
+    pub revocation_every: Duration,
     /// The folder with PostgreSQL's programs, instead of the newest version found
     #[arg(long, env = "CHITIN_POSTGRES_BIN", value_name = "DIR")]
     pub postgres_bin: Option<PathBuf>,
@@ -71,6 +95,32 @@ impl From<Kind> for Encryption {
     }
 }
 
+/// The address of an OCSP responder.
+fn responder_url(text: &str) -> Result<String, String> {
+    let is_right = url::Url::parse(text).is_ok_and(|url| {
+        matches!(url.scheme(), "http" | "https") && url.username().is_empty() && url.password().is_none()
+    });
+    if is_right {
+        Ok(text.to_owned())
+    } else {
+        Err(format!("`{text}` is no responder's address; write for instance http://ocsp.example.org"))
+    }
+}
+
+/// An `https` origin: what sign-in pages and redirects are made of.
+fn public_url(text: &str) -> Result<String, String> {
+    let wrong = || format!("`{text}` is no origin; write for instance https://chitin.example.org:8080");
+    let url = url::Url::parse(text).map_err(|_| wrong())?;
+    let is_origin = url.scheme() == "https"
+        && url.host().is_some()
+        && url.path() == "/"
+        && url.query().is_none()
+        && url.fragment().is_none()
+        && url.username().is_empty()
+        && url.password().is_none();
+    if is_origin { Ok(url.as_str().trim_end_matches('/').to_owned()) } else { Err(wrong()) }
+}
+
 /// Reads `30s`, `5m`, `2h` or `500ms`.
 fn duration(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is no time; write for instance 30s, 5m or 1h");
@@ -95,6 +145,28 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn people_are_sent_to_an_https_origin_only() {
+        assert_eq!(public_url("https://db.example.org/").as_deref(), Ok("https://db.example.org"));
+        assert_eq!(public_url("https://localhost:8080").as_deref(), Ok("https://localhost:8080"));
+        for wrong in
+            ["http://db.example.org", "https://a/b", "https://u:p@a", "https://a?b", "db", "javascript:x"]
+        {
+            assert!(public_url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn responders_are_web_addresses() {
+        for good in ["http://ocsp.example.org", "https://ocsp.example.org:8443/ocsp?x=1"] {
+            assert_eq!(responder_url(good).as_deref(), Ok(good));
+        }
+        for wrong in ["ocsp.example.org", "ldap://ocsp.example.org", "http://user:pass@ocsp.example.org", ""]
+        {
+            assert!(responder_url(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn times_are_read_with_their_unit() {

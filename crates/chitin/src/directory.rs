@@ -1,13 +1,14 @@
 //! Answers the gateway: which clusters exist, whom they let in by address, and what a user can sign in with.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{Administration, Host};
-use gateway::directory::{Credential, Found};
+use gateway::directory::{Account, Found, Person};
+use identity::hba::Rules;
 use identity::scram::Verifier;
 use keys::Sealer;
 use model::{
@@ -18,6 +19,8 @@ use store::Store;
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
+use crate::policy::Policies;
+
 /// For a running engine to tell one role; after it the copy of at most a minute ago counts.
 const READ_MAX: Duration = Duration::from_secs(2);
 
@@ -26,6 +29,7 @@ pub struct Directory {
     store: Arc<Store>,
     host: Arc<Host>,
     clock: Arc<dyn Clock>,
+    policies: Arc<Policies>,
     stand_ins: Sealer,
     lines: Lines,
 }
@@ -38,8 +42,14 @@ type Line = Arc<tokio::sync::Mutex<Option<Arc<Administration>>>>;
 
 impl Directory {
     /// Puts the directory together. The sealer makes stand-ins for users who do not exist.
-    pub fn new(store: Arc<Store>, host: Arc<Host>, clock: Arc<dyn Clock>, stand_ins: Sealer) -> Arc<Self> {
-        Arc::new(Self { store, host, clock, stand_ins, lines: Lines::default() })
+    pub fn new(
+        store: Arc<Store>,
+        host: Arc<Host>,
+        clock: Arc<dyn Clock>,
+        policies: Arc<Policies>,
+        stand_ins: Sealer,
+    ) -> Arc<Self> {
+        Arc::new(Self { store, host, clock, policies, stand_ins, lines: Lines::default() })
     }
 
     /// Closes the lines to engines that no longer run and forgets clusters that are gone.
@@ -108,12 +118,41 @@ impl gateway::directory::Directory for Directory {
             .is_some_and(|entry| entry.cluster.wish != Wish::Deleted && entry.cluster.admits_sql(address))
     }
 
-    async fn credential(&self, cluster: ClusterId, user: &RoleName) -> Option<Credential> {
+    fn rules(&self, cluster: ClusterId) -> Arc<Rules> {
+        self.policies.of(cluster).rules.clone()
+    }
+
+    async fn account(&self, cluster: ClusterId, user: &RoleName) -> Account {
         let role = match self.fresh(cluster, user).await {
-            Some(role) => role?,
-            None => self.store.snapshot().get(&cluster)?.role(user.as_str())?.clone(),
+            Some(role) => role,
+            None => {
+                let snapshot = self.store.snapshot();
+                snapshot.get(&cluster).and_then(|entry| entry.role(user.as_str()).cloned())
+            }
         };
-        credential(&role, self.clock.now())
+        let Some(role) = role else {
+            return Account::Missing;
+        };
+        let Some(mut person) = person(role, self.clock.now()) else {
+            return Account::Barred;
+        };
+        // Whoever a token made signs in by tokens: a password that somebody gave it later does not count.
+        if self.store.snapshot().provisioned(cluster, user.as_str()).is_some() {
+            person.verifier = None;
+        }
+        Account::Open(person)
+    }
+
+    fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Vec<String> {
+        let snapshot = self.store.snapshot();
+        let known = snapshot.get(&cluster);
+        let mut all: BTreeSet<String> = roles.iter().map(|role| role.as_str().to_owned()).collect();
+        for role in roles {
+            if let Some(role) = known.and_then(|entry| entry.role(role.as_str())) {
+                all.extend(role.member_of.iter().cloned());
+            }
+        }
+        all.into_iter().collect()
     }
 
     fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32] {
@@ -121,15 +160,16 @@ impl gateway::directory::Directory for Directory {
     }
 }
 
-/// What a role can sign in with at this moment.
-fn credential(role: &SqlRole, now: OffsetDateTime) -> Option<Credential> {
-    let is_expired = role.valid_until.is_some_and(|until| until <= now);
-    if !role.can_login || is_expired || role.connection_limit == 0 {
+/// Who a role is at this moment. `VALID UNTIL` ends the password alone (PostgreSQL's manual, CREATE ROLE).
+fn person(role: SqlRole, now: OffsetDateTime) -> Option<Person> {
+    if !role.can_login || role.connection_limit == 0 {
         return None;
     }
-    let verifier = Verifier::parse(role.verifier.as_deref()?).ok()?;
+    let is_expired = role.valid_until.is_some_and(|until| until <= now);
+    let verifier = role.verifier.filter(|_| !is_expired).and_then(|text| Verifier::parse(&text).ok());
     // Below zero means no limit of its own.
-    Some(Credential { verifier, connections_max: u32::try_from(role.connection_limit).ok() })
+    let connections_max = u32::try_from(role.connection_limit).ok();
+    Some(Person { verifier, connections_max, member_of: role.member_of })
 }
 
 impl std::fmt::Debug for Directory {
@@ -152,21 +192,29 @@ mod tests {
             ),
             valid_until: None,
             connection_limit: -1,
+            member_of: Vec::new(),
         }
     }
 
     #[test]
-    fn only_a_role_that_may_sign_in_now_has_a_credential() {
+    fn only_a_role_that_may_sign_in_now_is_somebody() {
         let now = OffsetDateTime::now_utc();
-        assert!(credential(&role(), now).is_some_and(|found| found.connections_max.is_none()));
+        let found = person(role(), now).unwrap();
+        assert!(found.verifier.is_some() && found.connections_max.is_none());
+        assert!(person(SqlRole { can_login: false, ..role() }, now).is_none());
+        assert!(person(SqlRole { connection_limit: 0, ..role() }, now).is_none());
+        let limited = person(SqlRole { connection_limit: 3, ..role() }, now).unwrap();
+        assert_eq!(limited.connections_max, Some(3));
+    }
+
+    #[test]
+    fn a_password_counts_until_it_ends_and_only_in_the_right_form() {
+        let now = OffsetDateTime::now_utc();
+        let has_password = |role| person(role, now).unwrap().verifier.is_some();
         let later = Some(now + time::Duration::seconds(1));
-        assert!(credential(&SqlRole { valid_until: later, ..role() }, now).is_some());
-        assert!(credential(&SqlRole { valid_until: Some(now), ..role() }, now).is_none());
-        assert!(credential(&SqlRole { can_login: false, ..role() }, now).is_none());
-        assert!(credential(&SqlRole { verifier: None, ..role() }, now).is_none());
-        assert!(credential(&SqlRole { verifier: Some("md5abc".to_owned()), ..role() }, now).is_none());
-        assert!(credential(&SqlRole { connection_limit: 0, ..role() }, now).is_none());
-        let limited = credential(&SqlRole { connection_limit: 3, ..role() }, now);
-        assert_eq!(limited.and_then(|found| found.connections_max), Some(3));
+        assert!(has_password(SqlRole { valid_until: later, ..role() }));
+        assert!(!has_password(SqlRole { valid_until: Some(now), ..role() }));
+        assert!(!has_password(SqlRole { verifier: None, ..role() }));
+        assert!(!has_password(SqlRole { verifier: Some("md5abc".to_owned()), ..role() }));
     }
 }

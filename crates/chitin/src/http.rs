@@ -68,7 +68,9 @@ pub async fn serve(
             tracing::warn!(address = %peer.ip(), "dropped an API connection: there are {CONNECTIONS_MAX} already");
             continue;
         };
-        let talk = talk(tls.clone(), tcp, router.clone(), stop.clone(), place);
+        // Verbs that anybody may call are bounded by who asks.
+        let router = router.clone().layer(axum::Extension(peer));
+        let talk = talk(tls.clone(), tcp, router, stop.clone(), place);
         tasks.spawn(async move {
             if let Ok(Err(cause)) = timeout(CONNECTION_MAX, talk).await {
                 tracing::debug!(address = %peer.ip(), cause, "an API connection ended");

@@ -5,6 +5,7 @@ use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
 use gateway::{Cut, SessionFacts};
+use keys::client::Verified;
 use model::ClusterId;
 
 /// Counts both kinds. The gateway is joined later, because it is built from parts that already ask.
@@ -46,6 +47,11 @@ impl Presence {
     /// Ends the SQL sessions for which the verdict is a reason.
     pub fn cut(&self, verdict: impl Fn(&SessionFacts) -> Option<Cut>) -> usize {
         self.gateway.get().map_or(0, |sessions| sessions.cut(verdict))
+    }
+
+    /// Every SQL session that stands on a certificate.
+    pub fn certificates(&self) -> Vec<(ClusterId, Arc<Verified>)> {
+        self.gateway.get().map_or_else(Vec::new, |sessions| sessions.certificates())
     }
 
     /// Forgets clusters that are gone.

@@ -7,7 +7,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use engine::Host;
 use gateway::directory::NotReady;
-use model::{Clock, ClusterId, Phase, Power, RoleName, Wish};
+use gateway::examine::Vouched;
+use model::{Clock, ClusterId, Phase, Power, Provisioned, RoleName, Wish};
 use reconcile::Gate;
 use store::{Entry, Store};
 use tokio::time::{Instant, timeout_at};
@@ -111,10 +112,70 @@ fn standing(entry: &Entry, is_running: bool) -> Standing {
     }
 }
 
+impl Waker {
+    /// Gives the engine the user and the memberships that somebody vouched for. What was begun is finished, also when
+    /// nobody waits for it any longer.
+    async fn grant(
+        &self,
+        cluster: ClusterId,
+        role: &RoleName,
+        vouched: &Vouched,
+    ) -> Result<(), engine::Error> {
+        if vouched.source.is_none() && vouched.memberships.is_none() {
+            return Ok(());
+        }
+        let (store, host, now) = (self.store.clone(), self.host.clone(), self.clock.now());
+        let (role, vouched) = (role.clone(), vouched.clone());
+        let granting = tokio::spawn(async move {
+            let engine = host.administration(cluster).await?;
+            match engine.role(&role).await? {
+                // Somebody took away the right to sign in since it was looked at, or it is a role for groups.
+                Some(known) if !known.can_login => {
+                    return Err(engine::Error::Refused(format!("role '{role}' may not sign in")));
+                }
+                Some(_) => {}
+                None => {
+                    let Some(source) = vouched.source else {
+                        return Err(engine::Error::NotFound { what: "user", name: role.to_string() });
+                    };
+                    // Remembered first: a user that exists and is not remembered would not be locked.
+                    let (user, made) = (role.clone(), Provisioned { source: source.clone(), at: now });
+                    let kept = tokio::task::spawn_blocking(move || {
+                        store.put_provisioned(cluster, user.as_str(), made)
+                    });
+                    let kept = kept.await.map_err(|panic| panic.to_string());
+                    kept.and_then(|kept| kept.map_err(|cause| cause.to_string())).map_err(|cause| {
+                        engine::Error::Unready(format!("the user's source could not be kept: {cause}"))
+                    })?;
+                    if engine.provision(&role).await? {
+                        tracing::info!(target: "audit", %cluster, user = %role, %source, "a token made a SQL user");
+                    }
+                }
+            }
+            match &vouched.memberships {
+                Some(memberships) => engine.set_memberships(&role, memberships).await,
+                None => Ok(()),
+            }
+        });
+        granting.await.unwrap_or_else(|panic| Err(engine::Error::Unready(panic.to_string())))
+    }
+}
+
 #[async_trait]
 impl gateway::directory::Waker for Waker {
-    async fn engine(&self, cluster: ClusterId, role: &RoleName) -> Result<PathBuf, NotReady> {
+    async fn engine(
+        &self,
+        cluster: ClusterId,
+        role: &RoleName,
+        vouched: Option<&Vouched>,
+    ) -> Result<PathBuf, NotReady> {
         self.wake(cluster).await?;
+        if let Some(vouched) = vouched
+            && let Err(cause) = self.grant(cluster, role, vouched).await
+        {
+            tracing::error!(%cluster, user = %role, %cause, "what a token gives could not be granted");
+            return Err(NotReady::NotGranted);
+        }
         if let Err(cause) = self.host.admit(cluster, role).await {
             tracing::error!(%cluster, %cause, "the engine does not take a user in");
             return Err(NotReady::Failed);
@@ -151,6 +212,7 @@ mod tests {
             is_delete_protected: false,
             allowlist: Vec::new(),
             asked: model::Asked::default(),
+            sign_in: model::SignIn::default(),
             wish,
             revision: 1,
             created_at: now,
