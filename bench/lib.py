@@ -141,9 +141,11 @@ def stop(process, how=signal.SIGTERM, seconds=60):
 class Place:
     """Where a client connects: environment for libpq, and what our own client needs."""
 
-    def __init__(self, name, port, database, ca, password, pid=None, binding="prefer", socket_folder=None):
+    def __init__(self, name, port, database, ca, password, pid=None, binding="prefer", socket_folder=None, more=None):
         self.name, self.port, self.database, self.ca, self.password = name, port, database, ca, password
         self.pid, self.binding, self.socket_folder = pid, binding, socket_folder
+        # Further environment for libpq, as a client certificate.
+        self.more = more or {}
         self._keys = {}
 
     def environment(self):
@@ -154,7 +156,7 @@ class Place:
             own = {"PGHOST": "localhost", "PGHOSTADDR": "127.0.0.1", "PGPORT": str(self.port), "PGSSLMODE": "verify-full",
                    "PGSSLROOTCERT": str(self.ca), "PGCHANNELBINDING": self.binding, "PGPASSWORD": self.password,
                    "PGSSLMINPROTOCOLVERSION": "TLSv1.3"}
-        return {**plain, **own, "PGUSER": USER, "PGDATABASE": self.database, "PGGSSENCMODE": "disable",
+        return {**plain, **own, **self.more, "PGUSER": USER, "PGDATABASE": self.database, "PGGSSENCMODE": "disable",
                 "PGCONNECT_TIMEOUT": "60"}
 
     def run(self, *command, **more):
@@ -404,9 +406,12 @@ class Direct:
 class PgBouncer:
     """PgBouncer with TLS 1.3 and SCRAM in front of the very engine that Chitin's gateway uses; session pooling."""
 
-    def __init__(self, workplace, cloud):
-        self.folder = workplace.path / "pgbouncer"
+    def __init__(self, workplace, cloud, client_ca=None, client_environment=None):
+        # With a client authority, clients sign in with its certificates.
+        self.folder = workplace.path / ("pgbouncer-cert" if client_ca else "pgbouncer")
         self.folder.mkdir(mode=0o755)
+        tls_mode = f"verify-full\nclient_tls_ca_file = {client_ca}" if client_ca else "require"
+        auth_type = "cert" if client_ca else "scram-sha-256"
         key, chain = certificate(self.folder, None)
         users = self.folder / "users.txt"
         users.write_text(f'"{USER}" "{verifier(cloud.place.password)}"\n')
@@ -418,14 +423,14 @@ class PgBouncer:
 listen_addr = 127.0.0.1
 listen_port = {port}
 unix_socket_dir =
-auth_type = scram-sha-256
+auth_type = {auth_type}
 auth_file = {users}
 pool_mode = session
 max_client_conn = 3000
 default_pool_size = 1900
 server_reset_query = DISCARD ALL
 ignore_startup_parameters = extra_float_digits
-client_tls_sslmode = require
+client_tls_sslmode = {tls_mode}
 client_tls_protocols = tlsv1.3
 client_tls_cert_file = {chain}
 client_tls_key_file = {key}
@@ -445,21 +450,19 @@ log_stats = 0
             for path in [cloud.data, cloud.data / "run"]:
                 path.chmod(path.stat().st_mode | 0o011)
         version = subprocess.run([program, "--version"], capture_output=True, text=True).stdout.split("\n")[0]
-        process = workplace.spawn(command, "pgbouncer")
+        process = workplace.spawn(command, self.folder.name)
         try:
             wait_until("PgBouncer's start", lambda: process.poll() is not None or can_connect(port), 15)
         except RuntimeError as cause:
-            fail(f"{cause}:\n{workplace.log('pgbouncer')}")
+            fail(f"{cause}:\n{workplace.log(self.folder.name)}")
         # PgBouncer 1.18 offers no channel binding.
-        self.place = Place(version or "PgBouncer", port, DATABASE, str(chain), cloud.place.password, process.pid)
-        self.place.name = "PgBouncer"
+        self.place = Place("PgBouncer", port, DATABASE, str(chain), cloud.place.password, process.pid,
+                           more=client_environment)
         self.version = version
         try:
-            client = self.place.connect()
-            client.ask("select 1")
-            client.close()
+            self.place.run(find("psql", "postgresql-client"), "-XAtc", "select 1")
         except (RuntimeError, OSError) as cause:
-            fail(f"PgBouncer cannot reach the engine: {cause}\n{workplace.log('pgbouncer')}")
+            fail(f"PgBouncer cannot reach the engine: {cause}\n{workplace.log(self.folder.name)}")
 
 
 def cpu_seconds(pid):
