@@ -6,12 +6,19 @@ use std::sync::OnceLock;
 use crate::cloud::{Cloud, Cluster, Options};
 
 static CLOUD: OnceLock<Cloud> = OnceLock::new();
+static OPTIONS: OnceLock<Options> = OnceLock::new();
 static CLUSTER: OnceLock<Cluster<'static>> = OnceLock::new();
+
+/// Says how the shared cloud is started; before its first use.
+pub fn prepare(arguments: &[&str]) {
+    OPTIONS.set(Options::with(arguments)).expect("the shared cloud is prepared once");
+}
 
 /// The shared cloud. Its log is as verbose as it can be, so that secrets in logs would be found in it.
 pub fn cloud() -> &'static Cloud {
     CLOUD.get_or_init(|| {
-        Cloud::start(Options { environment: vec![("RUST_LOG".into(), "trace".into())], ..Options::default() })
+        let options = OPTIONS.get().cloned().unwrap_or_default();
+        Cloud::start(Options { environment: vec![("RUST_LOG".into(), "trace".into())], ..options })
     })
 }
 

@@ -3,10 +3,10 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use rustls::client::Resumption;
-use rustls::{ClientConfig, RootCertStore};
-use rustls_pki_types::CertificateDer;
+use rustls::client::{Resumption, WantsClientCert};
+use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
 use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The certificates of a PEM file.
@@ -19,19 +19,43 @@ pub fn certificates(path: &Path) -> Vec<CertificateDer<'static>> {
 
 /// A client that trusts only the given roots, without resumption, and offers these application protocols.
 pub fn client(roots: &Path, protocols: &[&str]) -> ClientConfig {
+    let mut config = trusting(roots).with_no_client_auth();
+    config.resumption = Resumption::disabled();
+    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
+    config
+}
+
+/// A client with a certificate of its own: its chain and its key, in PEM files.
+pub fn client_with(roots: &Path, chain: &Path, key: &Path) -> ClientConfig {
+    let key = PrivateKeyDer::from_pem_file(key).expect("a private key");
+    let mut config =
+        trusting(roots).with_client_auth_cert(certificates(chain), key).expect("a usable certificate");
+    config.resumption = Resumption::disabled();
+    config
+}
+
+/// A client that shows a chain without holding its key: it signs with another.
+pub fn client_pretending(roots: &Path, chain: &Path, other_key: &Path) -> ClientConfig {
+    let key = PrivateKeyDer::from_pem_file(other_key).expect("a private key");
+    let key = rustls::crypto::aws_lc_rs::sign::any_supported_type(&key).expect("a usable key");
+    // Put together by hand: the library itself would notice that they do not belong together.
+    let pretended = rustls::sign::CertifiedKey::new(certificates(chain), key);
+    let resolver = rustls::sign::SingleCertAndKey::from(pretended);
+    let mut config = trusting(roots).with_client_cert_resolver(Arc::new(resolver));
+    config.resumption = Resumption::disabled();
+    config
+}
+
+fn trusting(roots: &Path) -> ConfigBuilder<ClientConfig, WantsClientCert> {
     let mut store = RootCertStore::empty();
     for certificate in certificates(roots) {
         store.add(certificate).expect("the root is a usable trust anchor");
     }
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
-    let mut config = ClientConfig::builder_with_provider(provider)
+    ClientConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])
         .expect("TLS 1.3 is built in")
         .with_root_certificates(store)
-        .with_no_client_auth();
-    config.resumption = Resumption::disabled();
-    config.alpn_protocols = protocols.iter().map(|protocol| protocol.as_bytes().to_vec()).collect();
-    config
 }
 
 /// Channel binding data of `tls-server-end-point` (RFC 5929); `None` when the certificate's signature has no hash

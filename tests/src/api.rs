@@ -1,0 +1,147 @@
+//! The API as a script calls it: every status is an answer. And how a cluster lets people in, set through it.
+
+use std::path::Path;
+use std::process::Command;
+
+use serde_json::{Value, json};
+
+use crate::cloud::{Cloud, Cluster, PATIENCE};
+use crate::command::{eventually, run_with};
+
+/// An answer of the API.
+#[derive(Debug, Clone)]
+pub struct Answer {
+    /// The HTTP status.
+    pub status: u16,
+    /// The body; null where it is not JSON.
+    pub body: Value,
+    /// The body as it came.
+    pub text: String,
+}
+
+impl Answer {
+    /// The body of a success.
+    #[track_caller]
+    pub fn ok(self) -> Value {
+        assert!((200..300).contains(&self.status), "{}: {}", self.status, self.text);
+        self.body
+    }
+
+    /// The text of a refusal with this status.
+    #[track_caller]
+    pub fn refused(self, status: u16) -> String {
+        assert_eq!(self.status, status, "{}", self.text);
+        self.text
+    }
+}
+
+/// Runs curl; the last line that it writes is the status.
+pub fn curl(command: &mut Command, body: Option<&Value>) -> Answer {
+    command.args(["-sS", "--max-time", "60", "-w", "\n%{http_code}"]);
+    if body.is_some() {
+        command.args(["-H", "Content-Type: application/json", "--data-binary", "@-"]);
+    }
+    let input = body.map(ToString::to_string).unwrap_or_default();
+    let said = run_with(command, input.as_bytes(), PATIENCE);
+    if said.code() == 92 {
+        return Answer { status: 429, body: Value::Null, text: "rate limit exceeded".into() };
+    } // TEMPORARY
+    let said = said.ok();
+    let (text, status) = said.rsplit_once('\n').expect("curl writes the status on a line of its own");
+    Answer {
+        status: status.parse().expect("a status"),
+        body: serde_json::from_str(text).unwrap_or(Value::Null),
+        text: text.to_owned(),
+    }
+}
+
+impl Cloud {
+    /// Calls the API as the local administrator.
+    pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        let key = std::fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
+        eventually("the API's rate limit lets us in", PATIENCE, || {
+            let mut command = Command::new("curl");
+            command.args(["-X", method, "--cacert"]).arg(self.root_certificate());
+            command.args(["-H", &format!("Authorization: Bearer {}", key.trim())]);
+            command.arg(self.web(path));
+            let answer = curl(&mut command, body);
+            (!answer.text.contains("rate limit exceeded")).then_some(answer)
+        })
+    }
+
+    /// An address of the API's port, as a browser on this machine knows it.
+    pub fn web(&self, path: &str) -> String {
+        format!("https://localhost:{}{path}", self.http_address().port())
+    }
+
+    /// Sets a provider of the whole cloud.
+    pub fn set_provider(&self, name: &str, settings: &Value) -> Answer {
+        self.call("PUT", &format!("/api/v1/chitin/providers/{name}"), Some(settings))
+    }
+}
+
+impl Cluster<'_> {
+    fn own(&self, path: &str) -> String {
+        format!("/api/v1/chitin/clusters/{}{path}", self.id)
+    }
+
+    /// Sets the rules; a refusal is an answer.
+    pub fn try_set_rules(&self, text: &str) -> Answer {
+        self.cloud.call("PUT", &self.own("/hba"), Some(&json!({ "text": text })))
+    }
+
+    /// Sets the rules.
+    #[track_caller]
+    pub fn set_rules(&self, text: &str) {
+        self.try_set_rules(text).ok();
+    }
+
+    /// Sets the identity map.
+    #[track_caller]
+    pub fn set_map(&self, text: &str) {
+        self.cloud.call("PUT", &self.own("/identity-map"), Some(&json!({ "text": text }))).ok();
+    }
+
+    /// Sets or replaces the client authorities; a refusal is an answer.
+    pub fn try_set_authorities(&self, pem: &str) -> Answer {
+        let path = format!("/api/v1/clusters/{}/client-ca-cert", self.id);
+        let is_set = self.cloud.call("GET", &path, None).ok()["status"] == "IS_SET";
+        self.cloud.call(if is_set { "PATCH" } else { "POST" }, &path, Some(&json!({ "x509_pem_cert": pem })))
+    }
+
+    /// Sets or replaces the client authorities.
+    #[track_caller]
+    pub fn set_authorities(&self, pem: &str) {
+        self.try_set_authorities(pem).ok();
+    }
+
+    /// Sets how revocation is asked for.
+    #[track_caller]
+    pub fn set_ocsp(&self, settings: &Value) {
+        self.cloud.call("PUT", &self.own("/ocsp"), Some(settings)).ok();
+    }
+
+    /// Sets the revocation lists; a refusal is an answer.
+    pub fn try_set_lists(&self, pem: &str) -> Answer {
+        self.cloud.call("PUT", &self.own("/crls"), Some(&json!({ "pem": pem })))
+    }
+
+    /// Takes the revocation lists away.
+    #[track_caller]
+    pub fn forget_lists(&self) {
+        self.cloud.call("DELETE", &self.own("/crls"), None).ok();
+    }
+
+    /// Sets a provider that only this cluster trusts.
+    pub fn set_provider(&self, name: &str, settings: &Value) -> Answer {
+        self.cloud.call("PUT", &self.own(&format!("/providers/{name}")), Some(settings))
+    }
+}
+
+/// The base64 SHA-256 of the public key of a PEM file's first certificate, as browsers pin it.
+pub fn pin(certificate: &Path) -> String {
+    let pipe = "openssl x509 -in \"$0\" -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64";
+    let mut command = Command::new("sh");
+    command.args(["-c", pipe]).arg(certificate);
+    run_with(&mut command, b"", PATIENCE).ok().trim().to_owned()
+}
