@@ -1,6 +1,5 @@
 //! The API as a script calls it: every status is an answer. And how a cluster lets people in, set through it.
 
-use std::path::Path;
 use std::process::Command;
 
 use serde_json::{Value, json};
@@ -96,10 +95,15 @@ impl Cluster<'_> {
         self.try_set_rules(text).ok();
     }
 
+    /// Sets the identity map; a refusal is an answer.
+    pub fn try_set_map(&self, text: &str) -> Answer {
+        self.cloud.call("PUT", &self.own("/identity-map"), Some(&json!({ "text": text })))
+    }
+
     /// Sets the identity map.
     #[track_caller]
     pub fn set_map(&self, text: &str) {
-        self.cloud.call("PUT", &self.own("/identity-map"), Some(&json!({ "text": text }))).ok();
+        self.try_set_map(text).ok();
     }
 
     /// Sets or replaces the client authorities; a refusal is an answer.
@@ -138,10 +142,12 @@ impl Cluster<'_> {
     }
 }
 
-/// The base64 SHA-256 of the public key of a PEM file's first certificate, as browsers pin it.
-pub fn pin(certificate: &Path) -> String {
-    let pipe = "openssl x509 -in \"$0\" -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64";
-    let mut command = Command::new("sh");
-    command.args(["-c", pipe]).arg(certificate);
+/// The base64 SHA-256 of the public key that the cloud's web side serves, as browsers pin it. That its certificate chains
+/// to the cloud's root and is for `localhost` is checked here, because a browser asks no more of what is pinned.
+pub fn pin(cloud: &Cloud) -> String {
+    let pipe = "set -o pipefail; openssl s_client -connect \"$0\" -servername localhost -verify_hostname localhost -verify_return_error \
+        -CAfile \"$1\" </dev/null 2>/dev/null | openssl x509 -pubkey -noout | openssl pkey -pubin -outform der | openssl dgst -sha256 -binary | base64";
+    let mut command = Command::new("bash");
+    command.args(["-c", pipe, &cloud.http_address().to_string()]).arg(cloud.root_certificate());
     run_with(&mut command, b"", PATIENCE).ok().trim().to_owned()
 }

@@ -1,4 +1,4 @@
-//! A person at a browser: headless Chromium, driven step by step, that trusts only the cloud's own root.
+//! A person at a browser: headless Chromium, driven step by step, that trusts the cloud's certificate.
 
 use std::path::Path;
 use std::process::Command;
@@ -122,10 +122,10 @@ impl Person {
 
     /// Does all of it in a new browser.
     pub fn at(self, cloud: &Cloud) -> Visit {
-        self.with_pin(&pin(&cloud.root_certificate()))
+        self.with_pin(&pin(cloud))
     }
 
-    /// Does all of it in a new browser that trusts a root with this public key.
+    /// Does all of it in a new browser that trusts a server with this public key.
     pub fn with_pin(self, pin: &str) -> Visit {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/browser/browse.js");
         let input = json!({ "pin": pin, "steps": self.steps }).to_string();

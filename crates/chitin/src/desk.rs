@@ -173,11 +173,10 @@ impl Desk {
         let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
         let facts = Client { user: user.as_str(), database: DEFAULT_DATABASE, roles: &roles, address: from };
         let rule = policy.rules.find(&facts)?;
-        let map = token_map(rule)?;
-        if !counts(rule.options(), &claims.provider) {
+        if !takes_tokens(rule) || !counts(rule.options(), &claims.provider) {
             return None;
         }
-        let mut vouched = vouch(claims, policy, map, user, "oidc").ok()?;
+        let mut vouched = vouch(claims, policy, token_map(rule), user, "oidc").ok()?;
         match account {
             Account::Open(_) => vouched.source = None,
             Account::Missing if vouched.source.is_some() => {}
@@ -197,19 +196,26 @@ impl Desk {
     }
 }
 
-/// The map for tokens under a rule; `None` where the rule takes none. That of a rule for passwords and certificates is about
-/// the names of certificates.
-fn token_map(rule: &Rule) -> Option<Option<&str>> {
+/// Whether a token is a proof under a rule: the web lets in whom it would let into SQL.
+fn takes_tokens(rule: &Rule) -> bool {
     match rule.method() {
-        Method::Jwt | Method::Oauth | Method::Browser => Some(rule.options().map.as_deref()),
-        Method::Password | Method::CertPassword => Some(None),
-        Method::ScramSha256 | Method::Cert | Method::Reject => None,
+        Method::Jwt | Method::Oauth | Method::Browser | Method::Password | Method::CertPassword => true,
+        Method::ScramSha256 | Method::Cert | Method::Reject => false,
+    }
+}
+
+/// The map for tokens under a rule, if it names one. That of a rule for passwords and certificates is about the names of
+/// certificates.
+fn token_map(rule: &Rule) -> Option<&str> {
+    match rule.method() {
+        Method::Jwt | Method::Oauth | Method::Browser => rule.options().map.as_deref(),
+        _ => None,
     }
 }
 
 /// The SQL users that the person could be, in the order of the claim: by the map of the issuer or of a rule, or by name.
 fn candidates(claims: &Claims, policy: &Policy) -> Vec<RoleName> {
-    let mut maps: Vec<&str> = policy.rules.iter().filter_map(token_map).flatten().collect();
+    let mut maps: Vec<&str> = policy.rules.iter().filter_map(token_map).collect();
     maps.push(&claims.provider.issuer);
     let mut users: Vec<RoleName> = Vec::new();
     for principal in &claims.principals {

@@ -123,13 +123,10 @@ impl gateway::directory::Directory for Directory {
     }
 
     async fn account(&self, cluster: ClusterId, user: &RoleName) -> Account {
-        let role = match self.fresh(cluster, user).await {
-            Some(role) => role,
-            None => {
-                let snapshot = self.store.snapshot();
-                snapshot.get(&cluster).and_then(|entry| entry.role(user.as_str()).cloned())
-            }
-        };
+        let role = self.fresh(cluster, user).await.unwrap_or_else(|| {
+            let snapshot = self.store.snapshot();
+            snapshot.get(&cluster).and_then(|entry| entry.role(user.as_str()).cloned())
+        });
         let Some(role) = role else {
             return Account::Missing;
         };

@@ -231,7 +231,7 @@ mod tests {
     use std::collections::HashSet;
 
     use super::*;
-    use crate::token::testing::{NOW, provider};
+    use crate::token::testing::{ISSUER, NOW, provider};
 
     fn facts(cluster: ClusterId) -> TicketFacts {
         TicketFacts {
@@ -240,6 +240,7 @@ mod tests {
             user: "maria".parse().unwrap(),
             address: "192.0.2.7".parse().unwrap(),
             provider: "corp".parse().unwrap(),
+            issuer: ISSUER.into(),
             map: None,
         }
     }
@@ -321,6 +322,11 @@ mod tests {
         assert!(!facts.accepts(&provider));
         provider.cluster = None;
         provider.name = "other".parse().unwrap();
+        assert!(!facts.accepts(&provider));
+        // The same name, and meanwhile somebody else behind it.
+        provider.name = "corp".parse().unwrap();
+        assert!(facts.accepts(&provider));
+        provider.issuer = "https://evil.example".into();
         assert!(!facts.accepts(&provider));
     }
 

@@ -1,8 +1,8 @@
 // A person at a headless Chromium. Reads one JSON document from its standard input and prints one:
 //   in:  {pin, steps: [{goto: URL} | {fill: SELECTOR, with: TEXT} | {click: SELECTOR} (which leads to another page) | {wait: TEXT} | {see: NAME} | {forget: true}]}
 //   out: {url, title, text, html, status, headers, seen: {NAME: {url, text, html, status, headers}}, cookies, complaints, visited, error?}
-// `pin` is the base64 SHA-256 of the public key of the root that the cloud's certificate must chain to: everything else that
-// a browser checks stays on. `error` tells which step failed; what the page was then is told all the same.
+// `pin` is the base64 SHA-256 of the public key of the one server without a public certificate that is trusted; the caller
+// has checked its certificate. `error` tells which step failed; what the page was then is told all the same.
 'use strict'
 const { chromium } = require('playwright-core')
 

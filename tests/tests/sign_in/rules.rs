@@ -178,7 +178,7 @@ pub fn mistakes_are_refused_with_their_place_and_change_nothing() {
         ("include /etc/passwd\n", &["line 1", "column 1"]),
         ("host all /(unclosed all cert\n", &["line 1", "column 10"]),
         ("host all \"unclosed all cert\n", &["line 1"]),
-        ("host all all all scram-sha-256 map=people\n", &["line 1", "map"]),
+        ("host all all all scram-sha-256 map=people\n", &["line 1", "column 32", "certificate's name"]),
         ("host all all all reject provider=corp\n", &["line 1", "provider"]),
         ("host all all all cert clientcert=maybe\n", &["line 1", "clientcert"]),
         ("# nothing but a comment\n", &["no entries"]),

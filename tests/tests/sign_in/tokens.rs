@@ -576,8 +576,5 @@ pub fn wrong_settings_of_a_provider_are_refused() {
     for name in ["2nd", "a%20b", "-x", &"a".repeat(64)] {
         assert!(one.set_provider(name, &good).status >= 400, "{name}");
     }
-    assert_eq!(
-        cloud().json(["provider", "list", "--cluster", "tokens-settings"])["providers"],
-        Value::Array(vec![])
-    );
+    assert_eq!(cloud().json(["provider", "list", "--cluster", "tokens-settings"]), json!([]));
 }

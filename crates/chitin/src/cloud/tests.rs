@@ -4,6 +4,7 @@ use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Instant;
 
+use clap::Parser;
 use identity::scram::Verifier;
 use keys::SecretText;
 use model::{AddressRange, AllowlistEntry, Cluster, ClusterId, Phase, Plan, Power, Provider, Wish};
@@ -12,25 +13,22 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use super::*;
-use crate::config::Kind;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
 fn options(data: &Path, idle_after: Duration) -> StartOptions {
-    StartOptions {
-        data: data.to_owned(),
-        sql: "127.0.0.1:0".to_owned(),
-        http: "127.0.0.1:0".to_owned(),
-        hostnames: Vec::new(),
-        tls_cert: None,
-        tls_key: None,
-        allow_unencrypted: true,
-        // A killed test must not leave mounts behind; the engine's own tests cover encrypted volumes.
-        encryption: Some(Kind::None),
-        idle_after,
-        idle_timeout: None,
-        postgres_bin: None,
-    }
+    // A killed test must not leave mounts behind; the engine's own tests cover encrypted volumes.
+    let plain =
+        ["chitin", "--sql=127.0.0.1:0", "--http=127.0.0.1:0", "--allow-unencrypted", "--encryption=none"];
+    let Line { options } = Line::parse_from(plain);
+    StartOptions { data: data.to_owned(), idle_after, ..options }
+}
+
+/// The options as somebody would say them, so that the defaults are those of the program.
+#[derive(Parser)]
+struct Line {
+    #[command(flatten)]
+    options: StartOptions,
 }
 
 fn create(cloud: &Cloud, name: &str, plan: Plan) -> Cluster {
