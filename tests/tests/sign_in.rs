@@ -18,6 +18,8 @@ mod provisioning;
 mod revocation;
 #[path = "sign_in/rules.rs"]
 mod rules;
+#[path = "sign_in/stapling.rs"]
+mod stapling;
 #[path = "sign_in/throttle.rs"]
 mod throttle;
 #[path = "sign_in/timing.rs"]
@@ -98,6 +100,7 @@ fn side_by_side() -> Vec<house::runner::Test> {
         provisioning::users_are_made_at_the_first_sign_in_where_the_operator_allows_it,
         provisioning::a_person_is_made_in_the_browser_with_groups_from_userinfo,
         provisioning::a_made_user_that_is_dropped_is_gone_until_it_is_made_again,
+        stapling::our_own_certificate_comes_with_an_answer_of_its_responder,
         throttle::t67_guessing_is_refused_and_the_owner_gets_in_from_elsewhere,
         throttle::refusals_grow_and_end,
         throttle::a_neighbour_behind_the_same_address_does_not_lock_its_user_out,

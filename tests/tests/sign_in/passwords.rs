@@ -17,6 +17,10 @@ fn set(one: &Cluster<'_>, user: &str, password: &str) -> house::api::Answer {
 pub fn common_and_guessable_passwords_are_refused() {
     let one = cloud().cluster("passwords-common", &[]);
     one.with_new_user("ottokar");
+    // One that is a word of the sentence itself, or of the command's, cannot be told from a repetition.
+    let is_repeated = |text: &str, password: &str| {
+        password.len() >= 8 && !["password", "passwords-common"].contains(&password) && text.contains(password)
+    };
     for (what, password) in [
         ("short", "Xk7-q2"),
         ("the most common", "password"),
@@ -34,7 +38,7 @@ pub fn common_and_guessable_passwords_are_refused() {
         let said = set(&one, "ottokar", password);
         assert_eq!(said.status, 400, "{what}: {}", said.text);
         assert!(
-            password.len() < 8 || !said.text.contains(password),
+            !is_repeated(&said.text, password),
             "{what}: the password is repeated: {}",
             said.text
         );
@@ -45,7 +49,7 @@ pub fn common_and_guessable_passwords_are_refused() {
             cloud().command(["user", "password", "passwords-common", "ottokar", "--password-stdin"]);
         let said =
             run_with(&mut command, format!("{password}\n").as_bytes(), Duration::from_secs(30)).refused();
-        assert!(password.len() < 8 || !said.contains(password), "{said}");
+        assert!(!is_repeated(&said, password), "{said}");
     }
     // Good ones of many kinds, and a long one in good time.
     for password in [
