@@ -23,7 +23,7 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 const BODY_MAX: Duration = Duration::from_secs(30);
 /// For the verb. Clients wait a little longer.
 const VERB_MAX: Duration = Duration::from_secs(130);
-/// Of a body that nobody will look at, read so that the client has sent it when its refusal arrives.
+/// Of a stranger's body that nobody will look at.
 const IGNORED_BYTES_MAX: usize = 64 * 1024;
 const IGNORED_MAX: Duration = Duration::from_secs(1);
 const PATH_BYTES_MAX: usize = 4_096;
@@ -59,7 +59,7 @@ async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request
     let caller = match authenticate(&state, &request) {
         Ok(caller) => caller,
         Err(refusal) => {
-            ignore(request).await;
+            ignore(request, IGNORED_BYTES_MAX).await;
             return finish(refusal.into_response(), version.as_ref());
         }
     };
@@ -69,7 +69,7 @@ async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request
             Err(refusal) => refusal.into_response(),
         },
         Err(pause) => {
-            ignore(request).await;
+            ignore(request, BODY_BYTES_MAX).await;
             let mut response = Refusal::new(Code::ResourceExhausted, "rate limit exceeded").into_response();
             let seconds = pause.as_secs() + 1;
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -119,10 +119,10 @@ async fn answer(verbs: Router, request: Request, version: Option<&HeaderValue>) 
     }
 }
 
-/// Reads a short body away. A refusal before the body's end makes HTTP/2 reset the stream, and common clients (curl
-/// 7.88) then report a broken connection in place of the refusal.
-async fn ignore(request: Request) {
-    let _ = timeout(IGNORED_MAX, to_bytes(request.into_body(), IGNORED_BYTES_MAX)).await;
+/// Reads a body away. A refusal before the body's end makes HTTP/2 reset the stream, and common clients (curl 7.88) then
+/// report a broken connection in place of the refusal.
+async fn ignore(request: Request, bytes_max: usize) {
+    let _ = timeout(IGNORED_MAX, to_bytes(request.into_body(), bytes_max)).await;
 }
 
 /// Who asks. All refusals are one sentence, and a key that does not exist costs what a wrong one costs.

@@ -143,7 +143,7 @@ impl Gateway {
 impl Strangers {
     fn enter(house: &House, peer: IpAddr) -> Option<Stranger> {
         let strangers = &house.strangers;
-        let address = neighbourhood(peer);
+        let address = model::neighbourhood(peer);
         let mut all = strangers.all.lock().unwrap_or_else(PoisonError::into_inner);
         if *all >= house.settings.strangers_max {
             return None;
@@ -173,33 +173,9 @@ impl Drop for Stranger {
     }
 }
 
-/// One customer has a whole /64 of IPv6, so that is what is counted.
-fn neighbourhood(peer: IpAddr) -> IpAddr {
-    match model::canonical(peer) {
-        IpAddr::V6(v6) => {
-            let [a, b, c, d, ..] = v6.segments();
-            std::net::Ipv6Addr::new(a, b, c, d, 0, 0, 0, 0).into()
-        }
-        v4 @ IpAddr::V4(_) => v4,
-    }
-}
-
 fn prepare(tcp: &TcpStream) {
     let keepalive = TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_EVERY);
     // Best effort: a socket without these works, only later.
     let _ = SockRef::from(tcp).set_tcp_keepalive(&keepalive);
     let _ = tcp.set_nodelay(true);
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn an_ipv6_customer_is_one_neighbour() {
-        let one = neighbourhood("2001:db8:1:2:aaaa::1".parse().unwrap());
-        assert_eq!(one, neighbourhood("2001:db8:1:2:bbbb::2".parse().unwrap()));
-        assert_ne!(one, neighbourhood("2001:db8:1:3::1".parse().unwrap()));
-        assert_eq!(neighbourhood("::ffff:10.0.0.1".parse().unwrap()), "10.0.0.1".parse::<IpAddr>().unwrap());
-    }
 }

@@ -12,7 +12,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use model::{ClusterHandle, ClusterId, IdentityProvider, ProviderName, RoleName};
+use model::{ClusterHandle, ClusterId, IdentityProvider, ProviderName, RoleName, neighbourhood};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
@@ -150,7 +150,7 @@ impl<V> Tickets<V> {
         let (mut of_cluster, mut of_address) = (0, 0);
         for entry in open.values().filter(|entry| entry.facts.cluster == facts.cluster) {
             of_cluster += 1;
-            of_address += usize::from(network(entry.facts.address) == network(facts.address));
+            of_address += usize::from(neighbourhood(entry.facts.address) == neighbourhood(facts.address));
         }
         if open.len() >= TICKETS_MAX || of_cluster >= PER_CLUSTER_MAX || of_address >= PER_ADDRESS_MAX {
             return Err(TooMany);
@@ -216,14 +216,6 @@ impl<V> fmt::Debug for Ticket<V> {
 fn lock<V>(open: &Mutex<Open<V>>) -> MutexGuard<'_, Open<V>> {
     // Single inserts and removals.
     open.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-/// Whoever has one IPv6 address has all of its network.
-fn network(address: IpAddr) -> IpAddr {
-    match model::canonical(address) {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6((address.to_bits() >> 64 << 64).into()),
-    }
 }
 
 #[cfg(test)]

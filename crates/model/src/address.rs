@@ -55,6 +55,15 @@ pub fn canonical(address: IpAddr) -> IpAddr {
     address.to_canonical()
 }
 
+/// What stands for one customer where addresses are counted: an IPv4 address, or a whole /64 of IPv6, which is what one
+/// customer has at the least (RFC 6177).
+pub fn neighbourhood(address: IpAddr) -> IpAddr {
+    match canonical(address) {
+        IpAddr::V6(six) => IpAddr::V6((six.to_bits() >> 64 << 64).into()),
+        four @ IpAddr::V4(_) => four,
+    }
+}
+
 impl FromStr for AddressRange {
     type Err = InvalidRange;
 
@@ -136,5 +145,13 @@ mod tests {
         for wrong in ["", "10.0.0.0/33", "::/129", "example.org", "10.0.0/8", "10.0.0.0/-1"] {
             assert!(matches!(wrong.parse::<AddressRange>(), Err(InvalidRange::Malformed(_))), "{wrong}");
         }
+    }
+
+    #[test]
+    fn an_ipv6_customer_is_one_neighbour() {
+        let of = |text: &str| neighbourhood(text.parse().unwrap());
+        assert_eq!(of("2001:db8:1:2:aaaa::1"), of("2001:db8:1:2:bbbb::2"));
+        assert_ne!(of("2001:db8:1:2::1"), of("2001:db8:1:3::1"));
+        assert_eq!(of("::ffff:10.0.0.1"), "10.0.0.1".parse::<IpAddr>().unwrap());
     }
 }

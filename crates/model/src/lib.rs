@@ -9,7 +9,7 @@ mod names;
 mod role;
 mod sign_in;
 
-pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical};
+pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical, neighbourhood};
 pub use asked::{Asked, Tier};
 pub use clock::{Clock, FixedClock, SystemClock};
 pub use cluster::{

@@ -64,6 +64,7 @@ impl Web {
         let verbs = Router::new()
             .route(LOGIN, get(verbs::log_in))
             .route(CALLBACK, get(verbs::come_back))
+            .route("/oidc/v1/done/{what}", get(verbs::show_done))
             .route(SESSION, get(verbs::show_session))
             .route(LOGOUT, post(verbs::log_out))
             .route("/sign-in/{id}", get(verbs::show_ticket).post(verbs::begin_ticket))

@@ -117,15 +117,42 @@ pub(super) fn onward(location: &str) -> String {
     whole("Sign in", &head, &body)
 }
 
+/// What a sign-in was for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Done {
+    /// A program that waited.
+    Program,
+    /// A session of the browser itself.
+    Web,
+}
+
+impl Done {
+    /// Where the page is that says so.
+    pub(super) fn path(self) -> &'static str {
+        match self {
+            Self::Program => "/oidc/v1/done/program",
+            Self::Web => "/oidc/v1/done/web",
+        }
+    }
+
+    /// Reads the end of the page's path.
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        match text {
+            "program" => Some(Self::Program),
+            "web" => Some(Self::Web),
+            _ => None,
+        }
+    }
+}
+
 /// Says that it is done.
-pub(super) fn done(user: &str, cluster: &str, is_ticket: bool) -> String {
-    let (user, cluster) = (Text(user), Text(cluster));
-    let what =
-        if is_ticket { "Your program is connected." } else { "This browser is signed in for 12 hours." };
-    let body = format!(
-        "<h1>You are signed in as <bdi>{user}</bdi></h1><p>Cluster <bdi>{cluster}</bdi>. {what}</p>\
-         <p class=\"soft\">You can close this window.</p>"
-    );
+pub(super) fn done(done: Done) -> String {
+    let what = match done {
+        Done::Program => "Your program is connected.",
+        Done::Web => "This browser is signed in for 12 hours.",
+    };
+    let body =
+        format!("<h1>You are signed in</h1><p>{what}</p><p class=\"soft\">You can close this window.</p>");
     whole("Signed in", "", &body)
 }
 
@@ -171,7 +198,6 @@ mod tests {
         let pages = [
             confirm("x", &waiting, None, hostile),
             onward(&format!("https://a.example/?{hostile}")),
-            done(hostile, hostile, true),
             refused(hostile, hostile),
         ];
         for html in pages {
@@ -190,7 +216,9 @@ mod tests {
     fn pages_load_nothing_and_run_nothing() {
         let policy = POLICY.to_str().unwrap();
         assert!(policy.starts_with("default-src 'none'; style-src 'sha256-") && !policy.contains("unsafe"));
-        for html in [confirm("x", &waiting(), None, "t"), done("a", "b", false), refused("a", "b")] {
+        for html in
+            [confirm("x", &waiting(), None, "t"), done(Done::Program), done(Done::Web), refused("a", "b")]
+        {
             for part in [
                 "<script",
                 "javascript:",

@@ -203,12 +203,11 @@ async fn coming_back_makes_a_session_once_the_desk_agrees() {
     let cookies = format!("other=1; {STATE_COOKIE}={STATE_TEXT}");
     let answer =
         world.back(&format!("state={STATE_TEXT}&code=web&iss=https%3A%2F%2Fidp.example"), &cookies).await;
-    assert_eq!(answer.status, 200);
-    assert!(
-        answer.text.contains("maria") && answer.text.contains("You can close this window"),
-        "{}",
-        answer.text
-    );
+    // The code and the state do not stay in the address bar.
+    assert_eq!((answer.status, answer.headers["location"].to_str().unwrap()), (303, "/oidc/v1/done/web"));
+    let done = world.get("/oidc/v1/done/web").await;
+    assert!(done.status == 200 && done.text.contains("You can close this window"), "{}", done.text);
+    assert_eq!(world.get("/oidc/v1/done/other").await.status, 404);
     let expected =
         format!("__Host-chitin_session={TOKEN}; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=43200");
     let gone = format!("{STATE_COOKIE}=; Path=/; Secure; HttpOnly; SameSite=Lax; Max-Age=0");
@@ -308,7 +307,9 @@ async fn t53_a_person_confirms_what_waits_and_goes_on_to_the_provider() {
     assert_eq!(world.heard(), ["begin ticket-1 Some(192.0.2.1)"]);
     let done =
         world.back(&format!("state={STATE_TEXT}&code=sql"), &format!("{STATE_COOKIE}={STATE_TEXT}")).await;
-    assert!(done.text.contains("Your program is connected") && done.text.contains("close this window"));
+    assert_eq!((done.status, done.headers["location"].to_str().unwrap()), (303, "/oidc/v1/done/program"));
+    let said = world.get("/oidc/v1/done/program").await;
+    assert!(said.text.contains("Your program is connected") && said.text.contains("close this window"));
     assert!(
         !done.cookies().iter().any(|cookie| cookie.contains("chitin_session")),
         "no web session comes of it"

@@ -90,7 +90,7 @@ pub(super) async fn come_back(
     let mut response = match desk.finish(Callback { state, cookie, outcome, issuer, from }).await {
         Ok(Arrival::Ticket { user, cluster }) => {
             tracing::info!(target: "audit", ?user, ?cluster, "a waiting session was let in through a browser");
-            Html(page::done(&user, &cluster, true)).into_response()
+            arrived(page::Done::Program)
         }
         Ok(Arrival::Session { token, lasts, session }) => {
             let (user, cluster) = (&session.user, &session.cluster);
@@ -99,7 +99,7 @@ pub(super) async fn come_back(
                 return refuse(DeskRefused::NotCompleted);
             };
             tracing::info!(target: "audit", ?user, ?cluster, "a web session was made");
-            ([(header::SET_COOKIE, cookie)], Html(page::done(user, cluster, false))).into_response()
+            ([(header::SET_COOKIE, cookie)], arrived(page::Done::Web)).into_response()
         }
         Err(refused) => refuse(refused),
     };
@@ -107,6 +107,20 @@ pub(super) async fn come_back(
         response.headers_mut().append(header::SET_COOKIE, gone);
     }
     response
+}
+
+/// Away from the address with the code and the state: they stand in no history, and a page that is loaded again does not
+/// ask for a second sign-in with them.
+fn arrived(done: page::Done) -> Response {
+    (StatusCode::SEE_OTHER, [(header::LOCATION, done.path())]).into_response()
+}
+
+/// Says that the sign-in is done. Knows nobody: it is for whoever comes.
+pub(super) async fn show_done(Path(what): Path<String>) -> Response {
+    match page::Done::parse(&what) {
+        Some(done) => Html(page::done(done)).into_response(),
+        None => refuse(DeskRefused::Gone),
+    }
 }
 
 /// Says whose session the browser has.

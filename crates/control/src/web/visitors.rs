@@ -25,7 +25,7 @@ impl Visitors {
     /// Takes one turn, or says how long to wait for one. Those whose address is not known share one count.
     pub(super) fn take(&self, from: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
         let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut place = from.map_or(SHARED, place);
+        let mut place = from.map_or(SHARED, model::neighbourhood);
         if buckets.len() >= ADDRESSES_MAX && !buckets.contains_key(&place) {
             buckets.retain(|_, bucket| level(bucket, now) < BURST);
             if buckets.len() >= ADDRESSES_MAX {
@@ -45,14 +45,6 @@ impl Visitors {
 
 /// Nobody connects from here.
 const SHARED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-
-/// Whoever has one address of a /64 has them all.
-fn place(address: IpAddr) -> IpAddr {
-    match model::canonical(address) {
-        IpAddr::V4(address) => IpAddr::V4(address),
-        IpAddr::V6(address) => IpAddr::V6(Ipv6Addr::from(u128::from(address) >> 64 << 64)),
-    }
-}
 
 fn level(bucket: &Bucket, now: Instant) -> f64 {
     let passed = now.saturating_duration_since(bucket.filled).as_secs_f64();

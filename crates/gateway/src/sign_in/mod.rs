@@ -105,6 +105,8 @@ struct Case<'a> {
     house: &'a House,
     claim: &'a Claim<'a>,
     attempt: Attempt<'a>,
+    /// When the throttle let the attempt in.
+    heard_at: Moment,
     method: Method,
     rule: RuleOptions,
     /// The cluster and the user, where both could exist.
@@ -123,7 +125,7 @@ impl Case<'_> {
     /// Asked again just before a proof is looked at: of many that come at once, those after the first wrong ones are
     /// refused unseen.
     fn still_heard(&self) -> Result<(), Refusal> {
-        match self.house.throttle.check(&self.attempt, Moment::now()) {
+        match self.house.throttle.recheck(&self.attempt, self.heard_at, Moment::now()) {
             Verdict::Go { .. } => Ok(()),
             Verdict::Refuse { retry_after } => Err(Refusal::Throttled { retry_after }),
         }
@@ -151,11 +153,12 @@ pub(crate) async fn prove(
 ) -> Result<Identity, Refusal> {
     let handle = claim.handle.to_string();
     let attempt = Attempt { cluster: &handle, user: claim.user, address: claim.address };
-    match house.throttle.check(&attempt, Moment::now()) {
+    let heard_at = Moment::now();
+    match house.throttle.check(&attempt, heard_at) {
         Verdict::Go { wait } => timeout_at(deadline, sleep(wait)).await?,
         Verdict::Refuse { retry_after } => return Err(Refusal::Throttled { retry_after }),
     }
-    let proven = attempt_once(house, client, claim, attempt, binding, deadline).await;
+    let proven = attempt_once(house, client, claim, (attempt, heard_at), binding, deadline).await;
     match &proven {
         Ok(_) => house.throttle.succeeded(&attempt, Moment::now()),
         Err(refusal) if refusal.is_wrong_proof() => house.throttle.failed(&attempt, Moment::now()),
@@ -168,7 +171,7 @@ async fn attempt_once(
     house: &House,
     client: &mut ClientStream,
     claim: &Claim<'_>,
-    attempt: Attempt<'_>,
+    (attempt, heard_at): (Attempt<'_>, Moment),
     binding: &ChannelBinding,
     deadline: Instant,
 ) -> Result<Identity, Refusal> {
@@ -196,7 +199,7 @@ async fn attempt_once(
     })?;
     let options = rule.options().clone();
     let method = rule.method();
-    let case = Case { house, claim, attempt, method, rule: options, place, account, deadline };
+    let case = Case { house, claim, attempt, heard_at, method, rule: options, place, account, deadline };
     let proof = by_method(&case, client, binding).await?;
 
     let wrong = case.wrong();

@@ -24,7 +24,7 @@
 
 mod table;
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -240,6 +240,39 @@ impl Throttle {
         Verdict::Go { wait }
     }
 
+    /// Whether an attempt that [`Throttle::check`] let go on at `heard_at` may still prove itself; to be asked just before
+    /// its proof is looked at. Of many attempts that were let in at once, those after the first wrong proofs are refused
+    /// unseen, and where a wrong proof costs much, proofs are looked at one after the other. What the attempt itself has
+    /// waited for is not held against it.
+    pub fn recheck(&self, attempt: &Attempt<'_>, heard_at: Instant, now: Instant) -> Verdict {
+        let mut counts = self.counts();
+        let pair = Pair::of(attempt);
+        let place = (!counts.known.contains(&pair)).then(|| counts.place(&pair, now));
+        let own =
+            [counts.pairs.get(&pair, now), place.as_ref().and_then(|place| counts.places.get(place, now))];
+        let dear = own.map(|count| count.filter(|count| !self.is_waited_for(count)));
+        let since = |count: &Count| {
+            let failed = (count.last >= heard_at).then(|| later(count.last, count.penalty));
+            let proving = count.proving.map(|moment| later(moment, self.longest_wait()));
+            failed.max(proving).map_or(Duration::ZERO, |until| until.saturating_duration_since(now))
+        };
+        let retry_after = dear.iter().flatten().map(since).max().unwrap_or_default();
+        if !retry_after.is_zero() {
+            return Verdict::Refuse { retry_after };
+        }
+        if dear[0].is_some()
+            && let Some(count) = counts.pairs.get_mut(&pair)
+        {
+            count.proving = Some(now);
+        }
+        if dear[1].is_some()
+            && let Some(count) = place.as_ref().and_then(|place| counts.places.get_mut(place))
+        {
+            count.proving = Some(now);
+        }
+        Verdict::Go { wait: Duration::ZERO }
+    }
+
     /// Counts a wrong proof.
     pub fn failed(&self, attempt: &Attempt<'_>, now: Instant) {
         let mut counts = self.counts();
@@ -306,7 +339,7 @@ impl Throttle {
         let before = counts.len();
         let cluster = filter.cluster.as_deref().map(cut);
         let user = filter.user.as_deref().map(cut);
-        let network = filter.address.map(network);
+        let network = filter.address.map(model::neighbourhood);
         let is_of = |of: &str| cluster.is_none_or(|cluster| cluster == of);
         let is_from = |from: IpAddr| network.is_none_or(|network| network == from);
         let is_as = |name: &str| user.is_none_or(|user| user == name);
@@ -358,7 +391,12 @@ impl Throttle {
     }
 
     fn is_waited_for(&self, count: &Count) -> bool {
-        count.penalty <= self.settings.base.saturating_mul(WAITED_FOR)
+        count.penalty <= self.longest_wait()
+    }
+
+    /// The largest penalty that is waited for.
+    fn longest_wait(&self) -> Duration {
+        self.settings.base.saturating_mul(WAITED_FOR)
     }
 
     /// Whether attempts go on one by one: while they wait, and where the next failure would cost much.
@@ -369,7 +407,7 @@ impl Throttle {
     /// Makes the next attempt wait for the one that goes on now. Only for a moment: it may fail for a reason that is not
     /// its own.
     fn queue(&self, count: &mut Count, now: Instant) {
-        let step = count.penalty.min(self.settings.base.saturating_mul(WAITED_FOR));
+        let step = count.penalty.min(self.longest_wait());
         count.until = later(count.until.max(now), step);
     }
 
@@ -418,7 +456,7 @@ impl Place {
 impl Pair {
     fn of(attempt: &Attempt<'_>) -> Self {
         let user = User { cluster: cut(attempt.cluster).to_owned(), user: cut(attempt.user).to_owned() };
-        Self { user, network: network(attempt.address) }
+        Self { user, network: model::neighbourhood(attempt.address) }
     }
 }
 
@@ -439,23 +477,11 @@ fn cut(name: &str) -> &str {
     &name[..end]
 }
 
-/// By what addresses are counted: an IPv4 address, or an IPv6 /64, which is what one customer has at the least.
-fn network(address: IpAddr) -> IpAddr {
-    prefix(model::canonical(address), 64)
-}
-
 /// An IPv4 address, or an IPv6 /48, which is what one customer has at the most.
 fn site(network: IpAddr) -> IpAddr {
-    prefix(network, 48)
-}
-
-fn prefix(address: IpAddr, bits: u32) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(six) => {
-            let mask = u128::MAX.checked_shl(128 - bits).unwrap_or(0);
-            IpAddr::V6(Ipv6Addr::from_bits(six.to_bits() & mask))
-        }
+    match network {
+        IpAddr::V6(six) => IpAddr::V6((six.to_bits() >> 80 << 80).into()),
+        four @ IpAddr::V4(_) => four,
     }
 }
 

@@ -69,6 +69,8 @@ pub(super) struct Count {
     pub(super) penalty: Duration,
     /// Until when it costs something: later than `last` and `penalty` say where attempts were let in to wait.
     pub(super) until: Instant,
+    /// When a proof was last looked at whose outcome is not counted yet.
+    pub(super) proving: Option<Instant>,
 }
 
 impl Count {
@@ -135,7 +137,7 @@ impl<K: Hash + Eq + Clone> Table<K> {
     pub(super) fn add(&mut self, key: K, now: Instant, penalty: impl FnOnce(u32) -> Duration) -> Count {
         let known = self.remove(&key).and_then(|known| self.at(&known, now));
         let failures = known.map_or(0, |known| known.failures).saturating_add(1);
-        let mut count = Count { failures, last: now, penalty: Duration::ZERO, until: now };
+        let mut count = Count { failures, last: now, penalty: Duration::ZERO, until: now, proving: None };
         count.set_penalty(penalty(failures));
         self.put(key, count);
         count

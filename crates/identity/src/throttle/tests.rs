@@ -175,6 +175,52 @@ fn many_connections_at_once_do_not_get_more_guesses_than_one() {
 }
 
 #[test]
+fn whoever_was_let_in_is_heard_unless_others_failed_meanwhile() {
+    let (throttle, now) = throttle();
+    let maria = attempt("maria", "203.0.113.7");
+    // Whatever it had to pay, it is heard after it has paid, and heard once.
+    for failures in 1..14 {
+        throttle.failed(&maria, now);
+        let mut then = now;
+        let heard_at = loop {
+            match throttle.check(&maria, then) {
+                Verdict::Go { wait } => {
+                    let heard_at = then;
+                    then += wait;
+                    break heard_at;
+                }
+                Verdict::Refuse { retry_after } => then += retry_after,
+            }
+        };
+        assert_eq!(throttle.recheck(&maria, heard_at, then + seconds(1)), GO, "{failures}");
+        throttle.clear(&Filter::default());
+        fail(&throttle, &maria, failures, now);
+    }
+    // Many that were let in before anybody failed: the wrong proofs of the first count against the others.
+    throttle.clear(&Filter::default());
+    let heard = (0..50).filter(|_| {
+        let is_heard = throttle.recheck(&maria, now, now + seconds(1)) == GO;
+        if is_heard {
+            throttle.failed(&maria, now + seconds(1));
+        }
+        is_heard
+    });
+    assert_eq!(heard.count(), 8);
+    // And who was let in one by one, but waited to prove all at once, is looked at one by one.
+    let later = now + seconds(60);
+    let heard_at: Vec<Instant> = (0..8).map(|number| later + seconds(4 * number)).collect();
+    for moment in &heard_at {
+        assert!(!is_refused(throttle.check(&maria, *moment)));
+    }
+    let proving = later + seconds(40);
+    let heard = heard_at.iter().filter(|moment| throttle.recheck(&maria, **moment, proving) == GO);
+    assert_eq!(heard.count(), 1);
+    // A neighbour at the same address as another user waits for it, too; others do not.
+    assert!(is_refused(throttle.recheck(&attempt("bob", "203.0.113.7"), proving, proving)));
+    assert_eq!(throttle.recheck(&attempt("maria", "203.0.113.8"), proving, proving), GO);
+}
+
+#[test]
 fn addresses_are_counted_by_what_one_customer_has() {
     let (throttle, now) = throttle();
     fail(&throttle, &attempt("maria", "2001:db8:1:2::1"), 20, now);
