@@ -29,10 +29,15 @@ fn trial((name, body): Test) -> Trial {
     })
 }
 
-/// Runs everything that the command line asks for.
+/// Runs everything that the command line asks for, four tests at a time.
 pub fn run(side_by_side: Vec<Test>, alone: Vec<Test>) -> ExitCode {
+    run_by(4, side_by_side, alone)
+}
+
+/// As [`run`], so many tests at a time: for those that mostly wait.
+pub fn run_by(threads: usize, side_by_side: Vec<Test>, alone: Vec<Test>) -> ExitCode {
     let mut arguments = Arguments::from_args();
-    arguments.test_threads.get_or_insert(4);
+    arguments.test_threads.get_or_insert(threads);
     let first = libtest_mimic::run(&arguments, side_by_side.into_iter().map(trial).collect());
     arguments.test_threads = Some(1);
     let second = libtest_mimic::run(&arguments, alone.into_iter().map(trial).collect());

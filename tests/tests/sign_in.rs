@@ -30,11 +30,17 @@ mod tokens;
 /// Tests that may run side by side.
 fn side_by_side() -> Vec<house::runner::Test> {
     house::tests![
+        // First those that wait for long, so that the others run meanwhile.
+        browser::t53_a_ticket_lapses_and_dies_with_its_client,
+        tokens::t50_rotated_keys_are_found_and_unknown_ones_ask_once,
+        throttle::refusals_grow_and_end,
+        throttle::t67_guessing_is_refused_and_the_owner_gets_in_from_elsewhere,
+        throttle::the_throttle_bites_before_any_expensive_work,
+        throttle::t70_made_up_names_cost_no_memory_and_flush_nothing,
         fixtures::the_authority_signs_what_it_is_told_to,
         fixtures::the_responder_answers_and_misbehaves_as_told,
         fixtures::the_provider_mints_good_and_bad_tokens,
         fixtures::a_person_signs_in_at_the_provider_with_a_browser,
-        browser::t53_a_ticket_lapses_and_dies_with_its_client,
         rules::the_default_lets_passwords_in_by_scram,
         rules::the_first_rule_that_matches_decides,
         rules::rules_hold_at_once_for_new_connections_and_leave_open_ones,
@@ -74,7 +80,6 @@ fn side_by_side() -> Vec<house::runner::Test> {
         tokens::t49_a_token_is_for_one_user_and_never_for_the_house,
         tokens::t49_providers_belong_to_their_cluster_and_rules_may_name_one,
         tokens::given_keys_need_no_look_outside,
-        tokens::t50_rotated_keys_are_found_and_unknown_ones_ask_once,
         tokens::t51_addresses_inside_are_not_reached_unless_the_operator_opens_them,
         tokens::a_provider_that_is_down_at_first_is_asked_again,
         tokens::t52_a_client_cannot_say_what_only_the_gateway_knows,
@@ -101,8 +106,6 @@ fn side_by_side() -> Vec<house::runner::Test> {
         provisioning::a_person_is_made_in_the_browser_with_groups_from_userinfo,
         provisioning::a_made_user_that_is_dropped_is_gone_until_it_is_made_again,
         stapling::our_own_certificate_comes_with_an_answer_of_its_responder,
-        throttle::t67_guessing_is_refused_and_the_owner_gets_in_from_elsewhere,
-        throttle::refusals_grow_and_end,
         throttle::a_neighbour_behind_the_same_address_does_not_lock_its_user_out,
         throttle::t66_only_wrong_proofs_are_counted,
         throttle::the_throttle_is_listed_for_people_and_cleared,
@@ -120,8 +123,6 @@ fn side_by_side() -> Vec<house::runner::Test> {
 fn alone() -> Vec<house::runner::Test> {
     house::tests![
         tokens::t51_a_provider_that_misbehaves_costs_nothing,
-        throttle::the_throttle_bites_before_any_expensive_work,
-        throttle::t70_made_up_names_cost_no_memory_and_flush_nothing,
         timing::t31_no_way_to_sign_in_tells_by_time_whether_a_user_exists,
     ]
 }
@@ -129,5 +130,5 @@ fn alone() -> Vec<house::runner::Test> {
 fn main() -> std::process::ExitCode {
     // The providers and responders of these tests are on this machine.
     house::shared::prepare(&["--fetch-allow", "127.0.0.0/8", "--revocation-every", "1s"]);
-    house::runner::run(side_by_side(), alone())
+    house::runner::run_by(6, side_by_side(), alone())
 }

@@ -9,6 +9,7 @@ use axum::body::{Body, Bytes, to_bytes};
 use axum::extract::Request;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
+use futures::StreamExt as _;
 use identity::api_key::ApiKeyText;
 use store::ApiKey;
 use tokio::time::{Instant, timeout};
@@ -23,8 +24,9 @@ const BODY_BYTES_MAX: usize = 1024 * 1024;
 const BODY_MAX: Duration = Duration::from_secs(30);
 /// For the verb. Clients wait a little longer.
 const VERB_MAX: Duration = Duration::from_secs(130);
-/// Of a stranger's body that nobody will look at.
+/// Of a body that nobody will look at: of a stranger's, and of a caller's.
 const IGNORED_BYTES_MAX: usize = 64 * 1024;
+const IGNORED_OF_CALLER_BYTES_MAX: usize = 4 * BODY_BYTES_MAX;
 const IGNORED_MAX: Duration = Duration::from_secs(1);
 const PATH_BYTES_MAX: usize = 4_096;
 const AUTHORIZATION_BYTES_MAX: usize = 256;
@@ -59,7 +61,7 @@ async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request
     let caller = match authenticate(&state, &request) {
         Ok(caller) => caller,
         Err(refusal) => {
-            ignore(request, IGNORED_BYTES_MAX).await;
+            ignore(request.into_body(), IGNORED_BYTES_MAX).await;
             return finish(refusal.into_response(), version.as_ref());
         }
     };
@@ -69,7 +71,7 @@ async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request
             Err(refusal) => refusal.into_response(),
         },
         Err(pause) => {
-            ignore(request, BODY_BYTES_MAX).await;
+            ignore(request.into_body(), IGNORED_OF_CALLER_BYTES_MAX).await;
             let mut response = Refusal::new(Code::ResourceExhausted, "rate limit exceeded").into_response();
             let seconds = pause.as_secs() + 1;
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(seconds));
@@ -100,6 +102,7 @@ async fn answer(verbs: Router, request: Request, version: Option<&HeaderValue>) 
     let length =
         head.headers.get(header::CONTENT_LENGTH).and_then(|value| value.to_str().ok()?.parse::<u64>().ok());
     if length.is_some_and(|length| length > BODY_BYTES_MAX as u64) {
+        ignore(body, IGNORED_OF_CALLER_BYTES_MAX).await;
         return Err(too_long());
     }
     let body: Bytes = timeout(BODY_MAX, to_bytes(body, BODY_BYTES_MAX))
@@ -121,8 +124,16 @@ async fn answer(verbs: Router, request: Request, version: Option<&HeaderValue>) 
 
 /// Reads a body away. A refusal before the body's end makes HTTP/2 reset the stream, and common clients (curl 7.88) then
 /// report a broken connection in place of the refusal.
-async fn ignore(request: Request, bytes_max: usize) {
-    let _ = timeout(IGNORED_MAX, to_bytes(request.into_body(), bytes_max)).await;
+async fn ignore(body: Body, bytes_max: usize) {
+    let mut body = body.into_data_stream();
+    let all = async {
+        let mut left = bytes_max;
+        while let Some(Ok(piece)) = body.next().await {
+            let Some(less) = left.checked_sub(piece.len()) else { break };
+            left = less;
+        }
+    };
+    let _ = timeout(IGNORED_MAX, all).await;
 }
 
 /// Who asks. All refusals are one sentence, and a key that does not exist costs what a wrong one costs.

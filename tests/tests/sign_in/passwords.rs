@@ -19,7 +19,9 @@ pub fn common_and_guessable_passwords_are_refused() {
     one.with_new_user("ottokar");
     // One that is a word of the sentence itself, or of the command's, cannot be told from a repetition.
     let is_repeated = |text: &str, password: &str| {
-        password.len() >= 8 && !["password", "passwords-common"].contains(&password) && text.contains(password)
+        password.len() >= 8
+            && !["password", "passwords-common"].contains(&password)
+            && text.contains(password)
     };
     for (what, password) in [
         ("short", "Xk7-q2"),
@@ -37,11 +39,7 @@ pub fn common_and_guessable_passwords_are_refused() {
     ] {
         let said = set(&one, "ottokar", password);
         assert_eq!(said.status, 400, "{what}: {}", said.text);
-        assert!(
-            !is_repeated(&said.text, password),
-            "{what}: the password is repeated: {}",
-            said.text
-        );
+        assert!(!is_repeated(&said.text, password), "{what}: the password is repeated: {}", said.text);
         let path = format!("/api/v1/clusters/{}/sql-users", one.id);
         let said = cloud().call("POST", &path, Some(&json!({ "name": "new_one", "password": password })));
         assert_eq!(said.status, 400, "{what}: {}", said.text);

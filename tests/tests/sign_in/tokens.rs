@@ -477,13 +477,9 @@ pub fn t52_a_client_cannot_say_what_only_the_gateway_knows() {
             );
         }
     }
-    for name in [
-        "crdb:jwt_auth_enabled",
-        "crdb:remote_addr",
-        "chitin.identity",
-        "role",
-        "session_authorization",
-    ] {
+    for name in
+        ["crdb:jwt_auth_enabled", "crdb:remote_addr", "chitin.identity", "role", "session_authorization"]
+    {
         let mut wire = one.knock_with(&[(name, "true")]);
         let refusal = wire.expect_refusal();
         assert!(["42501", "28000", "08004"].contains(&refusal.code.as_str()), "{name}: {refusal:?}");
