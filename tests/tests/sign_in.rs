@@ -32,9 +32,12 @@ fn side_by_side() -> Vec<house::runner::Test> {
     house::tests![
         // First those that wait for long, so that the others run meanwhile.
         browser::t53_a_ticket_lapses_and_dies_with_its_client,
+        browser::a_provider_that_lies_signs_nobody_in,
+        browser::the_web_lets_in_only_where_a_token_would_be_let_into_sql,
         tokens::t50_rotated_keys_are_found_and_unknown_ones_ask_once,
         throttle::refusals_grow_and_end,
         throttle::t67_guessing_is_refused_and_the_owner_gets_in_from_elsewhere,
+        tokens::t51_a_provider_that_misbehaves_costs_nothing,
         throttle::the_throttle_bites_before_any_expensive_work,
         throttle::t70_made_up_names_cost_no_memory_and_flush_nothing,
         fixtures::the_authority_signs_what_it_is_told_to,
@@ -85,6 +88,7 @@ fn side_by_side() -> Vec<house::runner::Test> {
         tokens::t52_a_client_cannot_say_what_only_the_gateway_knows,
         tokens::t43_tokens_and_client_secrets_are_shown_to_nobody,
         tokens::wrong_settings_of_a_provider_are_refused,
+        tokens::a_map_for_certificates_is_not_for_tokens,
         oauthbearer::a_good_token_signs_in,
         oauthbearer::without_a_token_the_client_learns_where_to_get_one,
         oauthbearer::bad_tokens_are_told_where_to_get_a_good_one_and_refused,
@@ -99,8 +103,9 @@ fn side_by_side() -> Vec<house::runner::Test> {
         browser::nobody_waits_where_no_provider_is_for_browsers,
         browser::pages_are_plain_and_closed,
         browser::the_web_side_makes_a_session_and_ends_it,
-        browser::a_provider_that_lies_signs_nobody_in,
         provisioning::groups_are_granted_and_revoked_at_each_sign_in,
+        provisioning::a_group_s_role_is_no_user_that_a_token_could_be,
+        provisioning::a_rule_about_a_role_counts_at_the_sign_in_that_gives_the_role,
         provisioning::an_empty_list_of_groups_refuses,
         provisioning::users_are_made_at_the_first_sign_in_where_the_operator_allows_it,
         provisioning::a_person_is_made_in_the_browser_with_groups_from_userinfo,
@@ -121,10 +126,7 @@ fn side_by_side() -> Vec<house::runner::Test> {
 
 /// Tests that measure, and need the machine for themselves.
 fn alone() -> Vec<house::runner::Test> {
-    house::tests![
-        tokens::t51_a_provider_that_misbehaves_costs_nothing,
-        timing::t31_no_way_to_sign_in_tells_by_time_whether_a_user_exists,
-    ]
+    house::tests![timing::t31_no_way_to_sign_in_tells_by_time_whether_a_user_exists,]
 }
 
 fn main() -> std::process::ExitCode {

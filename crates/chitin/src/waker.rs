@@ -1,7 +1,8 @@
 //! Brings an engine to the point where it can be used: writes the wish, and waits for the observation.
 
+use std::collections::HashMap;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
@@ -26,6 +27,31 @@ pub struct Waker {
     host: Arc<Host>,
     clock: Arc<dyn Clock>,
     gate: Arc<Gate>,
+    turns: Turns,
+}
+
+/// One at a time for each user who is made or gets other roles: PostgreSQL refuses changes of one role that meet.
+#[derive(Default)]
+struct Turns(Mutex<HashMap<(ClusterId, RoleName), Weak<tokio::sync::Mutex<()>>>>);
+
+/// Turns that nobody waits for any more are forgotten when there are so many.
+const TURNS_KEPT: usize = 1_000;
+
+impl Turns {
+    fn of(&self, cluster: ClusterId, role: &RoleName) -> Arc<tokio::sync::Mutex<()>> {
+        // Single inserts and removals.
+        let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let key = (cluster, role.clone());
+        if let Some(turn) = all.get(&key).and_then(Weak::upgrade) {
+            return turn;
+        }
+        if all.len() >= TURNS_KEPT {
+            all.retain(|_, turn| turn.strong_count() > 0);
+        }
+        let turn = Arc::default();
+        all.insert(key, Arc::downgrade(&turn));
+        turn
+    }
 }
 
 /// Where a cluster stands on its way to being usable.
@@ -42,7 +68,7 @@ enum Standing {
 impl Waker {
     /// Puts the waker together. The gate is the one that the idle loop closes.
     pub fn new(store: Arc<Store>, host: Arc<Host>, clock: Arc<dyn Clock>, gate: Arc<Gate>) -> Arc<Self> {
-        Arc::new(Self { store, host, clock, gate })
+        Arc::new(Self { store, host, clock, gate, turns: Turns::default() })
     }
 
     /// Wakes the cluster, if it sleeps. Whoever calls must already be counted as using it, or it may fall asleep again.
@@ -126,7 +152,9 @@ impl Waker {
         }
         let (store, host, now) = (self.store.clone(), self.host.clone(), self.clock.now());
         let (role, vouched) = (role.clone(), vouched.clone());
+        let turn = self.turns.of(cluster, &role);
         let granting = tokio::spawn(async move {
+            let _turn = turn.lock().await;
             let engine = host.administration(cluster).await?;
             match engine.role(&role).await? {
                 // Somebody took away the right to sign in since it was looked at, or it is a role for groups.

@@ -281,7 +281,8 @@ fn unready(cause: tokio_postgres::Error) -> Error {
     };
     let unnamed = String::new;
     match *refused.code() {
-        SqlState::DUPLICATE_OBJECT | SqlState::DUPLICATE_DATABASE => {
+        // Two that are made at once meet in the catalog's index.
+        SqlState::DUPLICATE_OBJECT | SqlState::DUPLICATE_DATABASE | SqlState::UNIQUE_VIOLATION => {
             Error::AlreadyExists { what: "it", name: unnamed() }
         }
         SqlState::UNDEFINED_OBJECT | SqlState::INVALID_CATALOG_NAME => {

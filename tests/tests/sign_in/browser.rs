@@ -496,8 +496,8 @@ pub fn the_web_side_makes_a_session_and_ends_it() {
 pub fn a_provider_that_lies_signs_nobody_in() {
     let (one, provider) = stage("browser-lies");
     let login = cloud().web(&format!("/oidc/v1/login?cluster={}", one.handle));
-    for path in ["/token", "/jwks"] {
-        for fault in ["garbage", "status", "down", "huge"] {
+    for (path, faults) in [("/token", &["garbage", "down", "huge"][..]), ("/jwks", &["garbage", "status"])] {
+        for fault in faults {
             // A fresh one each time: what is known of the old one is kept.
             let liar = Provider::start("RS256");
             liar.register(cloud());
@@ -516,4 +516,35 @@ pub fn a_provider_that_lies_signs_nobody_in() {
     // A provider that rotated its key while the person was signing in is no liar.
     one.set_provider("corp", &provider.settings()).ok();
     Person::default().goes_to(&login).signs_in_as("maria").at(cloud()).ok();
+}
+
+pub fn the_web_lets_in_only_where_a_token_would_be_let_into_sql() {
+    let (one, provider) = stage("browser-web-rules");
+    let login = cloud().web(&format!("/oidc/v1/login?cluster={}&provider=corp", one.handle));
+    let mut settings = provider.settings_with(&json!({ "group_claim": "groups" }));
+    settings["provisions"] = true.into();
+    one.set_provider("corp", &settings).ok();
+    for rules in [
+        "host all all all scram-sha-256\n",
+        "host all maria all reject\nhost all all all browser\n",
+        "host all all 203.0.113.0/24 browser\n",
+        "host all all all browser issuer=https://elsewhere.example\n",
+    ] {
+        one.set_rules(rules);
+        let visit = Person::default().goes_to(&login).signs_in_as("maria").at(cloud());
+        assert_eq!(visit.last.status, 403, "{rules}: {}", visit.last.text);
+        assert!(cookie(&visit, "__Host-chitin_session").is_none(), "{rules}");
+    }
+    // Nobody was made and nothing was granted on the way.
+    let mut admin = {
+        one.set_rules("host all all all scram-sha-256\n");
+        one.welcome(&Caller::with(&one.password))
+    };
+    let visit = Person::default().goes_to(&login).signs_in_as("nobody_here").at(cloud());
+    assert_eq!(visit.last.status, 403, "{}", visit.last.text);
+    assert_eq!(admin.value("select count(*) from pg_roles where rolname = 'nobody_here'"), "0");
+    // A cluster that does not exist sends people to a provider of the cloud, if there is one, or nowhere.
+    let missing = cloud().web("/oidc/v1/login?cluster=not-there-99999998");
+    let begun = bare("GET", &missing, &[]);
+    assert!([307, 400].contains(&begun.status), "{}", begun.text);
 }

@@ -231,3 +231,35 @@ pub fn a_made_user_that_is_dropped_is_gone_until_it_is_made_again() {
         eva.enter(&Caller::with("Correct-Horse-77-staple")).ok()
     });
 }
+
+pub fn a_group_s_role_is_no_user_that_a_token_could_be() {
+    let more = json!({ "group_claim": "groups", "provisions": true });
+    let (one, provider) = stage("group-roles", &more);
+    let mut admin = one.welcome(&Caller::with(&one.password));
+    admin
+        .query("create role dba nologin; create role readers nologin; grant readers to dba; create role sales nologin")
+        .unwrap();
+    let dba = one.with_user("dba", "");
+    let token = provider.token_with("dba", &json!({ "groups": ["sales"] }));
+    dba.refusal_of("a role that cannot sign in", &bearing(&token));
+    assert_eq!(roles_of(&mut admin, "dba"), "readers", "what everybody in it has was changed");
+    assert_eq!(admin.value("select rolcanlogin from pg_roles where rolname = 'dba'"), "f");
+}
+
+pub fn a_rule_about_a_role_counts_at_the_sign_in_that_gives_the_role() {
+    let more = json!({ "group_claim": "groups", "provisions": true });
+    let (one, provider) = stage("given-roles", &more);
+    let mut admin = one.welcome(&Caller::with(&one.password));
+    admin
+        .query("create role outside nologin; create role contractors nologin; grant outside to contractors")
+        .unwrap();
+    drop(admin);
+    // The copy of the roles must know them: they are read when the cluster falls asleep.
+    cloud().chitin(["cluster", "sleep", "given-roles"]).ok();
+    one.set_rules("host all +outside all reject\nhost all all all jwt\n");
+    let joe = one.with_user("joe", "");
+    let token = provider.token_with("joe", &json!({ "groups": ["contractors"] }));
+    let refusal = joe.refusal_of("a contractor's first sign-in", &bearing(&token));
+    assert_eq!(refusal.code, "28000", "{refusal:?}");
+    joe.welcome(&bearing(&provider.token_with("joe", &json!({ "groups": ["something-else"] }))));
+}

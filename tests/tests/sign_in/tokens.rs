@@ -10,7 +10,7 @@ use house::command::{eventually, run_with};
 use house::provider::{AUDIENCE, CLIENT_ID, CLIENT_SECRET, Provider, now, with};
 use house::scram::{self, Exchange};
 use house::shared::cloud;
-use house::{Caller, Cloud, Cluster, Refusal, machine};
+use house::{Caller, Cloud, Cluster, Options, Refusal, machine};
 use serde_json::json;
 
 /// A cluster that takes tokens of a new provider, and that provider.
@@ -49,8 +49,11 @@ fn is_refused(what: &str, one: &Cluster<'_>, token: &str) -> Refusal {
 }
 
 pub fn t49_a_good_token_signs_in_as_a_password() {
+    let one = cloud().cluster("tokens-good", &[]);
     for algorithm in ["RS256", "PS256", "ES256", "EdDSA"] {
-        let (one, provider) = stage(&format!("tokens-{}", algorithm.to_lowercase()), algorithm);
+        let provider = Provider::start(algorithm);
+        one.set_provider("corp", &provider.settings()).ok();
+        one.set_rules("host all all all jwt\n");
         assert_eq!(one.wants_of(&Caller::default()), Ok(Wanted::Clear));
         let token = provider.token("maria");
         assert_eq!(one.welcome(&bearing(&token)).value("select session_user"), "maria", "{algorithm}");
@@ -374,9 +377,11 @@ pub fn t50_rotated_keys_are_found_and_unknown_ones_ask_once() {
 }
 
 pub fn t51_a_provider_that_misbehaves_costs_nothing() {
-    let one = cloud().cluster("tokens-faults", &[]);
+    // A cloud of its own, whose memory nobody else uses.
+    let cloud = Cloud::start(Options::with(&["--fetch-allow", "127.0.0.0/8"]));
+    let (one, other) = (cloud.cluster("tokens-faults", &[]), cloud.cluster("tokens-everybody", &[]));
     one.set_rules("host all all all jwt\n");
-    let memory = machine::resident_bytes(cloud().pid());
+    let memory = machine::resident_bytes(cloud.pid());
     let lure = Provider::start("ES256");
     for fault in [
         json!("huge"),
@@ -395,11 +400,11 @@ pub fn t51_a_provider_that_misbehaves_costs_nothing() {
             is_refused(&format!("{path} {fault}"), &one, &provider.token("maria"));
             assert!(begun.elapsed() < Duration::from_secs(20), "{path} {fault} took {:?}", begun.elapsed());
             // Everybody else signs in as ever.
-            house::shared::cluster().sign_in();
+            other.sign_in();
         }
     }
     assert_eq!(lure.count("/jwks"), 0, "no redirect is followed");
-    let grown = machine::resident_bytes(cloud().pid()).saturating_sub(memory);
+    let grown = machine::resident_bytes(cloud.pid()).saturating_sub(memory);
     assert!(grown < 96 << 20, "memory grew by {} MiB", grown >> 20);
     // A discovery document that speaks for somebody else.
     let (liar, honest) = (Provider::start("ES256"), Provider::start("ES256"));
@@ -579,4 +584,25 @@ pub fn wrong_settings_of_a_provider_are_refused() {
         assert!(one.set_provider(name, &good).status >= 400, "{name}");
     }
     assert_eq!(cloud().json(["provider", "list", "--cluster", "tokens-settings"]), json!([]));
+}
+
+pub fn a_map_for_certificates_is_not_for_tokens() {
+    let (one, provider) = stage("tokens-maps", "ES256");
+    let dba = one.with_new_user("dba_maria");
+    one.set_map("staff maria dba_maria\n");
+    let token = provider.token("maria");
+    for rules in ["host all all all cert-password map=staff\n", "host all all all cert-password\n"] {
+        one.set_rules(rules);
+        let refusal = dba.refusal_of(rules, &Caller::with_token(&token).from(fresh_address()));
+        assert_eq!(refusal.message, "JWT authentication: invalid principal", "{rules}");
+        one.welcome(&Caller::with_token(&token));
+    }
+    // A rule for tokens may name the same map, and such a rule may narrow whose tokens count.
+    one.set_rules("host all all all jwt map=staff\n");
+    dba.welcome(&bearing(&token));
+    one.set_rules("host all all all cert-password issuer=https://elsewhere.example\n");
+    let refusal = one.refusal_of("another issuer's rule", &Caller::with_token(&token).from(fresh_address()));
+    assert_eq!(refusal.message, "JWT authentication: invalid token");
+    one.set_rules("host all all all cert-password provider=corp\n");
+    one.welcome(&Caller::with_token(&token));
 }
