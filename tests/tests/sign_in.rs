@@ -33,6 +33,7 @@ fn side_by_side() -> Vec<house::runner::Test> {
         // First those that wait for long, so that the others run meanwhile.
         browser::t53_a_ticket_lapses_and_dies_with_its_client,
         browser::a_provider_that_lies_signs_nobody_in,
+        browser::rules_that_change_while_somebody_waits_count,
         browser::the_web_lets_in_only_where_a_token_would_be_let_into_sql,
         tokens::t50_rotated_keys_are_found_and_unknown_ones_ask_once,
         throttle::refusals_grow_and_end,

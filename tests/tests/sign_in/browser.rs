@@ -548,3 +548,12 @@ pub fn the_web_lets_in_only_where_a_token_would_be_let_into_sql() {
     let begun = bare("GET", &missing, &[]);
     assert!([307, 400].contains(&begun.status), "{}", begun.text);
 }
+
+pub fn rules_that_change_while_somebody_waits_count() {
+    let (one, _provider) = stage("browser-changed");
+    let (mut wire, told) = waits(&one);
+    one.set_rules("host all maria all reject\nhost all all all browser\n");
+    let _ = as_person(&told, "maria").at(cloud());
+    let refusal = refused(&mut wire);
+    assert_eq!(refusal.message, "authentication rejected by configuration", "{refusal:?}");
+}

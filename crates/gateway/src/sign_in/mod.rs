@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Moment};
 
-use identity::hba::{Client, Method, Rule, RuleOptions, Rules};
+use identity::hba::{Client, Method, RuleOptions, Rules};
 use identity::throttle::{Attempt, Verdict};
 use keys::ChannelBinding;
 use keys::client::Verified;
@@ -211,13 +211,15 @@ async fn attempt_once(
         Account::Missing | Account::Barred => return Err(wrong),
     };
     let (cluster, user) = case.place.ok_or(wrong)?;
-    // A rule about a role must not be passed by the very sign-in that gives the role.
-    if let Some(given) = proof.vouched.as_ref().and_then(|vouched| vouched.memberships.as_ref()) {
-        let roles = house.directory.with_inherited(cluster.id, given);
-        let decides = rules.find(&Client { roles: &roles, ..facts });
-        if decides.map(Rule::line) != Some(rule.line()) {
-            return Err(Refusal::Rejected);
-        }
+    // The rules once more: they may have changed while a person was at the browser, and a rule about a role must not be
+    // passed by the very sign-in that gives the role.
+    let given = proof.vouched.as_ref().and_then(|vouched| vouched.memberships.as_ref());
+    let roles =
+        given.map_or_else(|| roles.clone(), |given| house.directory.with_inherited(cluster.id, given));
+    let rules = house.directory.rules(cluster.id);
+    let decides = rules.find(&Client { roles: &roles, ..facts });
+    if decides.map(|rule| (rule.method(), rule.options())) != Some((method, &case.rule)) {
+        return Err(Refusal::Rejected);
     }
     if !proof.is_greeted {
         timeout_at(deadline, send(client, &backend::authentication_ok())).await??;
