@@ -15,10 +15,12 @@ use store::ApiKey;
 use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 
-use crate::rate::Rate;
+use crate::rate::{Bounds, Rate};
 use crate::web::{self, Web};
 use crate::{Refusal, State};
 
+/// Only keys that were proven are counted, so strangers cannot fill the memory.
+const PER_KEY: Bounds = Bounds { per_second: 10.0, burst: 50.0, counted_max: 1_024 };
 const BODY_BYTES_MAX: usize = 1024 * 1024;
 /// For a body to arrive.
 const BODY_MAX: Duration = Duration::from_secs(30);
@@ -34,7 +36,7 @@ const LATEST: &str = "latest";
 
 /// Puts the door before the verbs. They see only requests that passed, with the body whole.
 pub(crate) fn close(state: State, verbs: Router) -> Router {
-    let (rate, web) = (Arc::new(Rate::default()), Web::new(state.desk.clone()));
+    let (rate, web) = (Arc::new(Rate::new(PER_KEY)), Web::new(state.desk.clone()));
     Router::new().fallback(move |request: Request| {
         let (state, rate, web, verbs) = (state.clone(), rate.clone(), web.clone(), verbs.clone());
         async move {
@@ -48,7 +50,7 @@ pub(crate) fn close(state: State, verbs: Router) -> Router {
     })
 }
 
-async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request) -> Response {
+async fn pass(state: State, rate: Arc<Rate<String>>, verbs: Router, mut request: Request) -> Response {
     let version = request.headers().get("cc-version").cloned();
     let (method, is_certificate) = (request.method().clone(), is_certificate(&request));
     if is_certificate {
@@ -65,7 +67,7 @@ async fn pass(state: State, rate: Arc<Rate>, verbs: Router, mut request: Request
             return finish(refusal.into_response(), version.as_ref());
         }
     };
-    let response = match rate.take(&caller.id, Instant::now()) {
+    let response = match rate.take(caller.id.as_str(), None, Instant::now()) {
         Ok(()) => match answer(verbs, request, version.as_ref()).await {
             Ok(response) => response,
             Err(refusal) => refusal.into_response(),

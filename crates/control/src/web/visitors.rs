@@ -1,54 +1,31 @@
 //! How often one address may ask without a key: five times a second, with sixty saved up.
 
-use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-const PER_SECOND: f64 = 5.0;
-const BURST: f64 = 60.0;
+use crate::rate::{Bounds, Rate};
+
 /// Addresses that are counted one by one; further ones share one count, so that strangers cannot fill the memory.
 const ADDRESSES_MAX: usize = 10_000;
-
-struct Bucket {
-    tokens: f64,
-    filled: Instant,
-}
+/// Nobody connects from here.
+const SHARED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
 
 /// Counts by address.
-#[derive(Default)]
-pub(super) struct Visitors(Mutex<HashMap<IpAddr, Bucket>>);
+pub(super) struct Visitors(Rate<IpAddr>);
+
+impl Default for Visitors {
+    fn default() -> Self {
+        Self(Rate::new(Bounds { per_second: 5.0, burst: 60.0, counted_max: ADDRESSES_MAX }))
+    }
+}
 
 impl Visitors {
     /// Takes one turn, or says how long to wait for one. Those whose address is not known share one count.
     pub(super) fn take(&self, from: Option<IpAddr>, now: Instant) -> Result<(), Duration> {
-        let mut buckets = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let mut place = from.map_or(SHARED, model::neighbourhood);
-        if buckets.len() >= ADDRESSES_MAX && !buckets.contains_key(&place) {
-            buckets.retain(|_, bucket| level(bucket, now) < BURST);
-            if buckets.len() >= ADDRESSES_MAX {
-                place = SHARED;
-            }
-        }
-        let bucket = buckets.entry(place).or_insert(Bucket { tokens: BURST, filled: now });
-        bucket.tokens = level(bucket, now);
-        bucket.filled = now;
-        if bucket.tokens < 1.0 {
-            return Err(Duration::from_secs_f64((1.0 - bucket.tokens) / PER_SECOND));
-        }
-        bucket.tokens -= 1.0;
-        Ok(())
+        self.0.take(&from.map_or(SHARED, model::neighbourhood), Some(&SHARED), now)
     }
-}
-
-/// Nobody connects from here.
-const SHARED: IpAddr = IpAddr::V6(Ipv6Addr::UNSPECIFIED);
-
-fn level(bucket: &Bucket, now: Instant) -> f64 {
-    let passed = now.saturating_duration_since(bucket.filled).as_secs_f64();
-    (bucket.tokens + passed * PER_SECOND).min(BURST)
 }
 
 #[cfg(test)]
@@ -79,7 +56,7 @@ mod tests {
         }
         assert_eq!(turns(&visitors, "192.0.2.1", now), 60);
         assert_eq!(turns(&visitors, "192.0.2.2", now), 0);
-        assert!(visitors.0.lock().unwrap().len() <= ADDRESSES_MAX + 1);
+        assert!(visitors.0.len() <= ADDRESSES_MAX + 1);
         let later = now + Duration::from_secs(60);
         assert_eq!(turns(&visitors, "192.0.2.2", later), 60, "those who rest are forgotten");
     }
