@@ -32,13 +32,15 @@ pub struct Waker {
 
 /// One at a time for each user who is made or gets other roles: PostgreSQL refuses changes of one role that meet.
 #[derive(Default)]
-struct Turns(Mutex<HashMap<(ClusterId, RoleName), Weak<tokio::sync::Mutex<()>>>>);
+struct Turns(Mutex<HashMap<(ClusterId, RoleName), Weak<Turn>>>);
+
+type Turn = tokio::sync::Mutex<()>;
 
 /// Turns that nobody waits for any more are forgotten when there are so many.
 const TURNS_KEPT: usize = 1_000;
 
 impl Turns {
-    fn of(&self, cluster: ClusterId, role: &RoleName) -> Arc<tokio::sync::Mutex<()>> {
+    fn of(&self, cluster: ClusterId, role: &RoleName) -> Arc<Turn> {
         // Single inserts and removals.
         let mut all = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         let key = (cluster, role.clone());
