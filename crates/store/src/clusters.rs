@@ -204,32 +204,10 @@ fn to_microseconds(instant: OffsetDateTime) -> OffsetDateTime {
 
 #[cfg(test)]
 mod tests {
-    use keys::{KeyEncryptionKey, Sealer};
     use model::Phase;
-    use std::path::Path;
 
     use super::*;
-
-    fn sealer(folder: &Path) -> Sealer {
-        KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap().sealer("state").unwrap()
-    }
-
-    fn open(folder: &Path) -> Arc<Store> {
-        Store::open(&folder.join("state.redb"), sealer(folder)).unwrap()
-    }
-
-    fn draft(name: &str) -> Draft {
-        Draft {
-            name: name.parse().unwrap(),
-            plan: Plan::Serverless,
-            provider: Provider::Gcp,
-            regions: vec!["local".to_owned()],
-            labels: BTreeMap::new(),
-            is_delete_protected: false,
-            allowlist: Vec::new(),
-            asked: Asked::default(),
-        }
-    }
+    use crate::testing::{draft, open, sealer};
 
     fn role(name: &str) -> SqlRole {
         SqlRole {

@@ -7,6 +7,8 @@ mod file;
 mod keys;
 mod providers;
 mod snapshot;
+#[cfg(test)]
+mod testing;
 
 pub use clusters::Draft;
 pub use keys::{API_KEYS_MAX, ApiKey};

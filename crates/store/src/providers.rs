@@ -166,17 +166,9 @@ pub(crate) fn key(cluster: Option<ClusterId>, name: &ProviderName) -> String {
 #[cfg(test)]
 mod tests {
     use std::collections::BTreeMap;
-    use std::path::Path;
 
     use super::*;
-    use crate::Draft;
-    use keys::KeyEncryptionKey;
-    use model::{Asked, Plan, Provider};
-
-    fn open(folder: &Path) -> Arc<Store> {
-        let kek = KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap();
-        Store::open(&folder.join("state.redb"), kek.sealer("state").unwrap()).unwrap()
-    }
+    use crate::testing::{draft, open};
 
     fn provider(cluster: Option<ClusterId>, name: &str) -> IdentityProvider {
         IdentityProvider {
@@ -200,17 +192,7 @@ mod tests {
     }
 
     fn cluster(store: &Store, name: &str) -> ClusterId {
-        let draft = Draft {
-            name: name.parse().unwrap(),
-            plan: Plan::Serverless,
-            provider: Provider::Gcp,
-            regions: vec!["local".to_owned()],
-            labels: BTreeMap::new(),
-            is_delete_protected: false,
-            allowlist: Vec::new(),
-            asked: Asked::default(),
-        };
-        store.create(draft, OffsetDateTime::now_utc()).unwrap().id
+        store.create(draft(name), OffsetDateTime::now_utc()).unwrap().id
     }
 
     fn names(providers: &[Arc<IdentityProvider>]) -> Vec<(String, bool)> {
