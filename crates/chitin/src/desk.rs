@@ -9,7 +9,7 @@ use control::{
 };
 use gateway::directory::{Account, Directory as _, Waker as _};
 use gateway::examine::Vouched;
-use identity::hba::{Client, Method, Rule};
+use identity::hba::Client;
 use identity::oidc::{Begun, Flows};
 use identity::token::Claims;
 use keys::SecretText;
@@ -173,10 +173,11 @@ impl Desk {
         let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
         let facts = Client { user: user.as_str(), database: DEFAULT_DATABASE, roles: &roles, address: from };
         let rule = policy.rules.find(&facts)?;
-        if !takes_tokens(rule) || !counts(rule.options(), &claims.provider) {
+        if !rule.method().takes_tokens() || !counts(rule.options(), &claims.provider) {
             return None;
         }
-        let mut vouched = vouch(claims, policy, token_map(rule), user, "oidc").ok()?;
+        let mut vouched =
+            vouch(claims, policy, rule.options().token_map(rule.method()), user, "oidc").ok()?;
         match account {
             Account::Open(_) => vouched.source = None,
             Account::Missing if vouched.source.is_some() => {}
@@ -196,26 +197,10 @@ impl Desk {
     }
 }
 
-/// Whether a token is a proof under a rule: the web lets in whom it would let into SQL.
-fn takes_tokens(rule: &Rule) -> bool {
-    match rule.method() {
-        Method::Jwt | Method::Oauth | Method::Browser | Method::Password | Method::CertPassword => true,
-        Method::ScramSha256 | Method::Cert | Method::Reject => false,
-    }
-}
-
-/// The map for tokens under a rule, if it names one. That of a rule for passwords and certificates is about the names of
-/// certificates.
-fn token_map(rule: &Rule) -> Option<&str> {
-    match rule.method() {
-        Method::Jwt | Method::Oauth | Method::Browser => rule.options().map.as_deref(),
-        _ => None,
-    }
-}
-
 /// The SQL users that the person could be, in the order of the claim: by the map of the issuer or of a rule, or by name.
 fn candidates(claims: &Claims, policy: &Policy) -> Vec<RoleName> {
-    let mut maps: Vec<&str> = policy.rules.iter().filter_map(token_map).collect();
+    let mut maps: Vec<&str> =
+        policy.rules.iter().filter_map(|rule| rule.options().token_map(rule.method())).collect();
     maps.push(&claims.provider.issuer);
     let mut users: Vec<RoleName> = Vec::new();
     for principal in &claims.principals {

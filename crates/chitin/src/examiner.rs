@@ -195,11 +195,7 @@ impl gateway::examine::Examiner for Examiner {
         let providers = self.providers(guest.cluster, rule);
         let provider = providers.into_iter().find(|provider| provider.client_id.is_some());
         let Some(provider) = provider else {
-            return Err(NotVouched {
-                message: "no identity provider of this cluster can be used with a browser".to_owned(),
-                hint: Some("The operator adds one: chitin provider set --help"),
-                is_wrong: false,
-            });
+            return Err(NotVouched::no_browser());
         };
         let facts = TicketFacts {
             cluster: guest.cluster,

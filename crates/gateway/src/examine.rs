@@ -32,6 +32,17 @@ pub struct NotVouched {
     pub is_wrong: bool,
 }
 
+impl NotVouched {
+    /// No provider can be signed in with. Also what is said where there is no such cluster, so that nobody can tell.
+    pub fn no_browser() -> Self {
+        Self {
+            message: "no identity provider of this cluster can be used with a browser".to_owned(),
+            hint: Some("The operator adds one: chitin provider set --help"),
+            is_wrong: false,
+        }
+    }
+}
+
 /// What became of a presented certificate.
 #[derive(Clone, Debug)]
 pub enum Certificate {

@@ -74,11 +74,7 @@ pub(crate) enum NoCertificate {
 impl Refusal {
     /// No provider can be signed in with; the same where there is no such cluster.
     pub(crate) fn no_browser() -> Self {
-        Self::NotVouched(NotVouched {
-            message: "no identity provider of this cluster can be used with a browser".to_owned(),
-            hint: Some("The operator adds one: chitin provider set --help"),
-            is_wrong: false,
-        })
+        Self::NotVouched(NotVouched::no_browser())
     }
 
     /// Whether a proof was wrong. Only that counts against somebody: an engine that is down, a protocol that is not

@@ -1,6 +1,6 @@
 //! What a client sends in clear, inside TLS: a password that a rule wants so, or a token in a password's place.
 
-use identity::hba::{Method, RuleOptions};
+use identity::hba::RuleOptions;
 use keys::SecretText;
 use wire::backend;
 use wire::password::PASSWORD_BYTES_MAX;
@@ -46,11 +46,8 @@ pub(super) async fn token(case: &Case<'_>, client: &mut ClientStream) -> Result<
 /// Has a token checked. Where there is no such cluster or user, the cloud's providers are asked all the same, and a token
 /// that is good leads as far as it would for a user who does not exist.
 pub(super) async fn vouched(case: &Case<'_>, token: SecretText) -> Result<Proof, Refusal> {
-    // The map of a rule for passwords and certificates is about the names of certificates.
-    let rule = match case.method {
-        Method::Password | Method::CertPassword => RuleOptions { map: None, ..case.rule.clone() },
-        _ => case.rule.clone(),
-    };
+    let map = case.rule.token_map(case.method).map(str::to_owned);
+    let rule = RuleOptions { map, ..case.rule.clone() };
     let examined = match case.guest() {
         Some(guest) => case.examiner().token(&guest, token, &rule).await,
         None => match case.examiner().stray_token(case.claim.user, token).await {

@@ -72,6 +72,14 @@ impl Method {
         }
     }
 
+    /// Whether a token is a proof under a rule with this method, in a password's place or otherwise.
+    pub fn takes_tokens(self) -> bool {
+        match self {
+            Self::Jwt | Self::Oauth | Self::Browser | Self::Password | Self::CertPassword => true,
+            Self::ScramSha256 | Self::Cert | Self::Reject => false,
+        }
+    }
+
     /// What to write instead of a method of PostgreSQL's or CockroachDB's that is not here.
     pub(super) fn instead_of(name: &str) -> Option<&'static str> {
         Some(match name {
@@ -148,4 +156,15 @@ pub struct RuleOptions {
     pub issuer: Option<String>,
     /// What clients are told to ask the provider for, parted by spaces.
     pub scope: Option<String>,
+}
+
+impl RuleOptions {
+    /// The map for the names in tokens, under a rule with this method. That of a rule for passwords and certificates is
+    /// about the names of certificates.
+    pub fn token_map(&self, method: Method) -> Option<&str> {
+        match method {
+            Method::Jwt | Method::Oauth | Method::Browser => self.map.as_deref(),
+            _ => None,
+        }
+    }
 }
