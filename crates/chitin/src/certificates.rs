@@ -268,7 +268,7 @@ fn operator(certificate: Arc<ServerCertificate>, staple: Option<Staple>) -> Resu
 }
 
 fn ready(certificate: &ServerCertificate, renew_at: OffsetDateTime, ocsp: Vec<u8>) -> Result<Ready, Error> {
-    let sql = Arc::new(Shown::stapled(certificate, ocsp.clone())?);
+    let sql = Arc::new(Shown::new(certificate, ocsp.clone())?);
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let key = provider.key_provider.load_private_key(certificate.key.clone_key())?;
     let mut http = CertifiedKey::new(certificate.chain.clone(), key);

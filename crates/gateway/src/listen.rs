@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
+use identity::hba::Rules;
 use identity::throttle::Throttle;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
@@ -51,6 +52,8 @@ pub(crate) struct House {
     pub(crate) waker: Arc<dyn Waker>,
     pub(crate) examiner: Arc<dyn Examiner>,
     pub(crate) throttle: Arc<Throttle>,
+    /// The rules of a cluster that does not exist: those that most clusters have.
+    pub(crate) standard: Arc<Rules>,
     /// Passwords in clear that may be checked at this moment.
     pub(crate) clear_checks: Arc<Semaphore>,
     pub(crate) sessions: Arc<Sessions>,
@@ -83,6 +86,7 @@ impl Gateway {
             waker,
             examiner,
             throttle,
+            standard: Arc::new(Rules::standard()),
             clear_checks: Arc::new(Semaphore::new(settings.clear_checks_max)),
             sessions: Sessions::new(),
             cancels: Semaphore::new(settings.cancels_max),

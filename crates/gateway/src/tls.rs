@@ -30,14 +30,9 @@ pub trait Certificates: Send + Sync + 'static {
 }
 
 impl Shown {
-    /// Prepares a certificate. Fails if key and certificate do not belong together.
-    pub fn new(certificate: &ServerCertificate) -> Result<Self, Unusable> {
-        Self::stapled(certificate, Vec::new())
-    }
-
     /// Prepares a certificate that is shown with an OCSP answer about it (RFC 6066, section 8), in DER; with none where
     /// that is empty. Fails if key and certificate do not belong together.
-    pub fn stapled(certificate: &ServerCertificate, ocsp: Vec<u8>) -> Result<Self, Unusable> {
+    pub fn new(certificate: &ServerCertificate, ocsp: Vec<u8>) -> Result<Self, Unusable> {
         let mut config = ServerConfig::builder_with_provider(Arc::new(provider()))
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(Arc::new(Possession::new()))

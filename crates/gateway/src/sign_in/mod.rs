@@ -11,7 +11,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Moment};
 
-use identity::hba::{Client, Method, RuleOptions, Rules};
+use identity::hba::{Client, Method, RuleOptions};
 use identity::throttle::{Attempt, Verdict};
 use keys::ChannelBinding;
 use keys::client::Verified;
@@ -186,7 +186,7 @@ async fn attempt_once(
     let step = house.settings.answer_step;
     let rules = match &claim.cluster {
         Some(cluster) => house.directory.rules(cluster.id),
-        None => Arc::new(Rules::standard()),
+        None => house.standard.clone(),
     };
     sleep_until(asked + whole_steps(counted, step) + pace::blur(step)).await;
 
