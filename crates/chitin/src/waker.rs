@@ -243,6 +243,7 @@ mod tests {
             allowlist: Vec::new(),
             asked: model::Asked::default(),
             sign_in: model::SignIn::default(),
+            network: model::Network::default(),
             wish,
             revision: 1,
             created_at: now,

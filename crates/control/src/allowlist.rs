@@ -138,5 +138,5 @@ fn line(range: AddressRange, name: String, ui: bool, sql: bool) -> Result<model:
     if name.chars().count() > NAME_CHARACTERS_MAX || name.chars().any(char::is_control) {
         return Err(Refusal::invalid("an entry's name has at most 256 characters and no control characters"));
     }
-    Ok(model::AllowlistEntry { range, name, sql, ui })
+    Ok(model::AllowlistEntry { range, name, sql, ui, expires_at: None })
 }

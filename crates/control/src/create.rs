@@ -42,7 +42,8 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
 
 /// Whether the cluster is what the draft asks for, unchanged since.
 fn is_same(cluster: &Cluster, draft: &Draft) -> bool {
-    let Draft { name, plan, provider, regions, labels, is_delete_protected, allowlist, asked } = draft;
+    let Draft { name, plan, provider, regions, labels, is_delete_protected, allowlist, network, asked } =
+        draft;
     matches!(cluster.wish, Wish::Exists(_))
         && cluster.name == *name
         && cluster.plan == *plan
@@ -51,6 +52,7 @@ fn is_same(cluster: &Cluster, draft: &Draft) -> bool {
         && cluster.labels == *labels
         && cluster.is_delete_protected == *is_delete_protected
         && cluster.allowlist == *allowlist
+        && cluster.network == *network
         && cluster.asked == *asked
 }
 
@@ -90,6 +92,7 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
         labels: labels(spec.labels.unwrap_or_default())?,
         is_delete_protected: spec.delete_protection == Some(Protection::Enabled),
         allowlist,
+        network: model::Network::default(),
         asked,
     })
 }
@@ -178,6 +181,6 @@ pub(crate) fn upgrade(kind: Option<UpgradeType>, tier: Option<Tier>) -> Result<b
 
 fn everybody() -> Vec<AllowlistEntry> {
     [AddressRange::EVERY_IPV4, AddressRange::EVERY_IPV6]
-        .map(|range| AllowlistEntry { range, name: String::new(), sql: true, ui: true })
+        .map(|range| AllowlistEntry { range, name: String::new(), sql: true, ui: true, expires_at: None })
         .into()
 }

@@ -41,6 +41,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         labels: std::collections::BTreeMap::new(),
         asked: model::Asked::default(),
         sign_in: model::SignIn::default(),
+        network: model::Network::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

@@ -43,6 +43,7 @@ fn cluster(routing_id: u32) -> Cluster {
         labels: std::collections::BTreeMap::new(),
         asked: model::Asked::default(),
         sign_in: model::SignIn::default(),
+        network: model::Network::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

@@ -51,6 +51,7 @@ fn cluster(routing_id: u32) -> Cluster {
         allowlist: Vec::new(),
         asked: model::Asked::default(),
         sign_in: model::SignIn::default(),
+        network: model::Network::default(),
         wish: Wish::Exists(Power::Running),
         revision: 1,
         created_at: now,

@@ -6,6 +6,9 @@ use std::str::FromStr;
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::Surface;
 
 /// A CIDR range with no host bits set.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
@@ -47,6 +50,11 @@ impl AddressRange {
     /// Bits of the prefix: 0 to 32 for IPv4, 0 to 128 for IPv6.
     pub fn prefix_bits(&self) -> u8 {
         self.0.prefix_len()
+    }
+
+    /// Whether the two have an address in common.
+    pub fn overlaps(&self, other: &Self) -> bool {
+        self.0.contains(&other.0) || other.0.contains(&self.0)
     }
 }
 
@@ -101,6 +109,12 @@ impl TryFrom<String> for AddressRange {
     }
 }
 
+impl From<AddressRange> for IpNet {
+    fn from(range: AddressRange) -> Self {
+        range.0
+    }
+}
+
 impl From<AddressRange> for String {
     fn from(range: AddressRange) -> String {
         range.to_string()
@@ -119,6 +133,20 @@ pub struct AllowlistEntry {
     pub sql: bool,
     /// Whether the cluster's HTTP surfaces are open to it.
     pub ui: bool,
+    /// From this moment on the line lets nobody in; `None` for a line that stays.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<OffsetDateTime>,
+}
+
+impl AllowlistEntry {
+    /// Whether the line opens the surface at this moment, to the addresses that it names.
+    pub fn opens(&self, surface: Surface, now: OffsetDateTime) -> bool {
+        let is_right = match surface {
+            Surface::Sql => self.sql,
+            Surface::Web => self.ui,
+        };
+        is_right && self.expires_at.is_none_or(|end| now < end)
+    }
 }
 
 #[cfg(test)]

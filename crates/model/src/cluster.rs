@@ -147,12 +147,21 @@ pub struct Observation {
     pub engine_version: Option<String>,
     /// Set when the data directory was completely made; never cleared. Before it, a crash undoes what is there.
     pub is_initialized: bool,
+    /// Its private network.
+    #[serde(default)]
+    pub network: crate::NetworkSeen,
 }
 
 impl Observation {
     /// Of a cluster that was just wished for.
     pub fn nothing_yet() -> Self {
-        Self { phase: Phase::Creating, encryption: None, engine_version: None, is_initialized: false }
+        Self {
+            phase: Phase::Creating,
+            encryption: None,
+            engine_version: None,
+            is_initialized: false,
+            network: crate::NetworkSeen::default(),
+        }
     }
 }
 
@@ -199,6 +208,9 @@ pub struct Cluster {
     /// How people sign in.
     #[serde(default)]
     pub sign_in: crate::SignIn,
+    /// Who can see its front door, and what leads to it.
+    #[serde(default)]
+    pub network: crate::Network,
     /// What should be true.
     pub wish: Wish,
     /// Goes up by one with each change of the document; lost updates are refused by it.

@@ -6,6 +6,8 @@ mod clock;
 mod cluster;
 mod fetch;
 mod names;
+mod network;
+mod origin;
 mod role;
 mod sign_in;
 
@@ -20,7 +22,12 @@ pub use fetch::{Fetch, FetchBody, FetchFailure, Fetched, Fetcher, Hidden};
 pub use names::{
     ClusterHandle, ClusterId, ClusterName, DatabaseName, InvalidHandle, InvalidName, RoleName, RoutingId,
 };
-
+pub use network::{
+    ENDPOINT_WAIT_DAYS, ENDPOINTS_MAX, ENDPOINTS_WAITING_MAX, EndpointConnection, EndpointState, Network,
+    NetworkSeen, PEERING_RANGES_MAX, PEERINGS_MAX, Peering, PeeringName, PeeringPhase, PeeringWish,
+    PeeringWith, TRUSTED_OWNERS_MAX, TrustedOwner, Visibility, WireGuardPeer, is_wireguard_key,
+};
+pub use origin::{EndpointId, InvalidEndpointId, Origin, Surface, Way};
 pub use role::SqlRole;
 pub use sign_in::{
     CLAIM_DEFAULT, CLOCK_SKEW_SECONDS_DEFAULT, CRL_TEXT_BYTES_MAX, IdentityProvider, InvalidProviderName,

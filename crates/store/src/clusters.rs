@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
-    AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, Observation, Plan, Power, Provider, RoutingId,
-    SqlRole, Wish,
+    AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, NetworkSeen, Observation, Plan, Power, Provider,
+    RoutingId, SqlRole, Wish,
 };
 use time::OffsetDateTime;
 
@@ -32,6 +32,8 @@ pub struct Draft {
     pub is_delete_protected: bool,
     /// Who may connect, by address.
     pub allowlist: Vec<AllowlistEntry>,
+    /// Who can see its front door.
+    pub network: model::Network,
     /// What the client asked for that changes nothing here.
     pub asked: Asked,
 }
@@ -62,6 +64,7 @@ impl Store {
             allowlist: draft.allowlist,
             asked: draft.asked,
             sign_in: model::SignIn::default(),
+            network: draft.network,
             wish: Wish::Exists(Power::Running),
             revision: 1,
             created_at: now,
@@ -127,11 +130,22 @@ impl Store {
         })
     }
 
-    /// Writes what was last seen true of a cluster.
+    /// Writes what was last seen true of a cluster's engine and volume. Its network is [`Self::observe_network`]'s.
     pub fn observe(&self, id: ClusterId, seen: Observation) -> Result<(), Error> {
+        self.look(id, |known| Observation { network: known.network.clone(), ..seen })
+    }
+
+    /// Writes what was last seen true of a cluster's private network, and nothing else of it.
+    pub fn observe_network(&self, id: ClusterId, network: NetworkSeen) -> Result<(), Error> {
+        self.look(id, |known| Observation { network, ..known.clone() })
+    }
+
+    /// Two loops look at one cluster; each changes its own part of what is there now.
+    fn look(&self, id: ClusterId, change: impl FnOnce(&Observation) -> Observation) -> Result<(), Error> {
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();
         let entry = next.get(&id).ok_or(Error::NotFound(id))?;
+        let seen = change(&entry.seen);
         if entry.seen == seen {
             return Ok(());
         }

@@ -26,6 +26,7 @@ pub(crate) fn draft(name: &str) -> Draft {
         labels: BTreeMap::new(),
         is_delete_protected: false,
         allowlist: Vec::new(),
+        network: model::Network::default(),
         asked: Asked::default(),
     }
 }

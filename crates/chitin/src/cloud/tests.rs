@@ -32,8 +32,13 @@ struct Line {
 }
 
 fn create(cloud: &Cloud, name: &str, plan: Plan) -> Cluster {
-    let everybody =
-        AllowlistEntry { range: AddressRange::EVERY_IPV4, name: String::new(), sql: true, ui: true };
+    let everybody = AllowlistEntry {
+        range: AddressRange::EVERY_IPV4,
+        name: String::new(),
+        sql: true,
+        ui: true,
+        expires_at: None,
+    };
     let draft = Draft {
         name: name.parse().unwrap(),
         plan,
@@ -42,6 +47,7 @@ fn create(cloud: &Cloud, name: &str, plan: Plan) -> Cluster {
         labels: std::collections::BTreeMap::new(),
         is_delete_protected: false,
         allowlist: vec![everybody],
+        network: model::Network::default(),
         asked: model::Asked::default(),
     };
     cloud.store.create(draft, SystemClock.now()).unwrap()

@@ -136,6 +136,7 @@ async fn an_allowlist_ends_at_a_thousand_entries() {
             name: String::new(),
             sql: true,
             ui: true,
+            expires_at: None,
         })
         .collect();
     let now = time::OffsetDateTime::now_utc();
