@@ -1,4 +1,5 @@
-//! PostgreSQL's messages: bytes in, values out, every length bounded. No input or output of its own.
+//! PostgreSQL's messages, and the PROXY header before them: bytes in, values out, every length bounded. No input or output
+//! of its own.
 //!
 //! Source: PostgreSQL's manual, "Message Formats" (protocol 3.0 to 3.2) and `src/include/libpq/pqcomm.h`.
 
@@ -7,6 +8,7 @@ pub mod frame;
 pub mod hello;
 pub mod oauthbearer;
 pub mod password;
+pub mod proxy;
 pub mod sasl;
 pub mod startup;
 
