@@ -4,6 +4,7 @@ use std::fmt;
 
 use keys::SecretText;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use time::OffsetDateTime;
 
 use crate::Pagination;
 
@@ -135,6 +136,9 @@ pub struct AllowlistEntry {
     pub ui: bool,
     /// Whether SQL clients from there are let in.
     pub sql: bool,
+    /// From this moment on the line lets nobody in; absent for a line that stays. Chitin's own addition.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<OffsetDateTime>,
 }
 
 impl From<&model::AllowlistEntry> for AllowlistEntry {
@@ -145,6 +149,7 @@ impl From<&model::AllowlistEntry> for AllowlistEntry {
             name: entry.name.clone(),
             ui: entry.ui,
             sql: entry.sql,
+            expires_at: entry.expires_at,
         }
     }
 }
@@ -161,6 +166,12 @@ pub struct AllowlistChange {
     /// Whether SQL clients from there are let in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub sql: Option<bool>,
+    /// When the line ends by itself.
+    #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<OffsetDateTime>,
+    /// With PATCH: the line no longer ends by itself. Not together with `expires_at`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub never_expires: bool,
 }
 
 /// A page of an allowlist.

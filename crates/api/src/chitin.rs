@@ -65,6 +65,20 @@ pub struct Authority {
     pub path: String,
 }
 
+/// `GET /chitin/whoami`: what the cloud sees of whoever asks.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Caller {
+    /// The address that the request came from, IPv4 in its own form.
+    pub address: std::net::IpAddr,
+}
+
+/// `GET` and `PUT /chitin/organization`: what holds for every cluster.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Organization {
+    /// Whether new clusters of every plan begin with an empty allowlist, whatever was asked for.
+    pub allowlist_starts_closed: bool,
+}
+
 /// `GET /chitin/clusters/{id}`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterDetail {

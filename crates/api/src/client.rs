@@ -12,9 +12,9 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::transport::{Answer, Transport, encode_segment};
 use crate::{
-    Allowlist, AllowlistChange, AllowlistEntry, Authority, Cluster, ClusterDetail, Clusters,
+    Allowlist, AllowlistChange, AllowlistEntry, Authority, Caller, Cluster, ClusterDetail, Clusters,
     ConnectionString, CreateCluster, CreateDatabase, CreateSqlUser, Database, Databases, Error, ErrorBody,
-    Password, Proof, RenameDatabase, SqlUser, SqlUsers, Status, UpdateCluster,
+    Organization, Password, Proof, RenameDatabase, SqlUser, SqlUsers, Status, UpdateCluster,
 };
 
 /// For one call, waiting included. The cloud gives up a little earlier and says so.
@@ -186,6 +186,21 @@ impl Client {
     /// The root certificate.
     pub async fn authority(&self) -> Result<Authority, Error> {
         self.get("/chitin/ca").await
+    }
+
+    /// The address that this client has for the cloud.
+    pub async fn whoami(&self) -> Result<Caller, Error> {
+        self.get("/chitin/whoami").await
+    }
+
+    /// What holds for every cluster.
+    pub async fn organization(&self) -> Result<Organization, Error> {
+        self.get("/chitin/organization").await
+    }
+
+    /// Changes what holds for every cluster.
+    pub async fn set_organization(&self, wanted: Organization) -> Result<Organization, Error> {
+        self.call(Method::PUT, "/chitin/organization", Some(&wanted)).await
     }
 
     /// What the Cloud API does not say of a cluster.

@@ -16,7 +16,10 @@ pub use access::{
     Allowlist, AllowlistChange, AllowlistEntry, ConnectionParameters, ConnectionString, CreateDatabase,
     CreateSqlUser, Database, Databases, Password, RenameDatabase, RenameNamedDatabase, SqlUser, SqlUsers,
 };
-pub use chitin::{Authority, Capability, ClusterDetail, Facts, Machine, Outcome, Proof, ProofRow, Status};
+pub use chitin::{
+    Authority, Caller, Capability, ClusterDetail, Facts, Machine, Organization, Outcome, Proof, ProofRow,
+    Status,
+};
 pub use client::{Client, DEADLINE};
 pub use cluster::{
     Cluster, ClusterConfig, Clusters, CreateCluster, CreateDedicated, CreateServerless, CreateSpec,

@@ -95,6 +95,7 @@ async fn make(cloud: &Cloud, wanted: &CreateCluster) -> Result<Cluster, Failure>
             name: String::new(),
             ui: false,
             sql: true,
+            expires_at: None,
         };
         cloud.api.add_allowlist_entry(made.id, &entry).await.map_err(|error| {
             let failure = Failure::from(error);

@@ -4,7 +4,8 @@ use api::{Allowlist, AllowlistChange, AllowlistEntry, PageQuery};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, Query, State as Shared};
-use model::{ALLOWLIST_ENTRIES_MAX, AddressRange, Cluster};
+use model::{AddressRange, Cluster};
+use time::OffsetDateTime;
 
 use crate::page::Page;
 use crate::{Refusal, State, input};
@@ -33,15 +34,17 @@ pub(crate) async fn add(
 ) -> Result<Json<AllowlistEntry>, Refusal> {
     let request: AllowlistEntry = input::body(&body)?;
     let range = range(&request.cidr_ip, &request.cidr_mask.to_string())?;
-    let line = line(range, request.name.clone(), request.ui, request.sql)?;
-    let id = input::cluster(&state.store, &id)?.cluster.id;
+    let mut line = line(range, request.name.clone(), request.ui, request.sql)?;
+    line.expires_at = expiry(request.expires_at, &state)?;
+    let (id, entries_max) =
+        (input::cluster(&state.store, &id)?.cluster.id, state.settings.allowlist_entries_max);
     input::edit(&state, id, move |cluster| {
         if cluster.allowlist.iter().any(|known| known.range == range) {
             return Err(Refusal::exists(format!(
                 "the allowlist has {range} already; edit that entry instead"
             )));
         }
-        append(cluster, line)
+        append(cluster, line, entries_max)
     })
     .await?;
     Ok(Json(request))
@@ -58,16 +61,18 @@ pub(crate) async fn put(
         return Err(Refusal::invalid("`ui` and `sql` are needed"));
     };
     let range = range(&ip, &mask)?;
-    let line = line(range, request.name.unwrap_or_default(), ui, sql)?;
+    let mut line = line(range, request.name.unwrap_or_default(), ui, sql)?;
+    line.expires_at = expiry(request.expires_at, &state)?;
     let answer = AllowlistEntry::from(&line);
-    let id = input::cluster(&state.store, &id)?.cluster.id;
+    let (id, entries_max) =
+        (input::cluster(&state.store, &id)?.cluster.id, state.settings.allowlist_entries_max);
     input::edit(&state, id, move |cluster| {
         match cluster.allowlist.iter_mut().find(|known| known.range == range) {
             Some(known) => {
                 *known = line;
                 Ok(())
             }
-            None => append(cluster, line),
+            None => append(cluster, line, entries_max),
         }
     })
     .await?;
@@ -82,12 +87,18 @@ pub(crate) async fn edit(
 ) -> Result<Json<AllowlistEntry>, Refusal> {
     let request: AllowlistChange = input::body(&body)?;
     let range = range(&ip, &mask)?;
+    if request.never_expires && request.expires_at.is_some() {
+        return Err(Refusal::invalid("`expires_at` and `never_expires` exclude each other"));
+    }
+    let expires_at = expiry(request.expires_at, &state)?;
     let id = input::cluster(&state.store, &id)?.cluster.id;
     let changed = input::edit(&state, id, move |cluster| {
         let known =
             cluster.allowlist.iter_mut().find(|known| known.range == range).ok_or_else(|| missing(range))?;
         let name = request.name.unwrap_or_else(|| known.name.clone());
+        let kept = known.expires_at.filter(|_| !request.never_expires);
         *known = line(range, name, request.ui.unwrap_or(known.ui), request.sql.unwrap_or(known.sql))?;
+        known.expires_at = expires_at.or(kept);
         Ok(AllowlistEntry::from(&*known))
     })
     .await?;
@@ -110,14 +121,24 @@ pub(crate) async fn remove(
     Ok(Json(removed))
 }
 
-fn append(cluster: &mut Cluster, line: model::AllowlistEntry) -> Result<(), Refusal> {
-    if cluster.allowlist.len() >= ALLOWLIST_ENTRIES_MAX {
+fn append(cluster: &mut Cluster, line: model::AllowlistEntry, entries_max: usize) -> Result<(), Refusal> {
+    if cluster.allowlist.len() >= entries_max {
         return Err(Refusal::wrong_state(format!(
-            "the allowlist has {ALLOWLIST_ENTRIES_MAX} entries, which is the most; remove one first"
+            "the allowlist has {} entries, and {entries_max} is the most; remove one first, or start the cloud with a \
+             larger --allowlist-max",
+            cluster.allowlist.len()
         )));
     }
     cluster.allowlist.push(line);
     Ok(())
+}
+
+/// A moment that is still to come.
+fn expiry(wanted: Option<OffsetDateTime>, state: &State) -> Result<Option<OffsetDateTime>, Refusal> {
+    if wanted.is_some_and(|end| end <= state.clock.now()) {
+        return Err(Refusal::invalid("`expires_at` has passed; give a moment to come, or remove the entry"));
+    }
+    Ok(wanted)
 }
 
 fn missing(range: AddressRange) -> Refusal {

@@ -22,7 +22,10 @@ const LABEL_CHARACTERS_MAX: usize = 63;
 
 /// Wishes for a cluster and answers at once; clients look until it is made.
 pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<Json<api::Cluster>, Refusal> {
-    let draft = draft(crate::input::body(&body)?)?;
+    let mut draft = draft(crate::input::body(&body)?)?;
+    if state.store.snapshot().organization().allowlist_starts_closed {
+        draft.allowlist.clear();
+    }
     let (store, now) = (state.store.clone(), state.clock.now());
     let work = move || match store.create(draft.clone(), now) {
         Ok(cluster) => Ok(cluster.id),

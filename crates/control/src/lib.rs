@@ -15,6 +15,7 @@ mod hba;
 mod identity_map;
 mod input;
 mod ocsp;
+mod organization;
 mod page;
 mod providers;
 mod rate;
@@ -71,6 +72,8 @@ pub struct Settings {
     pub ca_path: Option<String>,
     /// The program's version.
     pub version: String,
+    /// Most lines of one cluster's allowlist.
+    pub allowlist_entries_max: usize,
 }
 
 /// Every call of the API. The whole service is behind one door: key, bounds, headers, audit.
@@ -95,6 +98,8 @@ pub fn router(state: State) -> Router {
     let chitin = Router::new()
         .route("/status", get(chitin::status))
         .route("/ca", get(chitin::authority))
+        .route("/whoami", get(organization::whoami))
+        .route("/organization", get(organization::show).put(organization::put))
         .route("/clusters/{cluster_id}", get(chitin::detail))
         .route("/clusters/{cluster_id}/sleep", post(chitin::sleep))
         .route("/clusters/{cluster_id}/wake", post(chitin::wake))

@@ -11,8 +11,16 @@ use crate::{AllowlistEntry, ClusterHandle, ClusterId, ClusterName, RoutingId};
 pub const CONNECTIONS_PER_CLUSTER_MAX: u32 = 2_000;
 /// Most sessions of one SQL user at a time, unless the operator says otherwise.
 pub const CONNECTIONS_PER_USER_MAX: u32 = 2_000;
-/// Most lines of one cluster's allowlist.
+/// Most lines of one cluster's allowlist, unless the operator says otherwise.
 pub const ALLOWLIST_ENTRIES_MAX: usize = 1_000;
+
+/// What holds for every cluster of the cloud.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Organization {
+    /// Whether new clusters of every plan begin with an empty allowlist.
+    pub allowlist_starts_closed: bool,
+}
 
 /// What a customer buys: many tenants on shared machines, or a machine's worth of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -16,7 +16,7 @@ pub use asked::{Asked, Tier};
 pub use clock::{Clock, FixedClock, SystemClock};
 pub use cluster::{
     ALLOWLIST_ENTRIES_MAX, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Cluster, ClusterState,
-    Encryption, Observation, Phase, Plan, Power, Provider, Wish,
+    Encryption, Observation, Organization, Phase, Plan, Power, Provider, Wish,
 };
 pub use fetch::{Fetch, FetchBody, FetchFailure, Fetched, Fetcher, Hidden};
 pub use names::{

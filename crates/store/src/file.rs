@@ -19,10 +19,11 @@ pub(crate) enum Table {
     Counters,
     Providers,
     Provisioned,
+    Organization,
 }
 
 impl Table {
-    const ALL: [Self; 7] = [
+    const ALL: [Self; 8] = [
         Self::Clusters,
         Self::Observations,
         Self::Roles,
@@ -30,6 +31,7 @@ impl Table {
         Self::Counters,
         Self::Providers,
         Self::Provisioned,
+        Self::Organization,
     ];
 
     fn name(self) -> &'static str {
@@ -41,6 +43,7 @@ impl Table {
             Self::Counters => "counters",
             Self::Providers => "providers",
             Self::Provisioned => "provisioned",
+            Self::Organization => "organization",
         }
     }
 }

@@ -5,6 +5,7 @@
 mod clusters;
 mod file;
 mod keys;
+mod organization;
 mod providers;
 mod snapshot;
 #[cfg(test)]

@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use imbl::HashMap;
 use model::{
-    Cluster, ClusterHandle, ClusterId, ClusterName, IdentityProvider, Observation, RoutingId, SqlRole,
+    Cluster, ClusterHandle, ClusterId, ClusterName, IdentityProvider, Observation, Organization, RoutingId,
+    SqlRole,
 };
 
 use crate::file::{File, Table};
@@ -40,6 +41,7 @@ pub struct Snapshot {
     /// By scope and name.
     pub(crate) providers: HashMap<String, Arc<IdentityProvider>>,
     pub(crate) provisioned: HashMap<ClusterId, Arc<Users>>,
+    pub(crate) organization: Organization,
     pub(crate) next_routing_id: u32,
 }
 
@@ -72,6 +74,9 @@ impl Snapshot {
             if let Ok(id) = key.parse() {
                 snapshot.provisioned.insert(id, Arc::new(users));
             }
+        }
+        for (_, organization) in file.read_all::<Organization>(Table::Organization)? {
+            snapshot.organization = organization;
         }
         for (_, next) in file.read_all::<u32>(Table::Counters)? {
             snapshot.next_routing_id = next;

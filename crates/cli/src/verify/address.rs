@@ -113,6 +113,7 @@ impl<'a> Journal<'a> {
             name: OUR_NAME.to_owned(),
             ui: false,
             sql: true,
+            expires_at: None,
         };
         self.api.add_allowlist_entry(self.cluster, &entry).await.map(drop).map_err(setup)
     }
@@ -227,7 +228,14 @@ mod tests {
     use super::*;
 
     fn entry(ip: &str, mask: u8, sql: bool) -> AllowlistEntry {
-        AllowlistEntry { cidr_ip: ip.to_owned(), cidr_mask: mask, name: String::new(), ui: false, sql }
+        AllowlistEntry {
+            cidr_ip: ip.to_owned(),
+            cidr_mask: mask,
+            name: String::new(),
+            ui: false,
+            sql,
+            expires_at: None,
+        }
     }
 
     #[test]

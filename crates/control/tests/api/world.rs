@@ -61,6 +61,7 @@ impl World {
             ca_pem: root.root_pem().to_owned(),
             ca_path: Some("/srv/my data/ca.pem".to_owned()),
             version: "0.1.0".to_owned(),
+            allowlist_entries_max: 1_000,
         };
         let router = control::router(State {
             store: store.clone(),
