@@ -1,6 +1,8 @@
-//! What leaves the house on a cluster's behalf: one gate that resolves names, checks addresses and fetches.
+//! Who may reach a cluster, as one question; and what leaves the house on its behalf: one gate that resolves names, checks
+//! addresses and fetches.
 
 mod address;
+mod allowlist;
 mod gate;
 mod resolve;
 #[cfg(test)]
@@ -8,6 +10,7 @@ mod tests;
 mod trust;
 
 pub use address::judge;
+pub use allowlist::Matcher;
 pub use gate::{Gate, GateSettings};
 pub use resolve::{Resolver, SystemResolver};
 pub use trust::Unusable;
