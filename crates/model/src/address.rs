@@ -77,9 +77,21 @@ impl FromStr for AddressRange {
 
     fn from_str(text: &str) -> Result<Self, InvalidRange> {
         let malformed = || InvalidRange::Malformed(text.chars().take(64).collect());
-        let given = match text.parse::<IpNet>() {
-            Ok(net) => net,
-            Err(_) => IpNet::from(text.parse::<IpAddr>().map_err(|_| malformed())?),
+        // The standard library's reading of addresses: `010.0.0.0` is not ten to everybody, so it is nothing here.
+        let (address, bits) = match text.split_once('/') {
+            Some((address, bits)) => (address, Some(bits)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.parse().map_err(|_| malformed())?;
+        let given = match bits {
+            None => IpNet::from(address),
+            Some(bits)
+                if bits.bytes().all(|b| b.is_ascii_digit()) && (bits == "0" || !bits.starts_with('0')) =>
+            {
+                let bits = bits.parse().map_err(|_| malformed())?;
+                IpNet::new(address, bits).map_err(|_| malformed())?
+            }
+            Some(_) => return Err(malformed()),
         };
         let range = match given {
             IpNet::V6(v6) if v6.prefix_len() >= 96 && v6.addr().to_ipv4_mapped().is_some() => {
@@ -170,7 +182,21 @@ mod tests {
 
     #[test]
     fn nonsense_is_refused() {
-        for wrong in ["", "10.0.0.0/33", "::/129", "example.org", "10.0.0/8", "10.0.0.0/-1"] {
+        for wrong in [
+            "",
+            "/",
+            "10.0.0.0/",
+            "10.0.0.0/33",
+            "::/129",
+            "example.org",
+            "10.0.0/8",
+            "10.0.0.0/-1",
+            "10.0.0.0/+8",
+            "10.0.0.0/08",
+            "010.0.0.0/8",
+            "fe80::1%lo/128",
+            "10.0.0.0/8/8",
+        ] {
             assert!(matches!(wrong.parse::<AddressRange>(), Err(InvalidRange::Malformed(_))), "{wrong}");
         }
     }
