@@ -1,5 +1,8 @@
 //! Who is let in, and what strangers cost.
 
+use axum::body::Body;
+use axum::http::Request;
+use model::Origin;
 use serde_json::{Value, json};
 
 use crate::world::World;
@@ -152,6 +155,64 @@ async fn an_allowlist_ends_at_a_thousand_entries() {
     assert_eq!(put.refusal(), (400, 9));
     let replaced = world.call("PUT", &format!("{list}/10.0.0.0/32"), json!({"sql": false, "ui": true})).await;
     assert_eq!(replaced.status, 200);
+}
+
+#[tokio::test]
+async fn a_line_of_an_allowlist_may_end_by_itself_and_not_have_ended() {
+    let world = World::new();
+    let list = format!("/clusters/{}/networking/allowlist", world.made("shop-one").await);
+    let entry = |end: &str| json!({"cidr_ip": "203.0.113.0", "cidr_mask": 24, "name": "", "sql": true, "ui": false, "expires_at": end});
+    assert_eq!(world.call("POST", &list, entry("2020-01-01T00:00:00Z")).await.refusal(), (400, 3));
+    assert_eq!(world.call("POST", &list, entry("tomorrow")).await.refusal(), (400, 3));
+    let made = world.call("POST", &list, entry("2999-01-01T00:00:00Z")).await.json();
+    assert_eq!(made["expires_at"], "2999-01-01T00:00:00Z");
+    let line = format!("{list}/203.0.113.0/24");
+    let renamed = world.call("PATCH", &line, json!({"name": "office"})).await.json();
+    assert_eq!(renamed["expires_at"], "2999-01-01T00:00:00Z", "what is absent stays");
+    let both = json!({"never_expires": true, "expires_at": "2999-01-01T00:00:00Z"});
+    assert_eq!(world.call("PATCH", &line, both).await.refusal(), (400, 3));
+    let stays = world.call("PATCH", &line, json!({"never_expires": true})).await.json();
+    assert_eq!(stays.get("expires_at"), None);
+    let past = json!({"sql": true, "ui": true, "expires_at": "2020-01-01T00:00:00Z"});
+    assert_eq!(world.call("PUT", &line, past).await.refusal(), (400, 3));
+}
+
+#[tokio::test]
+async fn the_organization_may_have_every_new_cluster_begin_closed() {
+    let world = World::new();
+    let entries = async |id: model::ClusterId| {
+        let list = world.get(&format!("/clusters/{id}/networking/allowlist")).await.json();
+        list["allowlist"].as_array().unwrap().len()
+    };
+    let before = world.made("open-one").await;
+    assert_eq!(entries(before).await, 2);
+    let path = "/chitin/organization";
+    assert_eq!(world.get(path).await.json(), json!({"allowlist_starts_closed": false}));
+    assert_eq!(world.call("PUT", path, json!({})).await.refusal(), (400, 3));
+    let closed = json!({"allowlist_starts_closed": true});
+    assert_eq!(world.call("PUT", path, closed.clone()).await.json(), closed);
+    assert_eq!(entries(world.made("closed-one").await).await, 0);
+    assert_eq!(entries(before).await, 2, "what is there stays");
+}
+
+#[tokio::test]
+async fn a_caller_hears_its_own_address() {
+    let world = World::new();
+    let key = world.key.clone();
+    let ask = |origin: Option<Origin>| {
+        let mut request = Request::builder().uri("/api/v1/chitin/whoami");
+        request = request.header("authorization", format!("Bearer {key}"));
+        // Whatever a client says of itself counts nothing.
+        request = request.header("x-forwarded-for", "10.9.9.9").header("forwarded", "for=10.9.9.9");
+        let mut request = request.body(Body::empty()).unwrap();
+        if let Some(origin) = origin {
+            request.extensions_mut().insert(origin);
+        }
+        world.send(request)
+    };
+    let seen = ask(Some(Origin::public("::ffff:203.0.113.9".parse().unwrap()))).await;
+    assert_eq!(seen.json(), json!({"address": "203.0.113.9"}));
+    assert_eq!(ask(None).await.status, 500);
 }
 
 #[tokio::test]
