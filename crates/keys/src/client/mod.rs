@@ -28,6 +28,14 @@ pub const PRESENTED_MAX: usize = 10;
 const RESPONDERS_MAX: usize = 4;
 const RESPONDER_BYTES_MAX: usize = 2_048;
 
+/// SHA-256 of a certificate's public key (SubjectPublicKeyInfo, as in RFC 7469, section 2.4) in lower-case hexadecimal;
+/// `None` for what is no certificate.
+pub fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
+    let (rest, parsed) = X509Certificate::from_der(certificate).ok()?;
+    let digest = aws_lc_rs::digest::digest(&aws_lc_rs::digest::SHA256, parsed.public_key().raw);
+    rest.is_empty().then(|| hex::encode(digest))
+}
+
 /// A client's certificate that one of the cluster's authorities vouches for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Verified {

@@ -253,6 +253,21 @@ fn by_openssl(folder: &std::path::Path, subject: &str, extensions: &str) -> Cert
 }
 
 #[test]
+fn a_key_s_digest_is_openssl_s() {
+    let (ca, folder) = (root("ours"), tempfile::tempdir().unwrap());
+    std::fs::write(folder.path().join("ca.pem"), ca.pem()).unwrap();
+    std::fs::write(folder.path().join("ca.key"), ca.key().serialize_pem()).unwrap();
+    let certificate = by_openssl(folder.path(), "/CN=proxy", "");
+    let digest = key_digest(&certificate).unwrap();
+    let pipe = "openssl x509 -in leaf.der -inform DER -noout -pubkey | openssl pkey -pubin -outform DER | \
+                openssl dgst -sha256 -r";
+    let output =
+        std::process::Command::new("sh").args(["-c", pipe]).current_dir(folder.path()).output().unwrap();
+    assert_eq!(String::from_utf8(output.stdout).unwrap().split(' ').next(), Some(digest.as_str()));
+    assert_eq!(key_digest(&CertificateDer::from(vec![0x30, 0])), None);
+}
+
+#[test]
 fn the_subject_is_written_as_openssl_and_with_it_postgresql_writes_it() {
     let ca = root("ours");
     let folder = tempfile::tempdir().unwrap();
