@@ -2,6 +2,7 @@
 //! changes. The answer depends on the form of a name only, never on whether a cluster exists.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -203,11 +204,23 @@ impl Certificates {
     }
 
     fn of_cluster(&self, name: String) -> Arc<Ready> {
+        let names = vec![name.clone()];
+        self.issued(name, names)
+    }
+
+    /// For clients that dial an address inside a private network, and send no name.
+    fn of_address(&self, address: IpAddr) -> Arc<Ready> {
+        let mut names = local_names(&self.hosts);
+        names.push(address.to_string());
+        self.issued(address.to_string(), names)
+    }
+
+    fn issued(&self, name: String, names: Vec<String>) -> Arc<Ready> {
         let now = self.clock.now();
         if let Some(ready) = lock(&self.by_name).get(&name).filter(|ready| now < ready.renew_at) {
             return ready.clone();
         }
-        match issue(&self.authority, std::slice::from_ref(&name), &*self.clock) {
+        match issue(&self.authority, &names, &*self.clock) {
             Ok(ready) => {
                 let ready = Arc::new(ready);
                 let mut kept = lock(&self.by_name);
@@ -229,8 +242,34 @@ impl Certificates {
 }
 
 impl gateway::Certificates for Certificates {
-    fn shown(&self, server_name: Option<&str>) -> Arc<Shown> {
-        self.ready(server_name, true).sql.clone()
+    fn shown(&self, server_name: Option<&str>, inside: Option<IpAddr>) -> Arc<Shown> {
+        match (server_name, inside) {
+            (None, Some(address)) => self.of_address(address).sql.clone(),
+            _ => self.ready(server_name, true).sql.clone(),
+        }
+    }
+}
+
+/// The certificates at the door for the pages inside a private network.
+#[derive(Debug)]
+pub struct Inside {
+    certificates: Arc<Certificates>,
+    address: Option<IpAddr>,
+}
+
+impl Inside {
+    /// At the front door with this address.
+    pub fn new(certificates: Arc<Certificates>, address: Option<IpAddr>) -> Self {
+        Self { certificates, address }
+    }
+}
+
+impl ResolvesServerCert for Inside {
+    fn resolve(&self, hello: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        match (hello.server_name(), self.address) {
+            (None, Some(address)) => Some(self.certificates.of_address(address).http.clone()),
+            (name, _) => Some(self.certificates.ready(name, false).http.clone()),
+        }
     }
 }
 

@@ -12,11 +12,10 @@ use identity::revocation::Revocation;
 use identity::throttle::Throttle;
 use identity::token::Tokens;
 use keys::{Authority, KeyEncryptionKey};
-use model::{Clock, Fetcher, SystemClock};
+use model::{ALLOWLIST_ENTRIES_MAX, Clock, Fetcher, SystemClock};
 use network::GateSettings;
 use reconcile::{Gate, Reconciler};
 use store::{ApiKey, Store};
-use tokio::net::TcpListener;
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -26,13 +25,15 @@ use crate::certificates::{self, Certificates};
 use crate::config::StartOptions;
 use crate::desk::{self, Desk};
 use crate::directory::Directory;
+use crate::doors::Listeners;
 use crate::examiner::{Examiner, Tickets};
+use crate::pages::Pages;
 use crate::paths::{Endpoint, Paths, Unsuitable};
 use crate::policy::Policies;
 use crate::presence::Presence;
 use crate::staple::Stapler;
 use crate::waker::Waker;
-use crate::{http, revoked, watch};
+use crate::{http, knocks, revoked, watch};
 
 /// For engines to stop and volumes to be locked when the program ends.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(90);
@@ -90,13 +91,14 @@ pub struct Cloud {
     pub sql: SocketAddr,
     /// Where the API answers.
     pub http: SocketAddr,
+    gateway: Arc<Gateway>,
     doors: Stage,
     loops: Stage,
 }
 
 /// Tasks that are stopped together and awaited together.
-struct Stage {
-    stop: CancellationToken,
+pub struct Stage {
+    pub(crate) stop: CancellationToken,
     tasks: JoinSet<&'static str>,
 }
 
@@ -105,7 +107,8 @@ impl Stage {
         Self { stop: CancellationToken::new(), tasks: JoinSet::new() }
     }
 
-    fn spawn(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
+    /// Begins a task that ends when the stage stops.
+    pub fn spawn(&mut self, name: &'static str, work: impl Future<Output = ()> + Send + 'static) {
         self.tasks.spawn(async move {
             work.await;
             name
@@ -161,25 +164,27 @@ impl Cloud {
         let certificates = Certificates::new(authority, clock.clone(), &hostnames, files)?;
         ensure_admin_key(&paths, &store, &*clock)?;
 
-        let sql = listen("SQL", &options.sql, "--sql").await?;
-        let http = listen("the API", &options.http, "--http").await?;
-        let (sql_address, http_address) = (local_address("SQL", &sql)?, local_address("the API", &http)?);
+        let listeners = Listeners::open(options).await?;
+        let (sql_address, http_address) = (listeners.sql_address()?, listeners.http_address()?);
 
         let gate = Arc::new(Gate::default());
         let presence = Arc::new(Presence::default());
         let policies = Policies::new(store.clone());
+        let (knocks, heard) = knocks::channel();
         let directory = Directory::new(
             store.clone(),
             host.clone(),
             clock.clone(),
             policies.clone(),
             kek.sealer("stand-ins")?,
+            knocks,
         );
         let waker = Waker::new(store.clone(), host.clone(), clock.clone(), gate.clone());
         let public_url = options
             .public_url
             .clone()
             .unwrap_or_else(|| format!("https://localhost:{}", http_address.port()));
+        let pages = Pages::new(store.clone(), public_url, http_address.port());
         let gate_settings = GateSettings { allow: options.fetch_allow.clone(), ..GateSettings::default() };
         let fetcher: Arc<dyn Fetcher> = Arc::new(network::Gate::new(gate_settings)?);
         let stapler = (options.tls_staple || options.tls_ocsp_url.is_some()).then(|| {
@@ -196,7 +201,7 @@ impl Cloud {
             revocation,
             tokens.clone(),
             tickets.clone(),
-            public_url.clone(),
+            pages.clone(),
         );
         let throttle = Arc::new(Throttle::new(identity::throttle::Settings {
             free_failures: options.throttle_free,
@@ -213,7 +218,7 @@ impl Cloud {
             directory: directory.clone(),
             waker: waker.clone(),
             presence: presence.clone(),
-            public_url,
+            pages,
         });
         let settings = gateway::Settings { idle_max: options.idle_timeout, ..gateway::Settings::default() };
         let gateway = Arc::new(Gateway::new(
@@ -251,6 +256,7 @@ impl Cloud {
             ca_pem: certificates.root_pem().to_owned(),
             ca_path: Some(paths.root_certificate().display().to_string()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            allowlist_entries_max: usize::try_from(options.allowlist_max).unwrap_or(ALLOWLIST_ENTRIES_MAX),
         };
         let router = control::router(control::State {
             store: store.clone(),
@@ -264,7 +270,11 @@ impl Cloud {
         loops.spawn("the reconciler", reconciler.run(loops.stop.clone()));
         loops.spawn(
             "the watch over sessions",
-            watch::run(store.clone(), presence.clone(), directory.clone(), loops.stop.clone()),
+            watch::run(store.clone(), presence.clone(), directory.clone(), clock.clone(), loops.stop.clone()),
+        );
+        loops.spawn(
+            "the book of knocking endpoints",
+            knocks::run(heard, store.clone(), clock.clone(), loops.stop.clone()),
         );
         loops.spawn(
             "the watch over client certificates",
@@ -274,21 +284,15 @@ impl Cloud {
         if let Some(stapler) = stapler {
             loops.spawn("the stapler", stapler.run(loops.stop.clone()));
         }
-        let stop = doors.stop.clone();
-        doors.spawn("the SQL door", async move { gateway.serve(sql, stop).await });
-        let stop = doors.stop.clone();
-        doors.spawn("the API's door", async move {
-            if let Err(cause) = http::serve(http, certificates, router, stop).await {
-                tracing::error!(%cause, "the API's door could not be opened");
-            }
-        });
+        let web = http::Server::new(certificates, router)?;
+        listeners.serve(&mut doors, &gateway, &web);
         let endpoint = Endpoint {
             sql: sql_address.to_string(),
             http: http_address.to_string(),
             pid: std::process::id(),
         };
         paths.tell_endpoint(&endpoint)?;
-        Ok(Self { paths, host, store, sql: sql_address, http: http_address, doors, loops })
+        Ok(Self { paths, host, store, sql: sql_address, http: http_address, gateway, doors, loops })
     }
 
     /// Waits for a part to end that should not. To be raced with the signal to stop.
@@ -306,6 +310,7 @@ impl Cloud {
         self.paths.forget_endpoint();
         let gently = async {
             self.doors.close().await;
+            self.gateway.drain().await;
             self.loops.close().await;
         };
         tokio::select! {
@@ -366,32 +371,6 @@ fn ensure_admin_key(paths: &Paths, store: &Store, clock: &dyn Clock) -> Result<(
     Ok(())
 }
 
-async fn listen(what: &'static str, address: &str, flag: &str) -> Result<TcpListener, Error> {
-    TcpListener::bind(address).await.map_err(|source| {
-        let next_step = match source.kind() {
-            std::io::ErrorKind::AddrInUse => {
-                format!(
-                    "another program listens there: stop it, or choose another address with {flag} HOST:PORT"
-                )
-            }
-            std::io::ErrorKind::PermissionDenied => {
-                format!("ports below 1024 need root: choose a higher one with {flag} HOST:PORT")
-            }
-            _ => format!("choose an address of this machine with {flag} HOST:PORT"),
-        };
-        Error::Listen { what, address: address.to_owned(), source, next_step }
-    })
-}
-
-fn local_address(what: &'static str, listener: &TcpListener) -> Result<SocketAddr, Error> {
-    listener.local_addr().map_err(|source| Error::Listen {
-        what,
-        address: "a socket".to_owned(),
-        source,
-        next_step: "start again".to_owned(),
-    })
-}
-
 #[cfg(test)]
 mod tests;
 
@@ -414,13 +393,5 @@ mod unit_tests {
         assert!(key.matches(&store.snapshot().api_key(key.id()).unwrap().digest));
         let mode = std::fs::metadata(paths.admin_key()).unwrap().permissions().mode();
         assert_eq!(mode & 0o777, 0o600);
-    }
-
-    #[tokio::test]
-    async fn a_taken_port_is_told_with_the_way_out() {
-        let taken = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = taken.local_addr().unwrap().to_string();
-        let refused = listen("SQL", &address, "--sql").await.unwrap_err().to_string();
-        assert!(refused.contains(&address) && refused.contains("--sql HOST:PORT"), "{refused}");
     }
 }

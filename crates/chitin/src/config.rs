@@ -4,7 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, ValueEnum};
-use model::Encryption;
+use model::{AddressRange, Encryption};
 
 /// Where data lies unless told otherwise.
 pub const DEFAULT_DATA: &str = "./.chitin";
@@ -21,6 +21,24 @@ pub struct StartOptions {
     /// Where the API answers
     #[arg(long, env = "CHITIN_HTTP", value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub http: String,
+    /// A further door for SQL clients behind a balancer: every connection begins with a PROXY protocol v2 header
+    #[arg(long, env = "CHITIN_SQL_PROXY", value_name = "HOST:PORT", requires = "proxy_from")]
+    pub sql_proxy: Option<String>,
+    /// A further door for the API behind a balancer: every connection begins with a PROXY protocol v2 header
+    #[arg(long, env = "CHITIN_HTTP_PROXY", value_name = "HOST:PORT", requires = "proxy_from")]
+    pub http_proxy: Option<String>,
+    /// A door for private endpoints of clouds: a PROXY protocol v2 header with the endpoint's id (AWS, GCP, Azure)
+    #[arg(long, env = "CHITIN_ENDPOINT", value_name = "HOST:PORT", requires = "proxy_from")]
+    pub endpoint: Option<String>,
+    /// A door for private endpoints of your own: connecting proxies that show a TLS client certificate
+    #[arg(long, env = "CHITIN_ENDPOINT_TLS", value_name = "HOST:PORT")]
+    pub endpoint_tls: Option<String>,
+    /// The peers whose PROXY headers are believed, at those doors and nowhere else; repeat for more
+    #[arg(long = "proxy-from", env = "CHITIN_PROXY_FROM", value_name = "CIDR", value_delimiter = ',')]
+    pub proxy_from: Vec<AddressRange>,
+    /// Most entries of one cluster's IP allowlist, 1 to 100000
+    #[arg(long, env = "CHITIN_ALLOWLIST_MAX", value_name = "COUNT", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub allowlist_max: u32,
     /// A further DNS name under which clients reach this machine; repeat for more
     #[arg(long = "hostname", env = "CHITIN_HOSTNAME", value_name = "NAME", value_delimiter = ',')]
     pub hostnames: Vec<String>,

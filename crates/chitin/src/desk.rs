@@ -11,13 +11,17 @@ use gateway::directory::{Account, Directory as _, Waker as _};
 use gateway::examine::Vouched;
 use identity::hba::Client;
 use identity::oidc::{Begun, Flows};
+use identity::ticket::TicketFacts;
 use identity::token::Claims;
 use keys::SecretText;
-use model::{Clock, ClusterHandle, ClusterId, DEFAULT_DATABASE, IdentityProvider, RoleName, Wish};
+use model::{
+    Clock, ClusterHandle, ClusterId, DEFAULT_DATABASE, IdentityProvider, Origin, RoleName, Surface, Way,
+};
 use store::Store;
 
 use crate::directory::Directory;
 use crate::examiner::{Tickets, counts, given_up, vouch};
+use crate::pages::Pages;
 use crate::policy::{Policies, Policy};
 use crate::presence::Presence;
 use crate::waker::Waker;
@@ -49,7 +53,7 @@ pub struct Desk {
     directory: Arc<Directory>,
     waker: Arc<Waker>,
     presence: Arc<Presence>,
-    redirect_url: String,
+    pages: Arc<Pages>,
 }
 
 /// What the desk is put together from.
@@ -70,36 +74,26 @@ pub struct Parts {
     pub waker: Arc<Waker>,
     /// Who uses a cluster.
     pub presence: Arc<Presence>,
-    /// Where people's browsers find us, without a slash at the end.
-    pub public_url: String,
+    /// Where people's browsers find us.
+    pub pages: Arc<Pages>,
 }
 
 impl Desk {
     /// Puts the desk together.
     pub fn new(parts: Parts) -> Arc<Self> {
-        let Parts { store, policies, clock, flows, tickets, directory, waker, presence, public_url } = parts;
-        let redirect_url = format!("{public_url}{CALLBACK}");
+        let Parts { store, policies, clock, flows, tickets, directory, waker, presence, pages } = parts;
         let sessions = WebSessions::default();
-        Arc::new(Self {
-            store,
-            policies,
-            clock,
-            flows,
-            tickets,
-            sessions,
-            directory,
-            waker,
-            presence,
-            redirect_url,
-        })
+        Arc::new(Self { store, policies, clock, flows, tickets, sessions, directory, waker, presence, pages })
     }
 
     async fn depart(
         &self,
         provider: Arc<IdentityProvider>,
         purpose: Purpose,
+        way: &Way,
     ) -> Result<Departure, DeskRefused> {
-        match self.flows.begin(provider, &self.redirect_url, purpose).await {
+        let redirect_url = format!("{}{CALLBACK}", self.pages.origin(way));
+        match self.flows.begin(provider, &redirect_url, purpose).await {
             Ok(Begun { location, state_cookie }) => {
                 Ok(Departure { location: location.to_string(), state_cookie })
             }
@@ -108,6 +102,14 @@ impl Desk {
                 Err(DeskRefused::NotBegun)
             }
         }
+    }
+
+    /// The waiting session, for a browser to which its cluster's pages are open. To others it does not exist.
+    fn look(&self, id: &str, from: Option<&Origin>) -> Result<(TicketFacts, String), DeskRefused> {
+        let (facts, code) = self.tickets.look(id, self.clock.now()).ok_or(DeskRefused::Gone)?;
+        let is_open = |from: &&Origin| self.directory.admits_to(facts.cluster, from, Surface::Web);
+        from.filter(is_open).ok_or(DeskRefused::Gone)?;
+        Ok((facts, code))
     }
 
     /// Hands what a person brought to whoever waits.
@@ -131,10 +133,11 @@ impl Desk {
         &self,
         cluster: ClusterId,
         handle: String,
-        from: Option<IpAddr>,
+        from: Option<Origin>,
         claims: &Claims,
     ) -> Result<Arrival, DeskRefused> {
-        let from = from.filter(|from| self.directory.admits(cluster, *from)).ok_or(DeskRefused::Forbidden)?;
+        let is_open = |from: &Origin| self.directory.admits_to(cluster, from, Surface::Web);
+        let from = from.filter(is_open).ok_or(DeskRefused::Address)?.address;
         let policy = self.policies.of(cluster);
         for user in candidates(claims, &policy) {
             let Some(vouched) = self.welcome(cluster, from, claims, &policy, &user).await else {
@@ -219,11 +222,14 @@ fn candidates(claims: &Claims, policy: &Policy) -> Vec<RoleName> {
 impl SignInDesk for Desk {
     async fn begin_login(&self, login: Login) -> Result<Departure, DeskRefused> {
         let handle: ClusterHandle = login.cluster.parse().map_err(|_| DeskRefused::NotBegun)?;
+        let from = login.from.ok_or(DeskRefused::NotBegun)?;
         let snapshot = self.store.snapshot();
-        let entry = snapshot.by_handle(&handle).filter(|entry| entry.cluster.wish != Wish::Deleted);
-        let (providers, purpose) = match entry {
+        let (providers, purpose) = match self.directory.visible(&handle, &from.way) {
             Some(entry) => {
                 let cluster = entry.cluster.id;
+                if !self.directory.admits_to(cluster, &from, Surface::Web) {
+                    return Err(DeskRefused::Address);
+                }
                 (snapshot.providers(cluster), Purpose::Login { cluster, handle: handle.to_string() })
             }
             None => (snapshot.own_providers(None), Purpose::Nowhere),
@@ -232,7 +238,7 @@ impl SignInDesk for Desk {
             provider.client_id.is_some()
                 && login.provider.as_ref().is_none_or(|name| name == provider.name.as_str())
         });
-        self.depart(provider.ok_or(DeskRefused::NotBegun)?, purpose).await
+        self.depart(provider.ok_or(DeskRefused::NotBegun)?, purpose, &from.way).await
     }
 
     async fn finish(&self, callback: Callback) -> Result<Arrival, DeskRefused> {
@@ -255,7 +261,10 @@ impl SignInDesk for Desk {
             DeskRefused::NotCompleted
         })?;
         match purpose {
-            Purpose::Ticket { id } => self.hand_over(&id, &claims),
+            Purpose::Ticket { id } => {
+                self.look(&id, from.as_ref())?;
+                self.hand_over(&id, &claims)
+            }
             Purpose::Login { cluster, handle } if self.still_counts(cluster, &claims) => {
                 self.let_in(cluster, handle, from, &claims).await
             }
@@ -263,8 +272,8 @@ impl SignInDesk for Desk {
         }
     }
 
-    async fn ticket(&self, id: &str) -> Result<Waiting, DeskRefused> {
-        let (facts, code) = self.tickets.look(id, self.clock.now()).ok_or(DeskRefused::Gone)?;
+    async fn ticket(&self, id: &str, from: Option<&Origin>) -> Result<Waiting, DeskRefused> {
+        let (facts, code) = self.look(id, from)?;
         Ok(Waiting {
             user: facts.user.to_string(),
             cluster: facts.handle.to_string(),
@@ -274,18 +283,21 @@ impl SignInDesk for Desk {
         })
     }
 
-    async fn begin_ticket(&self, id: &str, _from: Option<IpAddr>) -> Result<Departure, DeskRefused> {
-        let (facts, _) = self.tickets.look(id, self.clock.now()).ok_or(DeskRefused::Gone)?;
+    async fn begin_ticket(&self, id: &str, from: Option<&Origin>) -> Result<Departure, DeskRefused> {
+        let (facts, _) = self.look(id, from)?;
+        let way = from.map_or(&Way::Public, |from| &from.way);
         let providers = self.store.snapshot().providers(facts.cluster);
         let provider = providers.into_iter().find(|provider| facts.accepts(provider));
-        self.depart(provider.ok_or(DeskRefused::NotBegun)?, Purpose::Ticket { id: id.to_owned() }).await
+        self.depart(provider.ok_or(DeskRefused::NotBegun)?, Purpose::Ticket { id: id.to_owned() }, way).await
     }
 
-    async fn session(&self, token: &SecretText) -> Option<WebSession> {
+    async fn session(&self, token: &SecretText, from: Option<&Origin>) -> Option<WebSession> {
         let session = self.sessions.find(token, self.clock.now())?;
         // Whoever may no longer sign in, or whose cluster is gone, has no session any more.
         let handle: ClusterHandle = session.cluster.parse().ok()?;
         let cluster = self.store.snapshot().by_handle(&handle)?.cluster.id;
+        // The session stays, for the addresses that are let in: its owner may only have come another way this time.
+        from.filter(|from| self.directory.admits_to(cluster, from, Surface::Web))?;
         let user: RoleName = session.user.parse().ok()?;
         let is_somebody = self.directory.account(cluster, &user).await.person().is_some();
         if !is_somebody {

@@ -1,7 +1,6 @@
 //! Answers the gateway: which clusters exist, whom they let in by address, and what a user can sign in with.
 
 use std::collections::{BTreeSet, HashMap};
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -12,13 +11,15 @@ use identity::hba::Rules;
 use identity::scram::Verifier;
 use keys::Sealer;
 use model::{
-    CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Clock, ClusterHandle, ClusterId, RoleName,
-    SqlRole, Wish,
+    CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Clock, ClusterHandle, ClusterId, EndpointId,
+    Origin, RoleName, SqlRole, Surface, Way, Wish,
 };
-use store::Store;
+use store::{Entry, Store};
 use time::OffsetDateTime;
 use tokio::time::timeout;
 
+use crate::admission::{Admissions, is_visible};
+use crate::knocks::Knocks;
 use crate::policy::Policies;
 
 /// For a running engine to tell one role; after it the copy of at most a minute ago counts.
@@ -31,6 +32,8 @@ pub struct Directory {
     clock: Arc<dyn Clock>,
     policies: Arc<Policies>,
     stand_ins: Sealer,
+    admissions: Admissions,
+    knocks: Knocks,
     lines: Lines,
 }
 
@@ -48,13 +51,39 @@ impl Directory {
         clock: Arc<dyn Clock>,
         policies: Arc<Policies>,
         stand_ins: Sealer,
+        knocks: Knocks,
     ) -> Arc<Self> {
-        Arc::new(Self { store, host, clock, policies, stand_ins, lines: Lines::default() })
+        let (admissions, lines) = (Admissions::default(), Lines::default());
+        Arc::new(Self { store, host, clock, policies, stand_ins, admissions, knocks, lines })
+    }
+
+    /// The cluster of this name, if there is one that can be seen on this way.
+    pub fn visible(&self, handle: &ClusterHandle, way: &Way) -> Option<Arc<Entry>> {
+        let snapshot = self.store.snapshot();
+        let entry = snapshot.by_handle(handle)?;
+        (entry.cluster.wish != Wish::Deleted && is_visible(&entry.cluster, way)).then(|| entry.clone())
+    }
+
+    /// Whether the cluster lets somebody in to this surface from there.
+    pub fn admits_to(&self, cluster: ClusterId, origin: &Origin, surface: Surface) -> bool {
+        let snapshot = self.store.snapshot();
+        let now = self.clock.now();
+        snapshot
+            .get(&cluster)
+            .is_some_and(|entry| self.admissions.admit(&entry.cluster, origin, surface, now))
+    }
+
+    /// When, after this moment, the next line of any allowlist ends by itself.
+    pub fn next_expiry(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let snapshot = self.store.snapshot();
+        snapshot.iter().filter_map(|entry| self.admissions.next_expiry(&entry.cluster, now)).min()
     }
 
     /// Closes the lines to engines that no longer run and forgets clusters that are gone.
     pub fn tidy(&self) {
         self.lines.all().retain(|id, _| self.host.is_running(*id));
+        let snapshot = self.store.snapshot();
+        self.admissions.retain(|id| snapshot.get(id).is_some());
     }
 
     /// The role as the engine has it now, or as it was last seen. The outer `None` means no answer.
@@ -101,21 +130,20 @@ impl Lines {
 
 #[async_trait]
 impl gateway::directory::Directory for Directory {
-    fn find(&self, handle: &ClusterHandle) -> Option<Found> {
-        let snapshot = self.store.snapshot();
-        let cluster = &snapshot.by_handle(handle)?.cluster;
-        (cluster.wish != Wish::Deleted).then_some(Found {
-            id: cluster.id,
+    fn find(&self, handle: &ClusterHandle, way: &Way) -> Option<Found> {
+        self.visible(handle, way).map(|entry| Found {
+            id: entry.cluster.id,
             connections_max: CONNECTIONS_PER_CLUSTER_MAX,
             connections_per_user_max: CONNECTIONS_PER_USER_MAX,
         })
     }
 
-    fn admits(&self, cluster: ClusterId, address: IpAddr) -> bool {
-        self.store
-            .snapshot()
-            .get(&cluster)
-            .is_some_and(|entry| entry.cluster.wish != Wish::Deleted && entry.cluster.admits_sql(address))
+    fn admits(&self, cluster: ClusterId, origin: &Origin) -> bool {
+        self.admits_to(cluster, origin, Surface::Sql)
+    }
+
+    fn knocked(&self, cluster: ClusterId, endpoint: &EndpointId) {
+        self.knocks.heard(cluster, endpoint);
     }
 
     fn rules(&self, cluster: ClusterId) -> Arc<Rules> {

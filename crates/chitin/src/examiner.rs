@@ -17,6 +17,7 @@ use model::{Clock, ClusterId, IdentityProvider, RoleName};
 use rustls::pki_types::CertificateDer;
 use store::Store;
 
+use crate::pages::Pages;
 use crate::policy::{Policies, Policy};
 
 /// What a person in a browser brings back to whoever waits at a terminal.
@@ -32,8 +33,7 @@ pub struct Examiner {
     revocation: Arc<Revocation>,
     tokens: Arc<Tokens>,
     tickets: Arc<Tickets>,
-    /// Where people's browsers find us, without a slash at the end.
-    public_url: String,
+    pages: Arc<Pages>,
 }
 
 impl Examiner {
@@ -45,9 +45,9 @@ impl Examiner {
         revocation: Arc<Revocation>,
         tokens: Arc<Tokens>,
         tickets: Arc<Tickets>,
-        public_url: String,
+        pages: Arc<Pages>,
     ) -> Arc<Self> {
-        Arc::new(Self { store, policies, clock, revocation, tokens, tickets, public_url })
+        Arc::new(Self { store, policies, clock, revocation, tokens, tickets, pages })
     }
 
     /// The providers that count under a rule.
@@ -201,7 +201,7 @@ impl gateway::examine::Examiner for Examiner {
             cluster: guest.cluster,
             handle: guest.handle.clone(),
             user: guest.user.clone(),
-            address: guest.address,
+            address: guest.origin.address,
             provider: provider.name.clone(),
             issuer: provider.issuer.clone(),
             map: rule.map.clone(),
@@ -211,7 +211,8 @@ impl gateway::examine::Examiner for Examiner {
             hint: Some("Try again in a minute."),
             is_wrong: false,
         })?;
-        let url = format!("{}/sign-in/{}", self.public_url, opened.id.as_str());
+        let origin = self.pages.origin_for(guest.cluster, &guest.origin.way);
+        let url = format!("{origin}/sign-in/{}", opened.id.as_str());
         let code = opened.code.clone();
         let outcome = async move { opened.ticket.await.unwrap_or_else(|_| Err(given_up())) }.boxed();
         Ok(Waiting { url, code, outcome })

@@ -1,5 +1,6 @@
 //! The API's door: HTTPS over TLS 1.3, HTTP/1.1 and HTTP/2, bounded in every direction.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use hyper_util::server::graceful::GracefulShutdown;
 use hyper_util::service::TowerToHyperService;
+use model::{AddressRange, ClusterId, Origin, Way};
 use rustls::ServerConfig;
+use rustls::server::ResolvesServerCert;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
-
-use crate::certificates::Certificates;
 
 /// From the first byte to the end of the TLS handshake.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
@@ -40,49 +41,91 @@ const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Answers requests until `stop`, then lets those that were begun finish.
-pub async fn serve(
-    listener: TcpListener,
-    certificates: Arc<Certificates>,
+/// Which kind of door an HTTP listener is.
+#[derive(Clone, Debug)]
+pub enum HttpDoor {
+    /// Everybody finds it.
+    Public,
+    /// Behind a balancer: every connection begins with a PROXY header, from one of these peers.
+    Balanced(Arc<[AddressRange]>),
+    /// The front door inside this cluster's private network.
+    Private(ClusterId),
+}
+
+/// Answers HTTPS requests.
+#[derive(Clone)]
+pub struct Server {
+    tls: TlsAcceptor,
     router: Router,
-    stop: CancellationToken,
-) -> Result<(), rustls::Error> {
-    let tls = TlsAcceptor::from(Arc::new(tls(certificates)?));
-    let router = bounded(router);
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    let tasks = TaskTracker::new();
-    loop {
-        let accepted = tokio::select! {
-            () = stop.cancelled() => break,
-            accepted = listener.accept() => accepted,
-        };
-        let (tcp, peer) = match accepted {
-            Ok(accepted) => accepted,
-            Err(cause) => {
-                tracing::warn!(%cause, "an API connection could not be accepted");
-                tokio::time::sleep(ACCEPT_PAUSE).await;
+    places: Arc<Semaphore>,
+}
+
+impl Server {
+    /// Of what the router serves.
+    pub fn new(certificates: Arc<dyn ResolvesServerCert>, router: Router) -> Result<Self, rustls::Error> {
+        let tls = TlsAcceptor::from(Arc::new(tls(certificates)?));
+        Ok(Self { tls, router: bounded(router), places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) })
+    }
+
+    /// Answers requests at one more door until `stop`, then lets those that were begun finish.
+    pub async fn serve(&self, listener: TcpListener, door: HttpDoor, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = listener.accept() => accepted,
+            };
+            let (tcp, peer) = match accepted {
+                Ok(accepted) => accepted,
+                Err(cause) => {
+                    tracing::warn!(%cause, "an API connection could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let Ok(place) = self.places.clone().try_acquire_owned() else {
+                tracing::warn!(address = %peer.ip(), "dropped an API connection: there are {CONNECTIONS_MAX} already");
                 continue;
-            }
-        };
-        let Ok(place) = places.clone().try_acquire_owned() else {
-            tracing::warn!(address = %peer.ip(), "dropped an API connection: there are {CONNECTIONS_MAX} already");
-            continue;
-        };
-        // Verbs that anybody may call are bounded by who asks.
-        let router = router.clone().layer(axum::Extension(peer));
-        let talk = talk(tls.clone(), tcp, router, stop.clone(), place);
-        tasks.spawn(async move {
-            if let Ok(Err(cause)) = timeout(CONNECTION_MAX, talk).await {
-                tracing::debug!(address = %peer.ip(), cause, "an API connection ended");
-            }
-        });
+            };
+            let (server, door, stop) = (self.clone(), door.clone(), stop.clone());
+            let talk = async move {
+                let (tcp, origin) = arrive(tcp, peer, &door).await?;
+                // Verbs that anybody may call are bounded by who asks.
+                let router = server.router.layer(axum::Extension(origin));
+                talk(server.tls, tcp, router, stop, place).await
+            };
+            tasks.spawn(async move {
+                if let Ok(Err(cause)) = timeout(CONNECTION_MAX, talk).await {
+                    tracing::debug!(address = %peer.ip(), cause, "an API connection ended");
+                }
+            });
+        }
+        drop(listener);
+        tasks.close();
+        if timeout(DRAIN_MAX + Duration::from_secs(1), tasks.wait()).await.is_err() {
+            tracing::warn!("API requests did not end in time");
+        }
     }
-    drop(listener);
-    tasks.close();
-    if timeout(DRAIN_MAX + Duration::from_secs(1), tasks.wait()).await.is_err() {
-        tracing::warn!("API requests did not end in time");
-    }
-    Ok(())
+}
+
+/// The client, as the door shows it.
+async fn arrive(
+    mut tcp: TcpStream,
+    peer: SocketAddr,
+    door: &HttpDoor,
+) -> Result<(TcpStream, Origin), String> {
+    let address = match door {
+        HttpDoor::Public => peer.ip(),
+        HttpDoor::Private(cluster) => {
+            let origin = Origin { address: model::canonical(peer.ip()), way: Way::Private(*cluster) };
+            return Ok((tcp, origin));
+        }
+        HttpDoor::Balanced(trusted) => {
+            let header = gateway::read_proxy_header(&mut tcp, peer, trusted).await;
+            header.ok_or("there is no PROXY header that counts")?.source().ip()
+        }
+    };
+    Ok((tcp, Origin::public(address)))
 }
 
 async fn talk(
@@ -146,7 +189,7 @@ fn bounded(router: Router) -> Router {
     ))
 }
 
-fn tls(certificates: Arc<Certificates>) -> Result<ServerConfig, rustls::Error> {
+fn tls(certificates: Arc<dyn ResolvesServerCert>) -> Result<ServerConfig, rustls::Error> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let mut config = ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?

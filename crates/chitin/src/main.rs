@@ -1,14 +1,18 @@
 //! Chitin: one machine becomes a secure SQL cloud.
 
 mod administration;
+mod admission;
 mod certificates;
 mod cloud;
 mod config;
 mod desk;
 mod directory;
+mod doors;
 mod examiner;
 mod http;
+mod knocks;
 mod logging;
+mod pages;
 mod paths;
 mod policy;
 mod presence;

@@ -1,12 +1,15 @@
-//! Ends sessions that a change took the ground from: an address no longer allowed, a cluster to be deleted.
+//! Ends sessions that a change, or the time, took the ground from: an address no longer allowed, a line of an allowlist
+//! that has expired, an endpoint or a peering that is gone, a cluster that is private now or to be deleted.
 
 use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use gateway::directory::Directory as _;
 use gateway::{Cut, SessionFacts};
-use model::{ClusterId, Wish};
+use model::{Clock, ClusterId, Visibility, Way, Wish};
 use store::{Snapshot, Store};
+use time::OffsetDateTime;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
@@ -15,43 +18,59 @@ use crate::presence::Presence;
 
 /// Should a change be missed, it is looked again after this.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// After a line has expired: clocks and timers round differently.
+const GRACE: time::Duration = time::Duration::milliseconds(2);
 
 /// Watches until `stop`.
 pub async fn run(
     store: Arc<Store>,
     presence: Arc<Presence>,
     directory: Arc<Directory>,
+    clock: Arc<dyn Clock>,
     stop: CancellationToken,
 ) {
     let mut changes = store.changes();
     let mut revisions = HashMap::new();
+    // The next moment at which a line of an allowlist ends by itself, as seen when it was still to come.
+    let mut next_expiry: Option<OffsetDateTime> = None;
     loop {
         changes.mark_unchanged();
-        let snapshot = store.snapshot();
-        let now: HashMap<ClusterId, u64> =
+        let (snapshot, now) = (store.snapshot(), clock.now());
+        let seen: HashMap<ClusterId, u64> =
             snapshot.iter().map(|entry| (entry.cluster.id, entry.cluster.revision)).collect();
         // Observations change often and concern no session.
-        if now != revisions {
-            let count = presence.cut(|facts| verdict(&snapshot, facts));
+        if next_expiry.is_some_and(|end| end <= now) || seen != revisions {
+            let count = presence.cut(|facts| verdict(&snapshot, &directory, facts));
             if count > 0 {
                 tracing::info!(sessions = count, "ended sessions that may not stay");
             }
-            presence.retain(|id| now.contains_key(id));
-            revisions = now;
+            presence.retain(|id| seen.contains_key(id));
+            revisions = seen;
         }
         directory.tidy();
+        next_expiry = directory.next_expiry(now);
+        let until_next = next_expiry.and_then(|end| Duration::try_from(end - clock.now() + GRACE).ok());
+        let patience = until_next.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY));
         tokio::select! {
             () = stop.cancelled() => return,
-            changed = timeout(LOOK_EVERY, changes.changed()) => if let Ok(Err(_)) = changed { return },
+            changed = timeout(patience, changes.changed()) => if let Ok(Err(_)) = changed { return },
         }
     }
 }
 
-fn verdict(snapshot: &Snapshot, facts: &SessionFacts) -> Option<Cut> {
-    match snapshot.get(&facts.cluster) {
-        None => Some(Cut::Deleted),
-        Some(entry) if entry.cluster.wish == Wish::Deleted => Some(Cut::Deleted),
-        Some(entry) if !entry.cluster.admits_sql(facts.address) => Some(Cut::Address),
-        Some(_) => None,
+fn verdict(snapshot: &Snapshot, directory: &Directory, facts: &SessionFacts) -> Option<Cut> {
+    let cluster = match snapshot.get(&facts.cluster) {
+        None => return Some(Cut::Deleted),
+        Some(entry) if entry.cluster.wish == Wish::Deleted => return Some(Cut::Deleted),
+        Some(entry) => &entry.cluster,
+    };
+    if directory.admits(facts.cluster, &facts.origin) {
+        return None;
     }
+    Some(match facts.origin.way {
+        Way::Public if cluster.network.visibility == Visibility::Private => Cut::Private,
+        Way::Public => Cut::Address,
+        Way::Endpoint(_) => Cut::Endpoint,
+        Way::Private(_) => Cut::Peering,
+    })
 }

@@ -50,6 +50,21 @@ pub(crate) fn close(state: State, verbs: Router) -> Router {
     })
 }
 
+/// The pages alone; everything else does not exist.
+pub(crate) fn pages(web: Web) -> Router {
+    Router::new().fallback(move |request: Request| {
+        let web = web.clone();
+        async move {
+            if web::serves(request.uri()) {
+                web.answer(request).await
+            } else {
+                ignore(request.into_body(), IGNORED_BYTES_MAX).await;
+                finish(StatusCode::NOT_FOUND.into_response(), None)
+            }
+        }
+    })
+}
+
 async fn pass(state: State, rate: Arc<Rate<String>>, verbs: Router, mut request: Request) -> Response {
     let version = request.headers().get("cc-version").cloned();
     let (method, is_certificate) = (request.method().clone(), is_certificate(&request));

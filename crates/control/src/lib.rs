@@ -76,6 +76,12 @@ pub struct Settings {
     pub allowlist_entries_max: usize,
 }
 
+/// The pages for people alone: what a front door inside a private network serves. The API is the operator's, and is not
+/// served there.
+pub fn pages(desk: Arc<dyn SignInDesk>) -> Router {
+    door::pages(web::Web::new(desk))
+}
+
 /// Every call of the API. The whole service is behind one door: key, bounds, headers, audit.
 pub fn router(state: State) -> Router {
     let cluster = Router::new()

@@ -1,8 +1,8 @@
 //! Cancel requests, with keys of our own: inside TLS only, from an admitted address only, and silent in every case.
 
-use std::net::IpAddr;
 use std::time::Duration;
 
+use model::Origin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
@@ -22,17 +22,17 @@ pub(crate) async fn cancel(
     directory: &dyn Directory,
     slots: &Semaphore,
     key: &CancelKey,
-    address: IpAddr,
+    origin: &Origin,
 ) {
     let Some((facts, socket, engine_key)) = sessions.find_cancel(key) else {
         return;
     };
-    if !directory.admits(facts.cluster, address) {
+    if !directory.admits(facts.cluster, origin) {
         return;
     }
     // Nobody is promised that a cancel has an effect (PostgreSQL's manual, 55.2.8): a flood is dropped, not queued.
     let Ok(_slot) = slots.try_acquire() else {
-        tracing::warn!(cluster = %facts.cluster, %address, "a cancel was dropped: too many at once");
+        tracing::warn!(cluster = %facts.cluster, %origin, "a cancel was dropped: too many at once");
         return;
     };
     let pass_on = async {
@@ -42,6 +42,6 @@ pub(crate) async fn cancel(
         engine.read(&mut [0]).await.map(drop)
     };
     if timeout(ENGINE_MAX, pass_on).await.is_ok_and(|sent| sent.is_ok()) {
-        tracing::info!(cluster = %facts.cluster, user = %facts.user, %address, "canceled a query");
+        tracing::info!(cluster = %facts.cluster, user = %facts.user, %origin, "canceled a query");
     }
 }

@@ -1,13 +1,12 @@
 //! The gateway's questions to the outside: who and what exists, and may I have its engine.
 
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use identity::hba::Rules;
 use identity::scram::Verifier;
-use model::{ClusterHandle, ClusterId, RoleName};
+use model::{ClusterHandle, ClusterId, EndpointId, Origin, RoleName, Way};
 
 use crate::examine::Vouched;
 
@@ -57,11 +56,15 @@ impl Account {
 /// Who and what exists.
 #[async_trait]
 pub trait Directory: Send + Sync + 'static {
-    /// The cluster of this name, if there is one. Answers at once, from memory.
-    fn find(&self, handle: &ClusterHandle) -> Option<Found>;
+    /// The cluster of this name, if there is one that can be seen on this way. Answers at once, from memory.
+    fn find(&self, handle: &ClusterHandle, way: &Way) -> Option<Found>;
 
-    /// Whether the cluster's allowlist lets SQL clients in from the address. A cluster that is gone admits nobody.
-    fn admits(&self, cluster: ClusterId, address: IpAddr) -> bool;
+    /// Whether the cluster lets SQL clients in from there: by its allowlist, by an accepted private endpoint, or from
+    /// behind an accepted peering. A cluster that is gone admits nobody.
+    fn admits(&self, cluster: ClusterId, origin: &Origin) -> bool;
+
+    /// Hears of a private endpoint that wanted in and was not accepted. Must not wait.
+    fn knocked(&self, cluster: ClusterId, endpoint: &EndpointId);
 
     /// The rules by which the cluster lets people in. Answers at once, from memory.
     fn rules(&self, cluster: ClusterId) -> Arc<Rules>;

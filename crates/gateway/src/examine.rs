@@ -1,6 +1,5 @@
 //! The gateway's question about proofs that it cannot check by itself: certificates, tokens, people in a browser.
 
-use std::net::IpAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
@@ -8,7 +7,7 @@ use futures::future::BoxFuture;
 use identity::hba::RuleOptions;
 use keys::SecretText;
 use keys::client::Verified;
-use model::{ClusterHandle, ClusterId, RoleName};
+use model::{ClusterHandle, ClusterId, Origin, RoleName};
 use rustls::pki_types::CertificateDer;
 
 /// What a provider said of somebody, beyond who it is.
@@ -63,8 +62,8 @@ pub struct Guest {
     pub handle: ClusterHandle,
     /// The SQL user that the client asked for.
     pub user: RoleName,
-    /// Where the client is.
-    pub address: IpAddr,
+    /// Where the client is, and by which way it came.
+    pub origin: Origin,
 }
 
 /// Somebody at a terminal who waits for a person in a browser. Dropping it ends the waiting for good.

@@ -1,21 +1,18 @@
 //! Station 2: what the connection begins with. Only TLS goes on, and no byte sent before it is read after it.
 
-use std::future::poll_fn;
-use std::task::Poll;
-
 use rustls::server::Acceptor;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::StartHandshake;
 use wire::hello::{HELLO_BYTES, Hello};
 
+use crate::line::Line;
 use crate::refusal::Refusal;
 use crate::tls::ALPN;
 
 /// A client that has sent its ClientHello and waits for ours.
 pub(crate) struct Greeted {
-    pub(crate) handshake: StartHandshake<TcpStream>,
+    pub(crate) handshake: StartHandshake<Line>,
     /// The name that the client asked for, in lower case.
     pub(crate) server_name: Option<String>,
 }
@@ -28,14 +25,13 @@ pub(crate) enum Alert {
 }
 
 /// Reads up to the ClientHello.
-pub(crate) async fn greet(mut tcp: TcpStream) -> Result<Greeted, Refusal> {
+pub(crate) async fn greet(mut line: Line) -> Result<Greeted, Refusal> {
     let mut may_ask_for_gss = true;
     let is_direct = loop {
-        let mut first = [0];
-        if tcp.peek(&mut first).await? == 0 {
+        let Some(first) = line.look().await? else {
             return Err(Refusal::Lost);
-        }
-        if Hello::is_tls(first[0]) {
+        };
+        if Hello::is_tls(first) {
             // After a refused GSSENCRequest, TLS must be asked for (PostgreSQL 17, `ProcessStartupPacket`).
             if !may_ask_for_gss {
                 return Err(Refusal::Lost);
@@ -43,30 +39,30 @@ pub(crate) async fn greet(mut tcp: TcpStream) -> Result<Greeted, Refusal> {
             break true;
         }
         let mut bytes = [0; HELLO_BYTES];
-        tcp.read_exact(&mut bytes).await?;
+        line.read_exact(&mut bytes).await?;
         match Hello::parse(bytes) {
             Ok(Hello::SslRequest) => {
-                refuse_early_bytes(&tcp).await?;
-                tcp.write_all(b"S").await?;
+                refuse_early_bytes(&mut line).await?;
+                line.write_all(b"S").await?;
                 break false;
             }
             Ok(Hello::GssEncRequest) if may_ask_for_gss => {
-                refuse_early_bytes(&tcp).await?;
-                tcp.write_all(b"N").await?;
+                refuse_early_bytes(&mut line).await?;
+                line.write_all(b"N").await?;
                 may_ask_for_gss = false;
             }
             Ok(Hello::Startup { rest, .. }) => {
                 // Read to its end, so that closing does not reset the connection before the client reads the reason.
-                let mut unread = (&mut tcp).take(rest as u64);
+                let mut unread = (&mut line).take(rest as u64);
                 tokio::io::copy(&mut unread, &mut tokio::io::sink()).await?;
-                return refuse_in_plaintext(tcp, Refusal::Plaintext).await;
+                return refuse_in_plaintext(line, Refusal::Plaintext).await;
             }
             // A cancel key in plaintext was readable by anybody on the way; using it would make that worth something.
             Ok(Hello::Cancel { .. } | Hello::GssEncRequest | Hello::Tls) => return Err(Refusal::Lost),
-            Err(malformed) => return refuse_in_plaintext(tcp, malformed.into()).await,
+            Err(malformed) => return refuse_in_plaintext(line, malformed.into()).await,
         }
     };
-    let handshake = LazyConfigAcceptor::new(Acceptor::default(), tcp).await?;
+    let handshake = LazyConfigAcceptor::new(Acceptor::default(), line).await?;
     let hello = handshake.client_hello();
     let server_name = hello.server_name().map(str::to_ascii_lowercase);
     // ALPN is what keeps another protocol's TLS client from being led here (ALPACA); PostgreSQL demands it too.
@@ -77,31 +73,25 @@ pub(crate) async fn greet(mut tcp: TcpStream) -> Result<Greeted, Refusal> {
 }
 
 /// Ends a handshake that has not begun on our side.
-pub(crate) async fn alert(mut tcp: TcpStream, alert: Alert) -> Refusal {
+pub(crate) async fn alert(mut line: Line, alert: Alert) -> Refusal {
     // A fatal alert in a plaintext record (RFC 8446, 5.1 and 6).
     let record = [21, 3, 3, 0, 2, 2, alert as u8];
-    if tcp.write_all(&record).await.is_ok() {
-        let _ = tcp.shutdown().await;
+    if line.write_all(&record).await.is_ok() {
+        let _ = line.shutdown().await;
     }
     Refusal::Lost
 }
 
 /// Bytes that are already there were sent before the client could know our answer: an attempt to have plaintext read as
 /// if it had come through TLS (CVE-2021-23222 and its class).
-async fn refuse_early_bytes(tcp: &TcpStream) -> Result<(), Refusal> {
-    let mut byte = [0];
-    let mut buffer = ReadBuf::new(&mut byte);
-    let is_there_more = poll_fn(|cx| {
-        Poll::Ready(matches!(tcp.poll_peek(cx, &mut buffer), Poll::Ready(Ok(count)) if count > 0))
-    })
-    .await;
-    if is_there_more { Err(Refusal::Lost) } else { Ok(()) }
+async fn refuse_early_bytes(line: &mut Line) -> Result<(), Refusal> {
+    if line.has_more().await { Err(Refusal::Lost) } else { Ok(()) }
 }
 
-async fn refuse_in_plaintext(mut tcp: TcpStream, refusal: Refusal) -> Result<Greeted, Refusal> {
+async fn refuse_in_plaintext(mut line: Line, refusal: Refusal) -> Result<Greeted, Refusal> {
     if let Some(report) = refusal.report() {
-        tcp.write_all(&report).await?;
-        let _ = tcp.shutdown().await;
+        line.write_all(&report).await?;
+        let _ = line.shutdown().await;
     }
     Err(refusal)
 }

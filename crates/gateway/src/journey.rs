@@ -1,17 +1,19 @@
 //! One client's way through the stations.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use keys::ChannelBinding;
+use model::Origin;
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::admit::{Admission, admit};
+use crate::admit::{Admission, admit, refusal};
 use crate::attach::{Attached, attach};
+use crate::door::{Arrived, Door, arrive};
 use crate::hello::{Alert, Greeted, alert, greet};
 use crate::listen::{House, Stranger};
 use crate::refusal::Refusal;
@@ -26,6 +28,7 @@ use crate::{Cut, SessionFacts, cancel, startup};
 /// A client in private: TLS stands, nobody knows yet who it is.
 struct Private {
     client: ClientStream,
+    origin: Origin,
     manner: Manner,
 }
 
@@ -45,27 +48,34 @@ struct Seated {
 }
 
 /// Takes a client as far as it gets. Ends when its connection does.
-pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, stranger: Stranger) {
-    let address = model::canonical(peer.ip());
+pub(crate) async fn travel(
+    house: Arc<House>,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    door: Door,
+    stranger: Stranger,
+) {
     let deadline = Instant::now() + house.settings.sign_in_max;
+    let mut stranger = Some(stranger);
     // Boxed, so that what signing in needs is given back before the session begins.
-    let private = match timeout_at(deadline, Box::pin(become_private(&house, tcp, address))).await {
+    let private = Box::pin(become_private(&house, tcp, peer, door, &mut stranger));
+    let private = match timeout_at(deadline, private).await {
         Ok(Ok(private)) => private,
-        Ok(Err(refusal)) => return tracing::debug!(%address, ?refusal, "a connection ended before TLS"),
-        Err(_) => return tracing::debug!(%address, "a connection was too slow"),
+        Ok(Err(refusal)) => return tracing::debug!(%peer, ?refusal, "a connection ended before TLS"),
+        Err(_) => return tracing::debug!(%peer, "a connection was too slow"),
     };
-    let Private { mut client, manner } = private;
-    let entered = Box::pin(enter(&house, &mut client, manner, address, deadline, stranger)).await;
+    let Private { mut client, origin, manner } = private;
+    let entered = Box::pin(enter(&house, &mut client, manner, &origin, deadline, stranger)).await;
     match entered {
         Ok(Some(Seated { attached, seat, cut })) => {
             let facts = seat.facts.clone();
             let ended = relay(client, attached.engine, cut, &house.settings).await;
             drop(seat);
-            tracing::info!(cluster = %facts.cluster, user = %facts.user, %address, ?ended, "session ended");
+            tracing::info!(cluster = %facts.cluster, user = %facts.user, from = %origin, ?ended, "session ended");
         }
         Ok(None) => {}
         Err(refusal) => {
-            tracing::info!(%address, ?refusal, "refused");
+            tracing::info!(from = %origin, ?refusal, "refused");
             let farewell = async {
                 if let Some(report) = refusal.report() {
                     client.write_all(&report).await?;
@@ -77,31 +87,43 @@ pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, 
     }
 }
 
-async fn become_private(house: &House, tcp: TcpStream, address: IpAddr) -> Result<Private, Refusal> {
-    let Greeted { handshake, server_name } = greet(tcp).await?;
+async fn become_private(
+    house: &House,
+    tcp: TcpStream,
+    peer: SocketAddr,
+    door: Door,
+    stranger: &mut Option<Stranger>,
+) -> Result<Private, Refusal> {
+    let Arrived { line, origin, inside } = arrive(tcp, peer, &door, &*house.certificates).await?;
+    if !door.shows_clients() {
+        // Until now only the proxy was known, and it speaks for many.
+        let counted = stranger.take().and_then(|stranger| stranger.at(house, origin.address));
+        *stranger = Some(counted.ok_or(Refusal::Lost)?);
+    }
+    let Greeted { handshake, server_name } = greet(line).await?;
     let named = server_name.as_deref().and_then(handle_in_server_name);
     if let Some(handle) = named
-        && let Admission::Refused = admit(&*house.directory, &handle, address)
+        && let Admission::Refused(refusal) = admit(&*house.directory, &handle, &origin)
     {
-        tracing::info!(%address, cluster = %handle, "refused: the address is not on the allowlist");
+        tracing::info!(from = %origin, cluster = %handle, ?refusal, "refused before the handshake");
         return Err(alert(handshake.io, Alert::AccessDenied).await);
     }
-    let shown = house.certificates.shown(server_name.as_deref());
+    let shown = house.certificates.shown(server_name.as_deref(), inside);
     let client = handshake.into_stream(shown.config.clone()).await?;
     let presented = client.get_ref().1.peer_certificates().unwrap_or_default();
     let presented = presented.iter().map(|certificate| certificate.clone().into_owned()).collect();
-    Ok(Private { client, manner: Manner { server_name, binding: shown.binding.clone(), presented } })
+    Ok(Private { client, origin, manner: Manner { server_name, binding: shown.binding.clone(), presented } })
 }
 
 async fn enter(
     house: &House,
     client: &mut ClientStream,
     manner: Manner,
-    address: IpAddr,
+    origin: &Origin,
     deadline: Instant,
-    stranger: Stranger,
+    stranger: Option<Stranger>,
 ) -> Result<Option<Seated>, Refusal> {
-    let Some((identity, route, minor)) = become_known(house, client, manner, address, deadline).await? else {
+    let Some((identity, route, minor)) = become_known(house, client, manner, origin, deadline).await? else {
         return Ok(None);
     };
     drop(stranger);
@@ -109,7 +131,7 @@ async fn enter(
     let facts = SessionFacts {
         cluster: cluster.id,
         user: identity.user().as_str().into(),
-        address,
+        origin: origin.clone(),
         certificate: identity.certificate().cloned(),
     };
     let limits = Limits {
@@ -120,11 +142,11 @@ async fn enter(
     let secret_bytes = if minor >= 2 { 32 } else { 4 };
     let (seat, mut cut) = house.sessions.seat(facts, limits, secret_bytes)?;
     // Once more, now that a cut would find us: the rules may have changed while the client was proving itself.
-    if !house.directory.admits(cluster.id, address) {
-        return Err(Refusal::Address);
+    if !house.directory.admits(cluster.id, origin) {
+        return Err(refusal(origin));
     }
     let method = identity.method().as_str();
-    tracing::info!(cluster = %route.handle, user = %identity.user(), %address, method, "signed in");
+    tracing::info!(cluster = %route.handle, user = %identity.user(), from = %origin, method, "signed in");
 
     let attached = tokio::select! {
         reason = &mut cut => return Err(reason.map_or(Refusal::Lost, Refusal::Cut)),
@@ -145,7 +167,7 @@ async fn become_known(
     house: &House,
     client: &mut ClientStream,
     manner: Manner,
-    address: IpAddr,
+    origin: &Origin,
     deadline: Instant,
 ) -> Result<Option<(Identity, Route, u16)>, Refusal> {
     let startup = match timeout_at(deadline, startup::read(client)).await?? {
@@ -153,24 +175,24 @@ async fn become_known(
         Wanted::Cancel(key) => {
             // Closed first: how long the rest takes must not show.
             let _ = client.shutdown().await;
-            let cancel = cancel::cancel(&house.sessions, &*house.directory, &house.cancels, &key, address);
+            let cancel = cancel::cancel(&house.sessions, &*house.directory, &house.cancels, &key, origin);
             timeout_at(deadline, cancel).await?;
             return Ok(None);
         }
     };
     let route = route(&startup, manner.server_name.as_deref())?;
     let user = startup.get("user").filter(|user| !user.is_empty()).ok_or(Refusal::NoUser)?;
-    let cluster = match admit(&*house.directory, &route.handle, address) {
+    let cluster = match admit(&*house.directory, &route.handle, origin) {
         Admission::Admitted(found) => Some(found),
         Admission::Unknown => None,
-        Admission::Refused => return Err(Refusal::Address),
+        Admission::Refused(refusal) => return Err(refusal),
     };
     let claim = Claim {
         handle: &route.handle,
         cluster,
         user,
         database: &route.database,
-        address,
+        origin,
         brings_token: route.brings_token,
         presented: manner.presented,
     };

@@ -14,6 +14,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::directory::{Directory, Waker};
+use crate::door::Door;
 use crate::examine::Examiner;
 use crate::journey::travel;
 use crate::pace::Pace;
@@ -28,6 +29,8 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 /// The front door for SQL.
 pub struct Gateway {
     house: Arc<House>,
+    /// Everybody inside, through whichever door.
+    tasks: TaskTracker,
 }
 
 /// Who answers the gateway's questions.
@@ -72,7 +75,7 @@ struct Strangers {
 /// A place among the strangers, given back when it is dropped.
 pub(crate) struct Stranger {
     strangers: Arc<Strangers>,
-    address: IpAddr,
+    address: Option<IpAddr>,
 }
 
 impl Gateway {
@@ -93,7 +96,7 @@ impl Gateway {
             pace: Pace::default(),
             strangers: Arc::default(),
         };
-        Self { house: Arc::new(house) }
+        Self { house: Arc::new(house), tasks: TaskTracker::new() }
     }
 
     /// Everybody who is signed in.
@@ -101,9 +104,8 @@ impl Gateway {
         self.house.sessions.clone()
     }
 
-    /// Lets clients in until `stop`, then lets those inside finish what they are doing, for a while.
-    pub async fn serve(&self, listener: TcpListener, stop: CancellationToken) {
-        let tasks = TaskTracker::new();
+    /// Lets clients in through one more door until `stop`. Whoever is inside stays.
+    pub async fn serve(&self, listener: TcpListener, door: Door, stop: CancellationToken) {
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -117,19 +119,19 @@ impl Gateway {
                     continue;
                 }
             };
-            let Some(stranger) = Strangers::enter(&self.house, peer.ip()) else {
+            let address = door.shows_clients().then_some(peer.ip());
+            let Some(stranger) = Strangers::enter(&self.house, address) else {
                 tracing::warn!(address = %peer.ip(), "dropped a connection: too many that are not signed in");
                 continue;
             };
             prepare(&tcp);
-            tasks.spawn(travel(self.house.clone(), tcp, peer, stranger));
+            self.tasks.spawn(travel(self.house.clone(), tcp, peer, door.clone(), stranger));
         }
-        drop(listener);
-        tasks.close();
-        self.drain(&tasks).await;
     }
 
-    async fn drain(&self, tasks: &TaskTracker) {
+    /// Lets those inside finish what they are doing, for a while. To be called once every door is closed.
+    pub async fn drain(&self) {
+        self.tasks.close();
         let settings = &self.house.settings;
         let count = self.house.sessions.cut(|_| Some(Cut::Stopping));
         if count > 0 {
@@ -140,26 +142,43 @@ impl Gateway {
             tracing::warn!(sessions = self.house.sessions.total(), "sessions did not end in time");
         }
         // Those who never signed in need no farewell; a moment for the last words of the others.
-        let _ = tokio::time::timeout(settings.cut_max, tasks.wait()).await;
+        let _ = tokio::time::timeout(settings.cut_max, self.tasks.wait()).await;
     }
 }
 
 impl Strangers {
-    fn enter(house: &House, peer: IpAddr) -> Option<Stranger> {
-        let strangers = &house.strangers;
-        let address = model::neighbourhood(peer);
-        let mut all = strangers.all.lock().unwrap_or_else(PoisonError::into_inner);
-        if *all >= house.settings.strangers_max {
-            return None;
+    /// A place for a connection; the address is counted where it is the client's own.
+    fn enter(house: &House, address: Option<IpAddr>) -> Option<Stranger> {
+        let strangers = house.strangers.clone();
+        {
+            let mut all = strangers.all.lock().unwrap_or_else(PoisonError::into_inner);
+            if *all >= house.settings.strangers_max {
+                return None;
+            }
+            *all += 1;
         }
-        let mut by_address = strangers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let count = by_address.entry(address).or_default();
-        if *count >= house.settings.strangers_per_address_max {
-            return None;
+        let stranger = Stranger { strangers, address: None };
+        match address {
+            Some(address) => stranger.at(house, address),
+            None => Some(stranger),
         }
-        *count += 1;
-        *all += 1;
-        Some(Stranger { strangers: strangers.clone(), address })
+    }
+}
+
+impl Stranger {
+    /// Counts the stranger at its address too; `None` where there are too many from there.
+    pub(crate) fn at(mut self, house: &House, address: IpAddr) -> Option<Self> {
+        let address = model::neighbourhood(address);
+        {
+            let mut by_address = self.strangers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+            let count = by_address.entry(address).or_default();
+            if *count >= house.settings.strangers_per_address_max {
+                return None;
+            }
+            *count += 1;
+        }
+        self.address = Some(address);
+        Some(self)
     }
 }
 
@@ -167,11 +186,12 @@ impl Drop for Stranger {
     fn drop(&mut self) {
         let mut all = self.strangers.all.lock().unwrap_or_else(PoisonError::into_inner);
         *all = all.saturating_sub(1);
+        let Some(address) = self.address else { return };
         let mut by_address = self.strangers.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_address.get_mut(&self.address) {
+        if let Some(count) = by_address.get_mut(&address) {
             *count -= 1;
             if *count == 0 {
-                by_address.remove(&self.address);
+                by_address.remove(&address);
             }
         }
     }

@@ -24,6 +24,10 @@ pub(crate) enum Refusal {
     Replication,
     /// Its address is not on the allowlist.
     Address,
+    /// Its private endpoint is not accepted.
+    Endpoint,
+    /// It is inside the private network, and behind no peering that was accepted.
+    Peering,
     /// No user name.
     NoUser,
     /// The sign-in failed: unknown cluster, unknown user and wrong password alike.
@@ -112,6 +116,16 @@ impl Refusal {
                 "28000",
                 "connection refused: this address is not on the cluster's IP allowlist".to_owned(),
                 Some("Ask the cluster's operator to add it: chitin allowlist add CLUSTER CIDR"),
+            ),
+            Self::Endpoint => (
+                "28000",
+                "connection refused: this private endpoint is not accepted by the cluster".to_owned(),
+                Some("Ask the cluster's operator to accept it: chitin endpoint accept CLUSTER ENDPOINT-ID"),
+            ),
+            Self::Peering => (
+                "28000",
+                "connection refused: this address is behind no accepted peering of the cluster".to_owned(),
+                Some("Ask the cluster's operator: chitin peering list CLUSTER"),
             ),
             Self::NoUser => ("28000", "no PostgreSQL user name specified in startup packet".to_owned(), None),
             Self::Password { user } => {

@@ -1,7 +1,6 @@
 //! Everybody who has signed in: counted, found by cancel key, and ended when they may not stay.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
@@ -9,7 +8,7 @@ use std::time::Instant;
 use aws_lc_rs::constant_time;
 use keys::client::Verified;
 use keys::fill_random;
-use model::ClusterId;
+use model::{ClusterId, Origin};
 use tokio::sync::{oneshot, watch};
 use wire::backend::{Report, Severity};
 use wire::hello::CancelKey;
@@ -21,6 +20,12 @@ use crate::refusal::Refusal;
 pub enum Cut {
     /// Its address is no longer on the allowlist.
     Address,
+    /// Its private endpoint is no longer accepted.
+    Endpoint,
+    /// Its peering is no longer there.
+    Peering,
+    /// It came in public, and the cluster is private now.
+    Private,
     /// Its cluster is being deleted.
     Deleted,
     /// Its user may no longer sign in.
@@ -39,6 +44,18 @@ impl Cut {
             Self::Address => (
                 "terminating connection: this address is no longer on the cluster's IP allowlist",
                 "Ask the cluster's operator to add it: chitin allowlist add CLUSTER CIDR",
+            ),
+            Self::Endpoint => (
+                "terminating connection: this private endpoint is no longer accepted by the cluster",
+                "Ask the cluster's operator to accept it: chitin endpoint accept CLUSTER ENDPOINT-ID",
+            ),
+            Self::Peering => (
+                "terminating connection: this address is no longer behind a peering of the cluster",
+                "Ask the cluster's operator: chitin peering list CLUSTER",
+            ),
+            Self::Private => (
+                "terminating connection: the cluster is private now",
+                "Connect through its private network or a private endpoint.",
             ),
             Self::Deleted => {
                 ("terminating connection: the cluster is being deleted", "Its data is gone for good.")
@@ -74,8 +91,8 @@ pub struct SessionFacts {
     pub cluster: ClusterId,
     /// Who signed in.
     pub user: Arc<str>,
-    /// From where.
-    pub address: IpAddr,
+    /// From where, and by which way.
+    pub origin: Origin,
     /// The certificate that was its proof, or part of it.
     pub certificate: Option<Arc<Verified>>,
 }
@@ -272,7 +289,12 @@ mod tests {
     const LIMITS: Limits = Limits { per_cluster: 3, per_user: 2 };
 
     fn facts(cluster: ClusterId, user: &str) -> SessionFacts {
-        SessionFacts { cluster, user: user.into(), address: "127.0.0.1".parse().unwrap(), certificate: None }
+        SessionFacts {
+            cluster,
+            user: user.into(),
+            origin: Origin::public("127.0.0.1".parse().unwrap()),
+            certificate: None,
+        }
     }
 
     #[test]

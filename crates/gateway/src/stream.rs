@@ -1,14 +1,14 @@
 //! The client's TLS stream, and reading messages from it one at a time.
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
 use tokio_rustls::server::TlsStream;
 use wire::frame::{HEADER_BYTES, Header};
 
+use crate::line::Line;
 use crate::refusal::Refusal;
 
 /// A client after the handshake.
-pub(crate) type ClientStream = TlsStream<TcpStream>;
+pub(crate) type ClientStream = TlsStream<Line>;
 
 /// Reads the body of one of the client's answers while it signs in (`p`), of at most so many bytes.
 pub(crate) async fn read_answer(client: &mut ClientStream, bytes_max: usize) -> Result<Vec<u8>, Refusal> {

@@ -1,5 +1,6 @@
 //! TLS as the gateway offers it: 1.3 and nothing older, post-quantum key exchange first, nothing before the handshake.
 
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use keys::{ChannelBinding, ServerCertificate};
@@ -25,8 +26,9 @@ pub struct Unusable(#[from] rustls::Error);
 
 /// Which certificate a client sees. The answer must not depend on whether a cluster exists.
 pub trait Certificates: Send + Sync + 'static {
-    /// The certificate for the server name that the client sent, or for none.
-    fn shown(&self, server_name: Option<&str>) -> Arc<Shown>;
+    /// The certificate for the server name that the client sent, or for none. `inside` is the address at which a client
+    /// in a private network found us: those who dial it send no name.
+    fn shown(&self, server_name: Option<&str>, inside: Option<IpAddr>) -> Arc<Shown>;
 }
 
 impl Shown {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use keys::SecretText;
+use model::Origin;
 use time::OffsetDateTime;
 
 /// Somebody wants a web session.
@@ -14,8 +15,8 @@ pub struct Login {
     pub cluster: String,
     /// The provider's name, as it was sent (at most 256 bytes); `None` for the cluster's only or first one.
     pub provider: Option<String>,
-    /// Who asks, IPv4 in its own form; `None` where it is not known.
-    pub from: Option<IpAddr>,
+    /// Who asks, by which way; `None` where it is not known.
+    pub from: Option<Origin>,
 }
 
 /// The way to a provider.
@@ -39,7 +40,7 @@ pub struct Callback {
     /// The `iss` parameter, where one was sent.
     pub issuer: Option<String>,
     /// Who asks.
-    pub from: Option<IpAddr>,
+    pub from: Option<Origin>,
 }
 
 /// What became of it.
@@ -103,6 +104,11 @@ pub enum DeskRefused {
     /// The person is known to the provider, and may not be that SQL user. 403.
     #[error("OIDC: you may not sign in as this user")]
     Forbidden,
+    /// The cluster's pages are not open to the address. 403.
+    #[error(
+        "this address is not on the cluster's IP allowlist for its pages; ask its operator: chitin allowlist edit"
+    )]
+    Address,
     /// No such waiting session, or not any more. 404.
     #[error("this sign-in does not exist, or not any more; connect again to get another link")]
     Gone,
@@ -119,11 +125,11 @@ pub trait SignInDesk: Send + Sync + 'static {
     /// Finishes what [`Self::begin_login`] or [`Self::begin_ticket`] began. A state counts once.
     async fn finish(&self, callback: Callback) -> Result<Arrival, DeskRefused>;
     /// The waiting session of a ticket's id (1 to 64 of `A–Z a–z 0–9 _ -`). Changes nothing: previews of links come here.
-    async fn ticket(&self, id: &str) -> Result<Waiting, DeskRefused>;
+    async fn ticket(&self, id: &str, from: Option<&Origin>) -> Result<Waiting, DeskRefused>;
     /// Begins the sign-in for a waiting session, after the person has confirmed its code.
-    async fn begin_ticket(&self, id: &str, from: Option<IpAddr>) -> Result<Departure, DeskRefused>;
-    /// Whose token this is, if it counts.
-    async fn session(&self, token: &SecretText) -> Option<WebSession>;
+    async fn begin_ticket(&self, id: &str, from: Option<&Origin>) -> Result<Departure, DeskRefused>;
+    /// Whose token this is, if it counts, and the cluster's pages are open to whoever asks.
+    async fn session(&self, token: &SecretText, from: Option<&Origin>) -> Option<WebSession>;
     /// Ends a session; whether there was one.
     async fn log_out(&self, token: &SecretText) -> bool;
 }

@@ -10,7 +10,6 @@ mod tests;
 mod verbs;
 mod visitors;
 
-use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -20,6 +19,7 @@ use axum::extract::Request;
 use axum::http::{HeaderName, HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{Html, IntoResponse, Response};
 use axum::routing::{get, post};
+use model::Origin;
 use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 
@@ -49,8 +49,8 @@ pub(crate) struct Web {
 }
 
 /// Who asks, as far as it is known.
-#[derive(Clone, Copy)]
-struct From(Option<IpAddr>);
+#[derive(Clone)]
+struct From(Option<Origin>);
 
 /// Whether the path is one of ours.
 pub(crate) fn serves(uri: &Uri) -> bool {
@@ -78,8 +78,9 @@ impl Web {
     }
 
     async fn pass(&self, request: Request) -> Response {
-        let from = request.extensions().get::<SocketAddr>().map(|address| model::canonical(address.ip()));
-        if let Err(pause) = self.visitors.take(from, Instant::now()) {
+        let from = request.extensions().get::<Origin>().cloned();
+        let address = from.as_ref().map(|from| from.address);
+        if let Err(pause) = self.visitors.take(address, Instant::now()) {
             let text = "You asked too often. Wait a moment, then try again.";
             let mut response = said(StatusCode::TOO_MANY_REQUESTS, "Too many requests", text);
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from(pause.as_secs() + 1));

@@ -1,6 +1,5 @@
 //! The pages before a desk that knows one cluster, one waiting session and one web session.
 
-use std::net::IpAddr;
 use std::sync::Mutex;
 
 use async_trait::async_trait;
@@ -46,7 +45,12 @@ fn session() -> WebSession {
 #[async_trait]
 impl SignInDesk for Double {
     async fn begin_login(&self, login: Login) -> Result<Departure, DeskRefused> {
-        self.heard(format!("login {} {:?} {:?}", login.cluster, login.provider, login.from));
+        self.heard(format!(
+            "login {} {:?} {:?}",
+            login.cluster,
+            login.provider,
+            login.from.map(|from| from.address)
+        ));
         if login.cluster == "shop-7" { Ok(self.departure()) } else { Err(DeskRefused::NotBegun) }
     }
 
@@ -70,7 +74,7 @@ impl SignInDesk for Double {
         }
     }
 
-    async fn ticket(&self, id: &str) -> Result<Waiting, DeskRefused> {
+    async fn ticket(&self, id: &str, _from: Option<&Origin>) -> Result<Waiting, DeskRefused> {
         if id != "ticket-1" {
             return Err(DeskRefused::Gone);
         }
@@ -83,12 +87,12 @@ impl SignInDesk for Double {
         })
     }
 
-    async fn begin_ticket(&self, id: &str, from: Option<IpAddr>) -> Result<Departure, DeskRefused> {
-        self.heard(format!("begin {id} {from:?}"));
+    async fn begin_ticket(&self, id: &str, from: Option<&Origin>) -> Result<Departure, DeskRefused> {
+        self.heard(format!("begin {id} {:?}", from.map(|from| from.address)));
         Ok(self.departure())
     }
 
-    async fn session(&self, token: &SecretText) -> Option<WebSession> {
+    async fn session(&self, token: &SecretText, _from: Option<&Origin>) -> Option<WebSession> {
         (token.expose() == TOKEN).then(session)
     }
 
@@ -134,7 +138,7 @@ impl World {
             request = request.header(*name, *value);
         }
         let mut request = request.body(Body::from(body.to_owned())).unwrap();
-        request.extensions_mut().insert(SocketAddr::from(([192, 0, 2, 1], 40_000)));
+        request.extensions_mut().insert(Origin::public([192, 0, 2, 1].into()));
         assert!(serves(request.uri()), "{uri}");
         let (head, body) = self.web.answer(request).await.into_parts();
         let text = String::from_utf8(to_bytes(body, 1 << 20).await.unwrap().to_vec()).unwrap();

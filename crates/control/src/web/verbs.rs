@@ -124,9 +124,13 @@ pub(super) async fn show_done(Path(what): Path<String>) -> Response {
 }
 
 /// Says whose session the browser has.
-pub(super) async fn show_session(State(desk): Desk, headers: HeaderMap) -> Response {
+pub(super) async fn show_session(
+    State(desk): Desk,
+    Extension(From(from)): Extension<From>,
+    headers: HeaderMap,
+) -> Response {
     let session = match cookie::read(&headers, cookie::SESSION, TOKEN_BYTES_MAX) {
-        Some(token) => desk.session(&token).await,
+        Some(token) => desk.session(&token, from.as_ref()).await,
         None => None,
     };
     let Some(session) = session else {
@@ -169,12 +173,12 @@ pub(super) async fn show_ticket(
     if !is_ticket(&id) {
         return refuse(DeskRefused::Gone);
     }
-    let waiting = match desk.ticket(&id).await {
+    let waiting = match desk.ticket(&id, from.as_ref()).await {
         Ok(waiting) => waiting,
         Err(refused) => return refuse(refused),
     };
     let form = form_of(&headers).unwrap_or_else(new_form);
-    let html = Html(page::confirm(&id, &waiting, from, form.expose()));
+    let html = Html(page::confirm(&id, &waiting, from.map(|from| from.address), form.expose()));
     match cookie::write(cookie::FORM, form.expose(), FLOW_SECONDS, SameSite::Strict) {
         Some(cookie) => ([(header::SET_COOKIE, cookie)], html).into_response(),
         None => refuse(DeskRefused::NotBegun),
@@ -205,7 +209,7 @@ pub(super) async fn begin_ticket(
                     the link from your terminal again.";
         return said(StatusCode::FORBIDDEN, "Not confirmed", text);
     }
-    let waiting = match desk.ticket(&id).await {
+    let waiting = match desk.ticket(&id, from.as_ref()).await {
         Ok(waiting) => waiting,
         Err(refused) => return refuse(refused),
     };
@@ -214,7 +218,7 @@ pub(super) async fn begin_ticket(
         let text = "The code is not that of the waiting program. Open the link from your terminal again.";
         return said(StatusCode::FORBIDDEN, "Not confirmed", text);
     }
-    let departure = match desk.begin_ticket(&id, from).await {
+    let departure = match desk.begin_ticket(&id, from.as_ref()).await {
         Ok(departure) => departure,
         Err(refused) => return refuse(refused),
     };
@@ -244,7 +248,7 @@ fn depart(departure: &Departure) -> Option<(HeaderValue, HeaderValue)> {
 fn refuse(refused: DeskRefused) -> Response {
     let (status, heading) = match refused {
         DeskRefused::NotBegun | DeskRefused::NotCompleted => (StatusCode::BAD_REQUEST, "Not signed in"),
-        DeskRefused::Forbidden => (StatusCode::FORBIDDEN, "Not signed in"),
+        DeskRefused::Forbidden | DeskRefused::Address => (StatusCode::FORBIDDEN, "Not signed in"),
         DeskRefused::Gone => (StatusCode::NOT_FOUND, "Nothing is waiting here"),
         DeskRefused::Busy => (StatusCode::SERVICE_UNAVAILABLE, "Not now"),
     };

@@ -1,7 +1,6 @@
 //! Engines in memory: what the verbs ask is kept and can be looked at.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
 use std::sync::Mutex;
 
 use api::{Database, Facts, Machine, Outcome, ProofRow, ThrottleLine};
@@ -11,7 +10,7 @@ use control::{
     Waiting, WebSession,
 };
 use keys::SecretText;
-use model::{ClusterId, DatabaseName, RoleName};
+use model::{ClusterId, DatabaseName, Origin, RoleName};
 
 #[derive(Default)]
 pub struct Engines {
@@ -129,15 +128,15 @@ impl SignInDesk for Nobody {
         Err(DeskRefused::NotCompleted)
     }
 
-    async fn ticket(&self, _: &str) -> Result<Waiting, DeskRefused> {
+    async fn ticket(&self, _: &str, _: Option<&Origin>) -> Result<Waiting, DeskRefused> {
         Err(DeskRefused::Gone)
     }
 
-    async fn begin_ticket(&self, _: &str, _: Option<IpAddr>) -> Result<Departure, DeskRefused> {
+    async fn begin_ticket(&self, _: &str, _: Option<&Origin>) -> Result<Departure, DeskRefused> {
         Err(DeskRefused::Gone)
     }
 
-    async fn session(&self, _: &SecretText) -> Option<WebSession> {
+    async fn session(&self, _: &SecretText, _: Option<&Origin>) -> Option<WebSession> {
         None
     }
 

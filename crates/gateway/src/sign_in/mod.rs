@@ -7,7 +7,6 @@ mod certificate;
 mod clear;
 mod scram;
 
-use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant as Moment};
 
@@ -15,7 +14,7 @@ use identity::hba::{Client, Method, RuleOptions};
 use identity::throttle::{Attempt, Verdict};
 use keys::ChannelBinding;
 use keys::client::Verified;
-use model::{ClusterHandle, RoleName};
+use model::{ClusterHandle, Origin, RoleName};
 use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use wire::backend;
@@ -95,7 +94,7 @@ pub(crate) struct Claim<'a> {
     pub(crate) cluster: Option<Found>,
     pub(crate) user: &'a str,
     pub(crate) database: &'a str,
-    pub(crate) address: IpAddr,
+    pub(crate) origin: &'a Origin,
     pub(crate) brings_token: bool,
     pub(crate) presented: Vec<CertificateDer<'static>>,
 }
@@ -138,8 +137,8 @@ impl Case<'_> {
     /// For whom somebody else may vouch; `None` where nobody can.
     fn guest(&self) -> Option<Guest> {
         let (cluster, user) = self.place.clone()?;
-        let (handle, address) = (self.claim.handle.clone(), self.claim.address);
-        Some(Guest { cluster: cluster.id, handle, user, address })
+        let (handle, origin) = (self.claim.handle.clone(), self.claim.origin.clone());
+        Some(Guest { cluster: cluster.id, handle, user, origin })
     }
 }
 
@@ -152,7 +151,7 @@ pub(crate) async fn prove(
     deadline: Instant,
 ) -> Result<Identity, Refusal> {
     let handle = claim.handle.to_string();
-    let attempt = Attempt { cluster: &handle, user: claim.user, address: claim.address };
+    let attempt = Attempt { cluster: &handle, user: claim.user, address: claim.origin.address };
     let heard_at = Moment::now();
     match house.throttle.check(&attempt, heard_at) {
         Verdict::Go { wait } => timeout_at(deadline, sleep(wait)).await?,
@@ -191,11 +190,12 @@ async fn attempt_once(
     sleep_until(asked + whole_steps(counted, step) + pace::blur(step)).await;
 
     let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
-    let facts = Client { user: claim.user, database: claim.database, roles: &roles, address: claim.address };
+    let facts =
+        Client { user: claim.user, database: claim.database, roles: &roles, address: claim.origin.address };
     let rule = rules.find(&facts).ok_or_else(|| Refusal::NoRule {
         user: claim.user.to_owned(),
         database: claim.database.to_owned(),
-        address: claim.address,
+        address: claim.origin.address,
     })?;
     let options = rule.options().clone();
     let method = rule.method();
