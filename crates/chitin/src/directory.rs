@@ -142,6 +142,10 @@ impl gateway::directory::Directory for Directory {
         self.admits_to(cluster, origin, Surface::Sql)
     }
 
+    fn might_admit(&self, origin: &Origin) -> bool {
+        self.admissions.anywhere(&self.store.snapshot(), origin, self.clock.now())
+    }
+
     fn knocked(&self, cluster: ClusterId, endpoint: &EndpointId) {
         self.knocks.heard(cluster, endpoint);
     }

@@ -9,6 +9,7 @@ mod desk;
 mod directory;
 mod doors;
 mod examiner;
+
 mod http;
 mod knocks;
 mod logging;
@@ -19,6 +20,8 @@ mod presence;
 mod revoked;
 mod staple;
 mod start;
+#[cfg(test)]
+mod testing;
 mod waker;
 mod watch;
 

@@ -222,36 +222,14 @@ impl std::fmt::Debug for Waker {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
-
-    use model::{Cluster, Observation, Plan, Provider, RoutingId};
-    use time::OffsetDateTime;
+    use model::{Cluster, Observation};
 
     use super::*;
+    use crate::testing::cluster;
 
     fn entry(wish: Wish, phase: Phase) -> Entry {
-        let now = OffsetDateTime::now_utc();
-        let cluster = Cluster {
-            id: ClusterId::random(),
-            routing_id: RoutingId::FIRST,
-            name: "lazy-roach".parse().unwrap(),
-            plan: Plan::Serverless,
-            provider: Provider::Gcp,
-            regions: vec!["local".to_owned()],
-            labels: BTreeMap::new(),
-            is_delete_protected: false,
-            allowlist: Vec::new(),
-            asked: model::Asked::default(),
-            sign_in: model::SignIn::default(),
-            network: model::Network::default(),
-            wish,
-            revision: 1,
-            created_at: now,
-            updated_at: now,
-            deleted_at: None,
-        };
         let seen = Observation { phase, is_initialized: true, ..Observation::nothing_yet() };
-        Entry { cluster, seen, roles: Arc::from([]) }
+        Entry { cluster: Cluster { wish, ..cluster() }, seen, roles: Arc::from([]) }
     }
 
     #[test]

@@ -102,10 +102,16 @@ async fn become_private(
     }
     let Greeted { handshake, server_name } = greet(line).await?;
     let named = server_name.as_deref().and_then(handle_in_server_name);
-    if let Some(handle) = named
-        && let Admission::Refused(refusal) = admit(&*house.directory, &handle, &origin)
-    {
-        tracing::info!(from = %origin, cluster = %handle, ?refusal, "refused before the handshake");
+    let refused = match &named {
+        Some(handle) => match admit(&*house.directory, handle, &origin) {
+            Admission::Refused(refusal) => Some(refusal),
+            Admission::Admitted(_) | Admission::Unknown => None,
+        },
+        // Many clients name their cluster inside TLS only; whom nobody lets in need not get that far.
+        None => (!house.directory.might_admit(&origin)).then(|| refusal(&origin)),
+    };
+    if let Some(refusal) = refused {
+        tracing::info!(from = %origin, cluster = ?named, ?refusal, "refused before the handshake");
         return Err(alert(handshake.io, Alert::AccessDenied).await);
     }
     let shown = house.certificates.shown(server_name.as_deref(), inside);

@@ -1,0 +1,30 @@
+//! A cluster for this room's tests.
+
+use std::collections::BTreeMap;
+
+use model::{Asked, Cluster, ClusterId, Network, Plan, Power, Provider, RoutingId, SignIn, Wish};
+use time::OffsetDateTime;
+
+/// A serverless cluster that nobody may reach.
+pub fn cluster() -> Cluster {
+    let now = OffsetDateTime::now_utc();
+    Cluster {
+        id: ClusterId::random(),
+        routing_id: RoutingId::FIRST,
+        name: "lazy-roach".parse().unwrap(),
+        plan: Plan::Serverless,
+        provider: Provider::Gcp,
+        regions: vec!["local".to_owned()],
+        labels: BTreeMap::new(),
+        is_delete_protected: false,
+        allowlist: Vec::new(),
+        asked: Asked::default(),
+        sign_in: SignIn::default(),
+        network: Network::default(),
+        wish: Wish::Exists(Power::Running),
+        revision: 1,
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+    }
+}
