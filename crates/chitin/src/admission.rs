@@ -64,13 +64,15 @@ impl Admissions {
         }
     }
 
-    /// The lists of all public clusters as one; `None` where they are too long for that.
+    /// The lists of all public clusters as one; `None` where there are none, or they are too long for that.
     fn together(&self, snapshot: &Arc<Snapshot>) -> Option<Arc<Matcher>> {
         let public = || {
             let clusters = snapshot.iter().map(|entry| &entry.cluster);
             clusters.filter(|cluster| cluster.wish != Wish::Deleted && is_visible(cluster, &Way::Public))
         };
-        if public().map(|cluster| cluster.allowlist.len()).sum::<usize>() > LINES_MAX {
+        // Where no cluster is public there is nobody to be kept from.
+        let is_too_long = public().map(|cluster| cluster.allowlist.len()).sum::<usize>() > LINES_MAX;
+        if is_too_long || public().next().is_none() {
             return None;
         }
         let lines: Vec<AllowlistEntry> = public().flat_map(|cluster| cluster.allowlist.clone()).collect();
