@@ -553,15 +553,15 @@ def table(head, rows):
     print()
 
 
-def machine():
-    """The machine in one line; figures mean little without it."""
+def machine(program):
+    """The machine in one line, with how the program was built; figures mean little without it."""
     model = next((line.split(":", 1)[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name")), "?")
     gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     # The release profile strips what a debugger reads.
-    is_debug = b"\0.debug_line\0" in Path(chitin_program()).read_bytes()
+    is_debug = b"\0.debug_line\0" in Path(program).read_bytes()
     build = "debug build, figures mean nothing" if is_debug else "release build"
     return f"{os.cpu_count()} x {model}, {gib:.0f} GiB, Linux {os.uname().release}, {build}"
 
 
-def begin(title, goal):
-    print(f"# {title}\n\n{time.strftime('%Y-%m-%d %H:%M')}, {machine()}\nGoal: {goal}\n", flush=True)
+def begin(title, goal, program=None):
+    print(f"# {title}\n\n{time.strftime('%Y-%m-%d %H:%M')}, {machine(program or chitin_program())}\nGoal: {goal}\n", flush=True)
