@@ -21,6 +21,7 @@ pub fn cluster() -> Cluster {
         asked: Asked::default(),
         sign_in: SignIn::default(),
         network: Network::default(),
+        egress: model::Egress::default(),
         wish: Wish::Exists(Power::Running),
         revision: 1,
         created_at: now,

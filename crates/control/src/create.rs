@@ -45,8 +45,18 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
 
 /// Whether the cluster is what the draft asks for, unchanged since.
 fn is_same(cluster: &Cluster, draft: &Draft) -> bool {
-    let Draft { name, plan, provider, regions, labels, is_delete_protected, allowlist, network, asked } =
-        draft;
+    let Draft {
+        name,
+        plan,
+        provider,
+        regions,
+        labels,
+        is_delete_protected,
+        allowlist,
+        network,
+        egress,
+        asked,
+    } = draft;
     matches!(cluster.wish, Wish::Exists(_))
         && cluster.name == *name
         && cluster.plan == *plan
@@ -56,6 +66,7 @@ fn is_same(cluster: &Cluster, draft: &Draft) -> bool {
         && cluster.is_delete_protected == *is_delete_protected
         && cluster.allowlist == *allowlist
         && cluster.network == *network
+        && cluster.egress == *egress
         && cluster.asked == *asked
 }
 
@@ -96,6 +107,7 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
         is_delete_protected: spec.delete_protection == Some(Protection::Enabled),
         allowlist,
         network: model::Network::default(),
+        egress: model::Egress::default(),
         asked,
     })
 }

@@ -42,6 +42,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         asked: model::Asked::default(),
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
+        egress: model::Egress::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

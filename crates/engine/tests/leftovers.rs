@@ -44,6 +44,7 @@ fn cluster(routing_id: u32) -> Cluster {
         asked: model::Asked::default(),
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
+        egress: model::Egress::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

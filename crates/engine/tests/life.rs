@@ -52,6 +52,7 @@ fn cluster(routing_id: u32) -> Cluster {
         asked: model::Asked::default(),
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
+        egress: model::Egress::default(),
         wish: Wish::Exists(Power::Running),
         revision: 1,
         created_at: now,

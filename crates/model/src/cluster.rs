@@ -219,6 +219,9 @@ pub struct Cluster {
     /// Who can see its front door, and what leads to it.
     #[serde(default)]
     pub network: crate::Network,
+    /// What may leave it.
+    #[serde(default)]
+    pub egress: crate::Egress,
     /// What should be true.
     pub wish: Wish,
     /// Goes up by one with each change of the document; lost updates are refused by it.

@@ -4,7 +4,9 @@ mod address;
 mod asked;
 mod clock;
 mod cluster;
+mod egress;
 mod fetch;
+mod forbidden;
 mod names;
 mod network;
 mod origin;
@@ -18,7 +20,12 @@ pub use cluster::{
     ALLOWLIST_ENTRIES_MAX, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Cluster, ClusterState,
     Encryption, Observation, Organization, Phase, Plan, Power, Provider, Wish,
 };
+pub use egress::{
+    EGRESS_DESCRIPTION_CHARACTERS_MAX, EGRESS_KEY_BYTES_MAX, EGRESS_PORTS_MAX, EGRESS_RULES_MAX, Egress,
+    EgressDestination, EgressHost, EgressPolicy, EgressRule, EgressRuleName, FqdnName, InvalidFqdn,
+};
 pub use fetch::{Fetch, FetchBody, FetchFailure, Fetched, Fetcher, Hidden};
+pub use forbidden::{carried_ipv4, never_reached, never_reached_range};
 pub use names::{
     ClusterHandle, ClusterId, ClusterName, DatabaseName, InvalidHandle, InvalidName, RoleName, RoutingId,
 };

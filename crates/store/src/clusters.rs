@@ -34,6 +34,8 @@ pub struct Draft {
     pub allowlist: Vec<AllowlistEntry>,
     /// Who can see its front door.
     pub network: model::Network,
+    /// What may leave it.
+    pub egress: model::Egress,
     /// What the client asked for that changes nothing here.
     pub asked: Asked,
 }
@@ -65,6 +67,7 @@ impl Store {
             asked: draft.asked,
             sign_in: model::SignIn::default(),
             network: draft.network,
+            egress: draft.egress,
             wish: Wish::Exists(Power::Running),
             revision: 1,
             created_at: now,

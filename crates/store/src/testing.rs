@@ -27,6 +27,7 @@ pub(crate) fn draft(name: &str) -> Draft {
         is_delete_protected: false,
         allowlist: Vec::new(),
         network: model::Network::default(),
+        egress: model::Egress::default(),
         asked: Asked::default(),
     }
 }

@@ -48,6 +48,7 @@ fn create(cloud: &Cloud, name: &str, plan: Plan) -> Cluster {
         is_delete_protected: false,
         allowlist: vec![everybody],
         network: model::Network::default(),
+        egress: model::Egress::default(),
         asked: model::Asked::default(),
     };
     cloud.store.create(draft, SystemClock.now()).unwrap()
