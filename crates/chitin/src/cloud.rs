@@ -29,6 +29,7 @@ use crate::doors::Listeners;
 use crate::examiner::{Examiner, Tickets};
 use crate::pages::Pages;
 use crate::paths::{Endpoint, Paths, Unsuitable};
+use crate::perimeter::Perimeter;
 use crate::policy::Policies;
 use crate::presence::Presence;
 use crate::staple::Stapler;
@@ -186,7 +187,8 @@ impl Cloud {
             .unwrap_or_else(|| format!("https://localhost:{}", http_address.port()));
         let pages = Pages::new(store.clone(), public_url, http_address.port());
         let gate_settings = GateSettings { allow: options.fetch_allow.clone(), ..GateSettings::default() };
-        let fetcher: Arc<dyn Fetcher> = Arc::new(network::Gate::new(gate_settings)?);
+        let gate_out = Arc::new(network::Gate::new(gate_settings, Perimeter::new(store.clone()))?);
+        let fetcher: Arc<dyn Fetcher> = gate_out.clone();
         let stapler = (options.tls_staple || options.tls_ocsp_url.is_some()).then(|| {
             let responder = options.tls_ocsp_url.clone();
             Stapler::new(certificates.clone(), fetcher.clone(), clock.clone(), responder)

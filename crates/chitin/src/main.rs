@@ -15,6 +15,7 @@ mod knocks;
 mod logging;
 mod pages;
 mod paths;
+mod perimeter;
 mod policy;
 mod presence;
 mod revoked;

@@ -101,6 +101,27 @@ impl Network {
                     .is_none_or(EndpointConnection::is_available)
         })
     }
+
+    /// Whether there is any network that is this cluster's alone.
+    pub fn is_apart(&self) -> bool {
+        self.range.is_some() || !self.peerings.is_empty()
+    }
+
+    /// Whether the address lies in a network that is this cluster's alone: its private one, or one that an accepted
+    /// peering joins with it.
+    pub fn owns(&self, address: IpAddr) -> bool {
+        let address = crate::canonical(address);
+        let is_joined = |peering: &Peering| {
+            let own = match &peering.with {
+                PeeringWith::Bridge { address, .. } | PeeringWith::Interface { address, .. } => {
+                    Some(address.addr())
+                }
+                PeeringWith::Namespace { .. } | PeeringWith::WireGuard(_) => None,
+            };
+            peering.wish == PeeringWish::Accepted && (own == Some(address) || peering.covers(address))
+        };
+        self.range.is_some_and(|range| range.contains(address)) || self.peerings.iter().any(is_joined)
+    }
 }
 
 /// The address so many after a range's first; `None` outside the range, and for an IPv4 range's broadcast address.
@@ -429,6 +450,26 @@ mod tests {
         assert!(!admits(&own, "10.77.0.3") && !admits(&own, "192.168.6.1"));
         own.peerings[0].wish = PeeringWish::Proposed;
         assert!(!admits(&own, "10.77.0.2"));
+    }
+
+    #[test]
+    fn a_cluster_owns_its_private_network_and_what_was_joined_with_it() {
+        let mut own = network("10.77.0.0/24");
+        let peering = namespace(&own, "office", &["192.168.5.0/24"]);
+        own.peerings.push(peering.clone());
+        own.peerings.push(Peering {
+            with: PeeringWith::Bridge { bridge: "br0".to_owned(), address: "172.20.0.7/16".parse().unwrap() },
+            ranges: Vec::new(),
+            ..peering
+        });
+        let owns = |own: &Network, text: &str| own.owns(text.parse().unwrap());
+        for address in ["10.77.0.1", "10.77.0.99", "::ffff:192.168.5.9", "172.20.0.7", "172.20.255.1"] {
+            assert!(owns(&own, address), "{address}");
+        }
+        assert!(!owns(&own, "10.78.0.1") && !owns(&own, "192.168.6.1") && !owns(&own, "172.21.0.1"));
+        own.peerings[0].wish = PeeringWish::Proposed;
+        assert!(!owns(&own, "192.168.5.9"), "nobody takes a network by proposing it");
+        assert!(own.is_apart() && !Network::default().is_apart());
     }
 
     #[test]

@@ -44,20 +44,31 @@ const KNOWN_V6: &[(Ipv6Addr, u8, &str)] = &[
     (Ipv6Addr::new(0xff00, 0, 0, 0, 0, 0, 0, 0), 8, "multicast"),
 ];
 
-/// Says whether the address may be reached; if not, what kind of address it is. `allow` are the ranges that the operator
-/// opened. An IPv4 address written as IPv6 (`::ffff:…`) is the IPv4 address; one that rides in NAT64 or 6to4 must be
+/// Why an address is not reached. Each holds what kind of address it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Closed {
+    /// Whatever the operator opened.
+    ForEver(&'static str),
+    /// Unless the operator opens it.
+    UntilOpened(&'static str),
+}
+
+/// Says whether anybody may reach the address. `allow` are the ranges that the operator opened. An IPv4 address written as IPv6 (`::ffff:…`) is the IPv4 address; one that rides in NAT64 or 6to4 must be
 /// reachable by itself too, so that opening those forms opens no private network.
-pub fn judge(address: IpAddr, allow: &[IpNet]) -> Result<(), &'static str> {
+pub fn judge(address: IpAddr, allow: &[IpNet]) -> Result<(), Closed> {
     let address = address.to_canonical();
+    if let Some(kind) = model::never_reached(address) {
+        return Err(Closed::ForEver(kind));
+    }
     let is_opened = allow.iter().any(|range| range.contains(&address));
     match address {
         IpAddr::V4(_) if is_opened => Ok(()),
-        IpAddr::V4(address) => closed_v4(address).map_or(Ok(()), Err),
+        IpAddr::V4(address) => closed_v4(address).map_or(Ok(()), |kind| Err(Closed::UntilOpened(kind))),
         IpAddr::V6(address) => {
             if let (false, Some(kind)) = (is_opened, closed_v6(address)) {
-                return Err(kind);
+                return Err(Closed::UntilOpened(kind));
             }
-            carried(address).map_or(Ok(()), |inner| judge(IpAddr::V4(inner), allow))
+            model::carried_ipv4(address).map_or(Ok(()), |inner| judge(IpAddr::V4(inner), allow))
         }
     }
 }
@@ -76,17 +87,6 @@ fn closed_v6(address: Ipv6Addr) -> Option<&'static str> {
         find(CLOSED_V6)
     } else {
         Some(find(KNOWN_V6).unwrap_or("not given out"))
-    }
-}
-
-/// The IPv4 address that NAT64 (RFC 6052, the well-known prefix) or 6to4 (RFC 3056) delivers to.
-fn carried(address: Ipv6Addr) -> Option<Ipv4Addr> {
-    let bytes = address.octets();
-    let at = |from: usize| Ipv4Addr::new(bytes[from], bytes[from + 1], bytes[from + 2], bytes[from + 3]);
-    match address.segments() {
-        [0x64, 0xff9b, 0, 0, 0, 0, ..] => Some(at(12)),
-        [0x2002, ..] => Some(at(2)),
-        _ => None,
     }
 }
 
@@ -160,5 +160,30 @@ mod tests {
         assert!(is_open("64:ff9b::101:101", &["64:ff9b::/96"]));
         assert!(!is_open("64:ff9b::a00:1", &["64:ff9b::/96"]) && !is_open("2002:a9fe:a9fe::", &["::/0"]));
         assert!(is_open("64:ff9b::a00:1", &["64:ff9b::/96", "10.0.0.0/8"]));
+    }
+
+    #[test]
+    fn t51_metadata_stays_closed_whatever_the_operator_opens() {
+        for address in [
+            "169.254.169.254",
+            "::ffff:169.254.169.254",
+            "64:ff9b::a9fe:a9fe",
+            "64:ff9b:1::a9fe:a9fe",
+            "2002:a9fe:a9fe::",
+            "168.63.129.16",
+            "100.100.100.200",
+            "fd00:ec2::254",
+            "fd20:ce::254",
+            "fe80::1",
+            "ff02::1",
+            "224.0.0.1",
+            "0.0.0.0",
+            "::",
+        ] {
+            let own = format!("{address}/128");
+            let own = if address.contains(':') { own.as_str() } else { "0.0.0.0/0" };
+            assert!(!is_open(address, &["0.0.0.0/0", "::/0", own]), "{address}");
+        }
+        assert!(is_open("127.0.0.1", &["0.0.0.0/0"]) && is_open("fd00::1", &["::/0"]));
     }
 }

@@ -7,21 +7,20 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use ipnet::IpNet;
-use model::{ClusterId, Fetch, FetchFailure, Fetched, Fetcher};
+use model::{ClusterId, EgressHost, Fetch, FetchFailure, Fetched, Fetcher};
 use reqwest::dns::{Addrs, Name, Resolve, Resolving};
 use reqwest::header::{ACCEPT, AUTHORIZATION, CACHE_CONTROL, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use rustls::ClientConfig;
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, watch};
 use tokio::time::timeout;
-use url::{Host, Url};
+use url::Url;
 
-use crate::address::judge;
+use crate::address::{Closed, judge};
+use crate::perimeter::{Destination, Perimeter, Target, URL_BYTES_MAX};
 use crate::resolve::{Resolver, SystemResolver};
 use crate::trust::{self, Unusable};
 
-/// Longest URL, in bytes.
-const URL_BYTES_MAX: usize = 4_096;
 /// Addresses of one name that are looked at; a name with more is refused.
 const ADDRESSES_MAX: usize = 64;
 /// Longest time that an answer may ask to be kept.
@@ -57,9 +56,14 @@ impl Default for GateSettings {
 }
 
 /// The one way out. A fetch opens one connection of its own, to an address that was just checked, and closes it.
+///
+/// What goes out on a cluster's behalf is judged by that cluster's perimeter too: before the connection is opened, and
+/// again whenever the perimeter changes, until the last byte is here. A redirect is an answer like any other; whoever
+/// follows one fetches again, and is judged again.
 pub struct Gate {
     settings: GateSettings,
     resolver: Arc<dyn Resolver>,
+    perimeter: Arc<dyn Perimeter>,
     /// Trusts the machine's roots, as they were when the gate was made.
     machine: ClientConfig,
     turns: Semaphore,
@@ -86,14 +90,19 @@ impl Drop for Turn<'_> {
 
 impl Gate {
     /// A gate that resolves names as the machine does. Reads the machine's root certificates.
-    pub fn new(settings: GateSettings) -> Result<Self, Unusable> {
-        Self::with_resolver(settings, Arc::new(SystemResolver))
+    pub fn new(settings: GateSettings, perimeter: Arc<dyn Perimeter>) -> Result<Self, Unusable> {
+        Self::with_resolver(settings, perimeter, Arc::new(SystemResolver))
     }
 
     /// A gate with another source of addresses.
-    pub fn with_resolver(settings: GateSettings, resolver: Arc<dyn Resolver>) -> Result<Self, Unusable> {
+    pub fn with_resolver(
+        settings: GateSettings,
+        perimeter: Arc<dyn Perimeter>,
+        resolver: Arc<dyn Resolver>,
+    ) -> Result<Self, Unusable> {
         Ok(Self {
             resolver,
+            perimeter,
             machine: trust::of_machine()?,
             turns: Semaphore::new(settings.fetches_max),
             look_ups: Arc::new(Semaphore::new(settings.fetches_max)),
@@ -121,7 +130,39 @@ impl Gate {
 
     async fn whole(&self, fetch: Fetch, url: Url) -> Result<Fetched, FetchFailure> {
         let _all = self.turns.acquire().await.map_err(|_| failed("the gate is closed"))?;
-        let addresses = self.addresses(&url).await?;
+        // Taken before anything is judged, so that no change falls between the two.
+        let changes = self.perimeter.changes();
+        let way = self.check(fetch.cluster, Target::of_url(&url)?).await?;
+        tokio::select! {
+            biased;
+            why = self.closed(&way, changes) => Err(refused(why)),
+            fetched = self.exchange(fetch, url, &way.addresses) => fetched,
+        }
+    }
+
+    /// Returns when the perimeter lets the way through no longer, and says why.
+    async fn closed(&self, way: &Way, mut changes: watch::Receiver<u64>) -> String {
+        let Some(cluster) = way.cluster else { return std::future::pending().await };
+        loop {
+            // Without anybody who tells of changes, nothing is known to be permitted.
+            if changes.changed().await.is_err() {
+                return "the perimeter is gone".to_owned();
+            }
+            for address in &way.addresses {
+                let to = Destination { target: &way.target, address: address.ip() };
+                if let Err(why) = self.perimeter.judge(cluster, &to) {
+                    return why;
+                }
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        fetch: Fetch,
+        url: Url,
+        addresses: &[SocketAddr],
+    ) -> Result<Fetched, FetchFailure> {
         let is_here = addresses.iter().all(|address| address.ip().is_loopback());
         if fetch.authorization.is_some() && url.scheme() == "http" && !is_here {
             return Err(refused("credentials would travel in plaintext; use https"));
@@ -132,7 +173,7 @@ impl Gate {
         };
         let client = reqwest::Client::builder()
             .use_preconfigured_tls(tls)
-            .dns_resolver(Arc::new(Pinned(addresses)))
+            .dns_resolver(Arc::new(Pinned(addresses.to_vec())))
             .redirect(Policy::none())
             .no_proxy()
             .referer(false)
@@ -169,18 +210,49 @@ impl Gate {
         Ok(Fetched { status, kind, max_age, body })
     }
 
-    /// All addresses of the URL's host, each checked. One that may not be reached refuses them all: who mixes them has
-    /// something in mind.
-    async fn addresses(&self, url: &Url) -> Result<Vec<SocketAddr>, FetchFailure> {
-        let port = url
-            .port_or_known_default()
-            .filter(|port| *port != 0)
-            .ok_or_else(|| refused("the URL has no usable port"))?;
-        let (host, found) = match url.host() {
-            Some(Host::Ipv4(address)) => (address.to_string(), vec![IpAddr::V4(address)]),
-            Some(Host::Ipv6(address)) => (address.to_string(), vec![IpAddr::V6(address)]),
-            Some(Host::Domain(name)) => (name.to_owned(), self.look_up(name).await?),
-            None => return Err(refused("the URL has no host")),
+    /// Resolves the host and checks each of its addresses. One that may not be reached refuses them all: who mixes them
+    /// has something in mind.
+    async fn check(&self, cluster: Option<ClusterId>, target: Target) -> Result<Way, FetchFailure> {
+        let found = self.addresses(&target.host).await?;
+        for address in &found {
+            self.judge(cluster, &Destination { target: &target, address: *address })?;
+        }
+        let addresses = found.into_iter().map(|address| SocketAddr::new(address, target.port)).collect();
+        Ok(Way { cluster, target, addresses })
+    }
+
+    /// Whether anybody may go there, and then whether this cluster may.
+    fn judge(&self, cluster: Option<ClusterId>, to: &Destination<'_>) -> Result<(), FetchFailure> {
+        let Destination { target: Target { host, .. }, address } = to;
+        judge(*address, &self.settings.allow).map_err(|closed| match closed {
+            Closed::ForEver(kind) => {
+                refused(format!("{host} is at {address} ({kind}), which is never reached from here"))
+            }
+            Closed::UntilOpened(kind) => refused(format!(
+                "{host} is at {address} ({kind}); if that is meant, start with --fetch-allow for its network"
+            )),
+        })?;
+        cluster.map_or(Ok(()), |cluster| self.perimeter.judge(cluster, to).map_err(refused))
+    }
+
+    /// Says of every address of a destination whether the cluster would be let through to it. Nothing is connected to.
+    pub async fn consider(
+        &self,
+        cluster: ClusterId,
+        target: &Target,
+    ) -> Result<Vec<(IpAddr, Result<(), FetchFailure>)>, FetchFailure> {
+        let _turn = self.turn_of(Some(cluster))?;
+        let found = timeout(self.settings.time_max, self.addresses(&target.host));
+        let found = found.await.unwrap_or(Err(FetchFailure::TimedOut))?;
+        let judged = |address| (address, self.judge(Some(cluster), &Destination { target, address }));
+        Ok(found.into_iter().map(judged).collect())
+    }
+
+    /// All addresses of a host, IPv4 in its own form.
+    async fn addresses(&self, host: &EgressHost) -> Result<Vec<IpAddr>, FetchFailure> {
+        let found = match host {
+            EgressHost::Address(address) => vec![*address],
+            EgressHost::Name(name) => self.look_up(name).await?,
         };
         if found.is_empty() {
             return Err(failed(format!("{host} has no address")));
@@ -188,14 +260,7 @@ impl Gate {
         if found.len() > ADDRESSES_MAX {
             return Err(refused(format!("{host} has more than {ADDRESSES_MAX} addresses")));
         }
-        for address in &found {
-            judge(*address, &self.settings.allow).map_err(|kind| {
-                refused(format!(
-                    "{host} is at {address} ({kind}); if that is meant, start with --fetch-allow for its network"
-                ))
-            })?;
-        }
-        Ok(found.into_iter().map(|address| SocketAddr::new(model::canonical(address), port)).collect())
+        Ok(found.into_iter().map(model::canonical).collect())
     }
 
     async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, FetchFailure> {
@@ -228,6 +293,13 @@ impl std::fmt::Debug for Gate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Gate").field("settings", &self.settings).finish_non_exhaustive()
     }
+}
+
+/// A way out that was checked.
+struct Way {
+    cluster: Option<ClusterId>,
+    target: Target,
+    addresses: Vec<SocketAddr>,
 }
 
 /// The only addresses that a connection may be opened to, whatever name it asks for.
@@ -295,7 +367,7 @@ fn explain(error: reqwest::Error) -> FetchFailure {
     FetchFailure::Failed(text.chars().take(500).collect())
 }
 
-fn refused(why: impl Into<String>) -> FetchFailure {
+pub(crate) fn refused(why: impl Into<String>) -> FetchFailure {
     FetchFailure::Refused(why.into())
 }
 

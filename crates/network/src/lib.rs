@@ -4,13 +4,15 @@
 mod address;
 mod allowlist;
 mod gate;
+mod perimeter;
 mod resolve;
 #[cfg(test)]
 mod tests;
 mod trust;
 
-pub use address::judge;
+pub use address::{Closed, judge};
 pub use allowlist::Matcher;
 pub use gate::{Gate, GateSettings};
+pub use perimeter::{Destination, Perimeter, Target};
 pub use resolve::{Resolver, SystemResolver};
 pub use trust::Unusable;

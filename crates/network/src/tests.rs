@@ -1,17 +1,20 @@
 //! The gate against real listeners on this machine, honest and hostile.
 
+mod perimeter;
+
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{LazyLock, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
 use model::{ClusterId, Fetch, FetchBody, FetchFailure, Fetcher, Hidden};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
+use tokio::sync::watch;
 
-use crate::{Gate, GateSettings, Resolver};
+use crate::{Destination, Gate, GateSettings, Perimeter, Resolver};
 
 /// Says what it was told to, one answer after the other; the last one again and again.
 struct Names(Mutex<Vec<Vec<IpAddr>>>, AtomicUsize);
@@ -42,8 +45,30 @@ impl Resolver for Silent {
     }
 }
 
+/// Lets every cluster go everywhere.
+struct Open;
+
+impl Perimeter for Open {
+    fn judge(&self, _: ClusterId, _: &Destination<'_>) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        static NEVER: LazyLock<watch::Sender<u64>> = LazyLock::new(|| watch::Sender::new(0));
+        NEVER.subscribe()
+    }
+}
+
 fn gate(allow: &[&str]) -> Gate {
-    Gate::new(settings(allow)).unwrap()
+    bounded(settings(allow))
+}
+
+fn bounded(settings: GateSettings) -> Gate {
+    Gate::new(settings, Arc::new(Open)).unwrap()
+}
+
+fn knowing(settings: GateSettings, names: Arc<dyn Resolver>) -> Gate {
+    Gate::with_resolver(settings, Arc::new(Open), names).unwrap()
 }
 
 fn settings(allow: &[&str]) -> GateSettings {
@@ -226,7 +251,7 @@ async fn t51_a_name_that_changes_its_address_reaches_only_what_was_checked() {
     let port = good.address.port();
     let secret = Server::at(&format!("127.0.0.1:{port}"), answer("", "secret")).await;
     let names = Names::new(&[&["127.0.0.2"], &["127.0.0.1"]]);
-    let gate = Gate::with_resolver(settings(&["127.0.0.2/32"]), names.clone()).unwrap();
+    let gate = knowing(settings(&["127.0.0.2/32"]), names.clone());
     let url = format!("http://provider.example:{port}/");
     assert_eq!(gate.fetch(get(&url)).await.unwrap().body, b"good");
     assert_eq!(names.1.load(Ordering::Relaxed), 1, "one look-up a fetch: the checked one is the used one");
@@ -240,12 +265,12 @@ async fn t51_one_bad_address_among_good_ones_refuses_the_name() {
     for list in
         [&["127.0.0.2", "127.0.0.1"][..], &["127.0.0.2", "::1"], &["127.0.0.2", "::ffff:169.254.169.254"]]
     {
-        let gate = Gate::with_resolver(settings(&["127.0.0.2/32"]), Names::new(&[list])).unwrap();
+        let gate = knowing(settings(&["127.0.0.2/32"]), Names::new(&[list]));
         let refused = gate.fetch(get(format!("http://mixed.example:{}/", good.address.port()))).await;
         assert!(is_refused(refused), "{list:?}");
     }
     assert_eq!(good.count(), 0);
-    let gate = Gate::with_resolver(settings(&[]), Names::new(&[&[]])).unwrap();
+    let gate = knowing(settings(&[]), Names::new(&[&[]]));
     let none = gate.fetch(get("http://nowhere.example/")).await;
     assert!(matches!(none, Err(FetchFailure::Failed(_))), "{none:?}");
 }
@@ -296,7 +321,7 @@ async fn t51_a_body_is_read_to_its_bound_and_no_further() {
     assert_eq!(gate.fetch(get(exact.url("/"))).await.unwrap().body.len(), 65_536);
     let mut greedy = get(exact.url("/"));
     greedy.bytes_max = usize::MAX;
-    let small = Gate::new(GateSettings { bytes_max: 100, ..settings(&["127.0.0.0/8"]) }).unwrap();
+    let small = bounded(GateSettings { bytes_max: 100, ..settings(&["127.0.0.0/8"]) });
     assert_eq!(small.fetch(greedy).await, Err(FetchFailure::TooLong(100)));
 }
 
@@ -310,11 +335,11 @@ async fn everything_together_has_one_time() {
     assert_eq!(gate.fetch(hangs(url)).await, Err(FetchFailure::TimedOut));
     let broken = gate.fetch(hangs(slow_body.url("/"))).await;
     assert!(matches!(broken, Err(FetchFailure::Failed(_) | FetchFailure::TimedOut)), "{broken:?}");
-    let names = Gate::with_resolver(settings(&[]), Arc::new(Silent)).unwrap();
+    let names = knowing(settings(&[]), Arc::new(Silent));
     assert_eq!(names.fetch(hangs("http://a.example/".to_owned())).await, Err(FetchFailure::TimedOut));
     let endless = Fetch { time_max: Duration::MAX, ..get("http://a.example/") };
-    let bounded = GateSettings { time_max: Duration::from_millis(200), ..settings(&[]) };
-    let names = Gate::with_resolver(bounded, Arc::new(Silent)).unwrap();
+    let tight = GateSettings { time_max: Duration::from_millis(200), ..settings(&[]) };
+    let names = knowing(tight, Arc::new(Silent));
     assert_eq!(names.fetch(endless).await, Err(FetchFailure::TimedOut));
     assert!(began.elapsed() < Duration::from_secs(4));
 }
@@ -323,8 +348,8 @@ async fn everything_together_has_one_time() {
 async fn one_cluster_does_not_take_the_others_turns() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let url = format!("http://{}/", silent.local_addr().unwrap());
-    let bounded = GateSettings { cluster_fetches_max: 2, ..settings(&["127.0.0.0/8"]) };
-    let gate = Arc::new(Gate::new(bounded).unwrap());
+    let tight = GateSettings { cluster_fetches_max: 2, ..settings(&["127.0.0.0/8"]) };
+    let gate = Arc::new(bounded(tight));
     let (busy, other) = (Some(ClusterId::random()), Some(ClusterId::random()));
     let held: Vec<_> = (0..2)
         .map(|_| {
@@ -353,7 +378,7 @@ async fn one_cluster_does_not_take_the_others_turns() {
 #[tokio::test]
 async fn credentials_never_travel_in_plaintext() {
     let names = Names::new(&[&["10.1.1.1"]]);
-    let gate = Gate::with_resolver(settings(&["10.0.0.0/8"]), names).unwrap();
+    let gate = knowing(settings(&["10.0.0.0/8"]), names);
     let fetch = Fetch { authorization: Some(Hidden("Basic eDp5".to_owned())), ..get("http://a.example/") };
     let refused = gate.fetch(fetch).await;
     assert!(matches!(&refused, Err(FetchFailure::Refused(why)) if why.contains("plaintext")), "{refused:?}");
@@ -392,7 +417,7 @@ async fn serve_once(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) {
 #[tokio::test]
 async fn only_the_given_roots_and_the_right_name_are_believed() {
     let names = Names::new(&[&["127.0.0.1"]]);
-    let gate = Gate::with_resolver(settings(&["127.0.0.0/8"]), names).unwrap();
+    let gate = knowing(settings(&["127.0.0.0/8"]), names);
     for versions in [&[&rustls::version::TLS13], &[&rustls::version::TLS12]] {
         let (address, pem) = secure(versions).await;
         let url = format!("https://provider.example:{}/", address.port());

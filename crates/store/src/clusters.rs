@@ -188,6 +188,7 @@ impl Store {
         };
         next.by_name.remove(&entry.cluster.name);
         next.by_routing_id.remove(&entry.cluster.routing_id);
+        next.apart.remove(&id);
         next.deleted.insert(id, Arc::new(entry.cluster.clone()));
         let key = id.to_string();
         let mut batch = Batch::default();
@@ -295,6 +296,37 @@ mod tests {
         let revived = store.wish(made.id, Wish::Exists(Power::Running), now);
         assert!(matches!(revived, Err(Error::NotFound(_))));
         assert_eq!(store.snapshot().get(&made.id).unwrap().cluster.wish, Wish::Deleted);
+    }
+
+    #[test]
+    fn clusters_with_networks_of_their_own_are_found_as_long_as_they_have_them() {
+        let folder = tempfile::tempdir().unwrap();
+        let now = OffsetDateTime::now_utc();
+        let set = |store: &Store, id, range: Option<&str>| {
+            let range = range.map(|range| range.parse().unwrap());
+            let changed = store.edit(id, now, |cluster| -> Result<(), Error> {
+                cluster.network.range = range;
+                Ok(())
+            });
+            changed.unwrap();
+        };
+        let apart =
+            |store: &Store| store.snapshot().apart().map(|entry| entry.cluster.id).collect::<Vec<_>>();
+        let store = open(folder.path());
+        store.create(draft("shop-one"), now).unwrap();
+        let second = store.create(draft("shop-two"), now).unwrap().id;
+        assert!(apart(&store).is_empty());
+        set(&store, second, Some("10.77.0.0/24"));
+        assert_eq!(apart(&store), [second]);
+        drop(store);
+        let store = open(folder.path());
+        assert_eq!(apart(&store), [second], "a restart finds them again");
+        set(&store, second, None);
+        assert!(apart(&store).is_empty());
+        set(&store, second, Some("10.77.0.0/24"));
+        store.wish(second, Wish::Deleted, now).unwrap();
+        store.forget(second).unwrap();
+        assert!(apart(&store).is_empty());
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use imbl::HashMap;
+use imbl::{HashMap, HashSet};
 use model::{
     Cluster, ClusterHandle, ClusterId, ClusterName, IdentityProvider, Observation, Organization, RoutingId,
     SqlRole,
@@ -36,6 +36,8 @@ pub struct Snapshot {
     pub(crate) entries: HashMap<ClusterId, Arc<Entry>>,
     pub(crate) by_name: HashMap<ClusterName, ClusterId>,
     pub(crate) by_routing_id: HashMap<RoutingId, ClusterId>,
+    /// Those with networks of their own.
+    pub(crate) apart: HashSet<ClusterId>,
     pub(crate) deleted: HashMap<ClusterId, Arc<Cluster>>,
     pub(crate) api_keys: HashMap<String, Arc<ApiKey>>,
     /// By scope and name.
@@ -88,12 +90,22 @@ impl Snapshot {
         let cluster = &entry.cluster;
         self.by_name.insert(cluster.name.clone(), cluster.id);
         self.by_routing_id.insert(cluster.routing_id, cluster.id);
+        if cluster.network.is_apart() {
+            self.apart.insert(cluster.id);
+        } else {
+            self.apart.remove(&cluster.id);
+        }
         self.entries.insert(cluster.id, Arc::new(entry));
     }
 
     /// The clusters that exist, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.values()
+    }
+
+    /// The clusters that have networks of their own, in no order. Few of many, so looking through them is cheap.
+    pub fn apart(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.apart.iter().filter_map(|id| self.entries.get(id))
     }
 
     /// How many clusters exist.

@@ -1,0 +1,167 @@
+//! What may leave each cluster: its own policy, and that nobody reaches into another's network.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use model::{Cluster, ClusterId, EgressPolicy, Wish};
+use network::{Destination, Target};
+use store::{Snapshot, Store};
+use tokio::sync::watch;
+
+/// Judges by the cloud's state, as it is at that moment.
+pub struct Perimeter {
+    store: Arc<Store>,
+}
+
+impl Perimeter {
+    /// Of the clusters in this store.
+    pub fn new(store: Arc<Store>) -> Arc<Self> {
+        Arc::new(Self { store })
+    }
+}
+
+impl network::Perimeter for Perimeter {
+    fn judge(&self, cluster: ClusterId, to: &Destination<'_>) -> Result<(), String> {
+        let snapshot = self.store.snapshot();
+        match snapshot.get(&cluster).map(|entry| &entry.cluster) {
+            Some(known) if known.wish != Wish::Deleted => judge(&snapshot, known, to),
+            _ => Err("the cluster is gone, and nothing leaves on its behalf".to_owned()),
+        }
+    }
+
+    fn changes(&self) -> watch::Receiver<u64> {
+        self.store.changes()
+    }
+}
+
+fn judge(snapshot: &Snapshot, cluster: &Cluster, to: &Destination<'_>) -> Result<(), String> {
+    let Destination { target, address } = to;
+    // What NAT64 and 6to4 carry arrives at an IPv4 address.
+    let carried = match address {
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) => model::carried_ipv4(*address).map(IpAddr::V4),
+    };
+    let is_foreign = snapshot.apart().map(|entry| &entry.cluster).any(|other| {
+        other.id != cluster.id
+            && (other.network.owns(*address) || carried.is_some_and(|inner| other.network.owns(inner)))
+    });
+    if is_foreign {
+        return Err(format!("{} is at {address}, in another cluster's private network", target.host));
+    }
+    let Target { host, port } = target;
+    if cluster.egress.permits(host, *address, *port) {
+        return Ok(());
+    }
+    let (policy, name) = (EgressPolicy::DefaultDeny.as_str(), &cluster.name);
+    Err(format!(
+        "the egress policy of {name} is {policy} and no rule names {host} port {port} (at {address}); if that is meant: \
+         chitin egress add {name} RULE {host} --port {port}"
+    ))
+}
+
+impl std::fmt::Debug for Perimeter {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Perimeter")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keys::KeyEncryptionKey;
+    use model::{Egress, Network, Peering, PeeringWish, PeeringWith};
+    use network::Perimeter as _;
+    use time::OffsetDateTime;
+
+    use super::*;
+
+    struct World {
+        store: Arc<Store>,
+        perimeter: Arc<Perimeter>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl World {
+        fn new() -> Self {
+            let folder = tempfile::tempdir().unwrap();
+            let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
+            let store = Store::open(&folder.path().join("state"), kek.sealer("state").unwrap()).unwrap();
+            Self { perimeter: Perimeter::new(store.clone()), store, _folder: folder }
+        }
+
+        fn cluster(&self, name: &str, network: Network, policy: EgressPolicy) -> ClusterId {
+            let draft = store::Draft {
+                name: name.parse().unwrap(),
+                plan: model::Plan::Dedicated,
+                provider: model::Provider::Gcp,
+                regions: vec!["local".to_owned()],
+                labels: std::collections::BTreeMap::new(),
+                is_delete_protected: false,
+                allowlist: Vec::new(),
+                network,
+                egress: Egress { policy, ..Egress::default() },
+                asked: model::Asked::default(),
+            };
+            self.store.create(draft, OffsetDateTime::now_utc()).unwrap().id
+        }
+
+        fn judge(&self, cluster: ClusterId, text: &str, address: &str) -> Result<(), String> {
+            let target = Target::read(text).unwrap();
+            self.perimeter.judge(cluster, &Destination { target: &target, address: address.parse().unwrap() })
+        }
+    }
+
+    fn private(range: &str) -> Network {
+        let range = Some(range.parse().unwrap());
+        let office = Peering {
+            name: "office".parse().unwrap(),
+            with: PeeringWith::Namespace {
+                namespace: "office".to_owned(),
+                address: "10.77.0.2".parse().unwrap(),
+            },
+            ranges: vec!["192.168.5.0/24".parse().unwrap()],
+            wish: PeeringWish::Accepted,
+            created_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        Network { range, peerings: vec![office], ..Network::default() }
+    }
+
+    #[test]
+    fn a_refusal_says_why_and_what_to_do() {
+        let world = World::new();
+        let id = world.cluster("shop-one", Network::default(), EgressPolicy::DefaultDeny);
+        let why = world.judge(id, "https://a.example/", "192.0.2.1").unwrap_err();
+        assert!(why.contains("DEFAULT_DENY") && !why.contains("lock"), "{why}");
+        assert!(why.contains("chitin egress add shop-one RULE a.example --port 443"), "{why}");
+        let open = world.cluster("shop-two", Network::default(), EgressPolicy::AllowAll);
+        assert_eq!(world.judge(open, "https://a.example/", "192.0.2.1"), Ok(()));
+    }
+
+    #[test]
+    fn no_cluster_reaches_into_the_network_of_another() {
+        let world = World::new();
+        world.cluster("shop-one", private("10.77.0.0/24"), EgressPolicy::AllowAll);
+        let other = world.cluster("shop-two", private("10.78.0.0/24"), EgressPolicy::AllowAll);
+        for address in ["10.77.0.1", "10.77.0.99", "192.168.5.1", "64:ff9b::a4d:1"] {
+            let why = world.judge(other, "a.example:443", address).unwrap_err();
+            assert!(why.contains("another cluster") && !why.contains("shop-one"), "{why}");
+        }
+        for address in ["10.78.0.1", "10.79.0.1", "192.0.2.1"] {
+            assert_eq!(world.judge(other, "a.example:443", address), Ok(()), "{address}");
+        }
+    }
+
+    #[test]
+    fn a_cluster_that_is_going_or_gone_reaches_nothing() {
+        let world = World::new();
+        let id = world.cluster("shop-one", Network::default(), EgressPolicy::AllowAll);
+        let mut changes = world.perimeter.changes();
+        assert!(!changes.has_changed().unwrap());
+        world.store.wish(id, Wish::Deleted, OffsetDateTime::now_utc()).unwrap();
+        assert!(changes.has_changed().unwrap(), "whoever is under way looks again");
+        changes.mark_unchanged();
+        assert!(world.judge(id, "a.example:443", "192.0.2.1").is_err());
+        world.store.forget(id).unwrap();
+        assert!(world.judge(id, "a.example:443", "192.0.2.1").is_err());
+        assert!(world.judge(ClusterId::random(), "a.example:443", "192.0.2.1").is_err());
+    }
+}
