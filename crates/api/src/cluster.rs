@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{ClusterId, ClusterState, Provider, Tier};
+use model::{ClusterId, ClusterState, EgressPolicy, Provider, Tier};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -98,6 +98,9 @@ pub struct CreateServerless {
     /// Start with no address allowed instead of all.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub with_empty_ip_allowlist: Option<bool>,
+    /// Start with nothing allowed to leave. Ours; the Cloud API has it for dedicated clusters only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub restrict_egress_traffic: Option<bool>,
 }
 
 /// A dedicated cluster to be made.
@@ -118,7 +121,7 @@ pub struct CreateDedicated {
     /// Not built.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cidr_range: Option<String>,
-    /// Not built.
+    /// Start with nothing allowed to leave.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restrict_egress_traffic: Option<bool>,
     /// Not built.
@@ -268,6 +271,9 @@ pub struct Cluster {
     pub sql_dns: String,
     /// Always `PUBLIC`.
     pub network_visibility: String,
+    /// What may leave it where no rule says more.
+    #[serde(default)]
+    pub egress_traffic_policy: EgressPolicy,
 }
 
 impl Cluster {

@@ -3,8 +3,10 @@
 mod access;
 mod chitin;
 mod client;
+mod client_egress;
 mod client_sign_in;
 mod cluster;
+mod egress;
 mod error;
 mod number;
 pub mod openapi;
@@ -25,6 +27,10 @@ pub use cluster::{
     Cluster, ClusterConfig, Clusters, CreateCluster, CreateDedicated, CreateServerless, CreateSpec,
     DedicatedConfig, Hardware, MachineSpec, Protection, Region, ServerlessConfig, UpdateCluster,
     UpdateDedicated, UpdateServerless, UpgradeType, UsageLimits,
+};
+pub use egress::{
+    AddEgressRule, ChangedEgressRule, EditEgressRule, Egress, EgressAddress, EgressRule, EgressRules,
+    EgressVerdict, SetEgressPolicy, ShownEgressRule, TestEgress,
 };
 pub use error::{Code, Error, ErrorBody};
 pub use keys::SecretText;

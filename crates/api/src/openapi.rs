@@ -56,6 +56,28 @@ pub const OPERATIONS: &[Operation] = &[
         "/api/v1/clusters/{cluster_id}/networking/allowlist/{cidr_ip}/{cidr_mask}",
         "Removes a range.",
     ),
+    call(
+        "get",
+        "/api/v1/clusters/{cluster_id}/networking/egress-rules",
+        "Lists what may leave the cluster under the policy DEFAULT_DENY.",
+    ),
+    send("post", "/api/v1/clusters/{cluster_id}/networking/egress-rules", "Adds an egress rule."),
+    send(
+        "post",
+        "/api/v1/clusters/{cluster_id}/networking/egress-rules/egress-traffic-policy",
+        "Sets the egress policy; it holds at once, also for what is under way.",
+    ),
+    call("get", "/api/v1/clusters/{cluster_id}/networking/egress-rules/{rule_id}", "Shows an egress rule."),
+    send(
+        "patch",
+        "/api/v1/clusters/{cluster_id}/networking/egress-rules/{rule_id}",
+        "Edits an egress rule; an empty list of ports means every port.",
+    ),
+    call(
+        "delete",
+        "/api/v1/clusters/{cluster_id}/networking/egress-rules/{rule_id}",
+        "Removes an egress rule.",
+    ),
     call("get", "/api/v1/clusters/{cluster_id}/connection-string", "Says where to connect."),
     call(
         "get",
@@ -112,6 +134,12 @@ pub const OPERATIONS: &[Operation] = &[
         "/api/v1/chitin/clusters/{cluster_id}/providers/{name}",
         "Removes an identity provider of a cluster.",
     ),
+    call("get", "/api/v1/chitin/clusters/{cluster_id}/egress", "Shows the egress policy and every rule."),
+    send(
+        "post",
+        "/api/v1/chitin/clusters/{cluster_id}/egress/test",
+        "Says whether a destination would be let through, and by which rule. Nothing is connected to.",
+    ),
     call("get", "/api/v1/chitin/providers", "Lists the identity providers of the cloud."),
     send("put", "/api/v1/chitin/providers/{name}", "Adds or replaces an identity provider of the cloud."),
     call("delete", "/api/v1/chitin/providers/{name}", "Removes an identity provider of the cloud."),
@@ -151,7 +179,7 @@ pub fn document(version: &str) -> Value {
         "info": {
             "title": "Chitin",
             "version": version,
-            "description": "Shapes of clusters, SQL users, databases and the allowlist are those of the \
+            "description": "Shapes of clusters, SQL users, databases, the allowlist and egress rules are those of the \
                 CockroachDB Cloud API, version 2024-09-16. Its other calls answer 501.",
         },
         "security": [{"key": []}],

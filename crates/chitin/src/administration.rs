@@ -5,7 +5,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{Database, Facts, Machine, Outcome, ProofRow, ThrottleLine};
+use api::{Database, EgressVerdict, Facts, Machine, Outcome, ProofRow, ThrottleLine};
 use async_trait::async_trait;
 use control::{ClearThrottle, Refusal};
 use engine::{Administration as Engine, Capability, Host, SearchReport};
@@ -19,6 +19,7 @@ use model::{
 use store::Store;
 use tokio::time::timeout;
 
+use crate::perimeter;
 use crate::presence::{Errand, Presence};
 use crate::waker::Waker;
 
@@ -40,6 +41,7 @@ pub struct Administrator {
     waker: Arc<Waker>,
     clock: Arc<dyn Clock>,
     throttle: Arc<Throttle>,
+    gate: Arc<network::Gate>,
 }
 
 impl Administrator {
@@ -51,8 +53,9 @@ impl Administrator {
         waker: Arc<Waker>,
         clock: Arc<dyn Clock>,
         throttle: Arc<Throttle>,
+        gate: Arc<network::Gate>,
     ) -> Arc<Self> {
-        Arc::new(Self { store, host, presence, waker, clock, throttle })
+        Arc::new(Self { store, host, presence, waker, clock, throttle, gate })
     }
 
     /// Wakes the cluster; while the errand lives it stays awake.
@@ -260,6 +263,12 @@ impl control::Administration for Administrator {
     fn clear_throttle(&self, which: &ClearThrottle) -> usize {
         let ClearThrottle { cluster, user, address } = which.clone();
         self.throttle.clear(&Filter { cluster, user, address })
+    }
+
+    async fn test_egress(&self, id: ClusterId, destination: &str) -> Result<EgressVerdict, Refusal> {
+        let snapshot = self.store.snapshot();
+        let entry = snapshot.get(&id).ok_or_else(|| Refusal::no_cluster(id))?;
+        Ok(perimeter::verdict(&self.gate, &entry.cluster, destination).await)
     }
 
     fn machine(&self) -> Machine {

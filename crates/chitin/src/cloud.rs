@@ -249,6 +249,7 @@ impl Cloud {
             waker.clone(),
             clock.clone(),
             throttle,
+            gate_out,
         );
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),

@@ -3,6 +3,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use api::{EgressAddress, EgressVerdict};
 use model::{Cluster, ClusterId, EgressPolicy, Wish};
 use network::{Destination, Target};
 use store::{Snapshot, Store};
@@ -59,6 +60,43 @@ fn judge(snapshot: &Snapshot, cluster: &Cluster, to: &Destination<'_>) -> Result
     ))
 }
 
+/// Says what would become of a connection to a URL or `HOST:PORT`, without opening one.
+pub async fn verdict(gate: &network::Gate, cluster: &Cluster, destination: &str) -> EgressVerdict {
+    let egress = &cluster.egress;
+    let mut verdict = EgressVerdict {
+        destination: String::new(),
+        policy: egress.policy,
+        is_permitted: false,
+        reason: None,
+        addresses: Vec::new(),
+    };
+    let judged = match Target::read(destination) {
+        Ok(target) => {
+            verdict.destination = target.to_string();
+            gate.consider(cluster.id, &target).await.map(|judged| (target, judged))
+        }
+        Err(cause) => Err(cause),
+    };
+    match judged {
+        Ok((target, judged)) => {
+            verdict.is_permitted = judged.iter().all(|(_, outcome)| outcome.is_ok());
+            verdict.addresses = judged
+                .into_iter()
+                .map(|(address, outcome)| EgressAddress {
+                    address,
+                    is_permitted: outcome.is_ok(),
+                    rule: egress
+                        .rule_for(&target.host, address, target.port)
+                        .map(|rule| rule.name.to_string()),
+                    reason: outcome.err().map(|cause| cause.to_string()),
+                })
+                .collect();
+        }
+        Err(cause) => verdict.reason = Some(cause.to_string()),
+    }
+    verdict
+}
+
 impl std::fmt::Debug for Perimeter {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Perimeter")
@@ -67,6 +105,7 @@ impl std::fmt::Debug for Perimeter {
 
 #[cfg(test)]
 mod tests {
+    use async_trait::async_trait;
     use keys::KeyEncryptionKey;
     use model::{Egress, Network, Peering, PeeringWish, PeeringWith};
     use network::Perimeter as _;
@@ -147,6 +186,54 @@ mod tests {
         }
         for address in ["10.78.0.1", "10.79.0.1", "192.0.2.1"] {
             assert_eq!(world.judge(other, "a.example:443", address), Ok(()), "{address}");
+        }
+    }
+
+    /// Says the same of every name.
+    struct Names(Vec<IpAddr>);
+
+    #[async_trait]
+    impl network::Resolver for Names {
+        async fn resolve(&self, _: &str) -> std::io::Result<Vec<IpAddr>> {
+            Ok(self.0.clone())
+        }
+    }
+
+    #[tokio::test]
+    async fn a_verdict_names_the_rule_and_what_stands_against_it() {
+        let world = World::new();
+        let id = world.cluster("shop-one", Network::default(), EgressPolicy::DefaultDeny);
+        let added = world.store.edit(id, OffsetDateTime::now_utc(), |cluster| -> Result<(), store::Error> {
+            cluster.egress.rules.push(model::EgressRule {
+                id: uuid::Uuid::new_v4(),
+                name: "range".parse().unwrap(),
+                destination: model::EgressDestination::Cidr("8.8.0.0/16".parse().unwrap()),
+                written: "8.8.0.0/16".to_owned(),
+                ports: vec![443],
+                description: String::new(),
+                created_at: OffsetDateTime::UNIX_EPOCH,
+                idempotency_key: None,
+            });
+            Ok(())
+        });
+        added.unwrap();
+        let told = async |addresses: &[&str], destination: &str| {
+            let names = Names(addresses.iter().map(|text| text.parse().unwrap()).collect());
+            let settings = network::GateSettings::default();
+            let gate = network::Gate::with_resolver(settings, world.perimeter.clone(), Arc::new(names));
+            let snapshot = world.store.snapshot();
+            verdict(&gate.unwrap(), &snapshot.get(&id).unwrap().cluster, destination).await
+        };
+        let good = told(&["8.8.8.8"], "https://A.example/x").await;
+        assert!(good.is_permitted && good.destination == "a.example:443", "{good:?}");
+        assert_eq!(good.addresses[0].rule.as_deref(), Some("range"));
+        let mixed = told(&["8.8.8.8", "9.9.9.9"], "https://a.example/").await;
+        assert!(!mixed.is_permitted && mixed.addresses[0].is_permitted && !mixed.addresses[1].is_permitted);
+        assert!(mixed.addresses[1].reason.as_ref().unwrap().contains("chitin egress add"), "{mixed:?}");
+        assert!(!told(&["8.8.8.8"], "a.example:80").await.is_permitted);
+        for (addresses, destination) in [(&[][..], "a.example:443"), (&["8.8.8.8"], "nonsense")] {
+            let none = told(addresses, destination).await;
+            assert!(!none.is_permitted && none.reason.is_some(), "{none:?}");
         }
     }
 

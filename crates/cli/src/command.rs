@@ -1,5 +1,6 @@
 //! The command line of every client command, with the help that teaches it.
 
+pub mod egress;
 pub mod sign_in;
 
 use std::path::PathBuf;
@@ -10,6 +11,7 @@ use model::{AddressRange, ClusterName, Plan};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
+pub use egress::{EgressCommand, EgressEdit, PolicyName};
 pub use sign_in::{
     ClientCaCommand, CrlCommand, HbaCommand, HbaTest, IdentityMapCommand, OcspCommand, OcspSet,
     ProviderCommand, ProviderSet, ThrottleCommand,
@@ -81,6 +83,9 @@ pub enum Command {
     /// Say from which addresses a cluster may be reached
     #[command(subcommand, after_help = "Begin with:  chitin allowlist list my-shop")]
     Allowlist(AllowlistCommand),
+    /// Say what may leave a cluster: a policy, and the destinations that it lets through
+    #[command(subcommand, after_help = "Begin with:  chitin egress show my-shop")]
+    Egress(EgressCommand),
     /// Say who signs in how: rules in the syntax of pg_hba.conf
     #[command(subcommand, after_help = "Begin with:  chitin hba show my-shop")]
     Hba(HbaCommand),

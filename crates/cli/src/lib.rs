@@ -9,6 +9,7 @@ mod confirm;
 mod crls;
 mod databases;
 mod discovery;
+mod egress;
 mod failure;
 #[cfg(test)]
 mod fixtures;
@@ -69,6 +70,7 @@ fn carry_out(
             Command::User(command) => users::run(&cloud, command, printer).await,
             Command::Database(command) => databases::run(&cloud, command, printer).await,
             Command::Allowlist(command) => allowlist::run(&cloud, command, printer).await,
+            Command::Egress(command) => egress::run(&cloud, command, printer).await,
             Command::Hba(command) => hba::run(&cloud, command, printer).await,
             Command::IdentityMap(command) => identity_map::run(&cloud, command, printer).await,
             Command::ClientCa(command) => client_ca::run(&cloud, command, printer).await,

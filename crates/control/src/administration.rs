@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use api::{Database, Facts, Machine, ProofRow, ThrottleLine};
+use api::{Database, EgressVerdict, Facts, Machine, ProofRow, ThrottleLine};
 use async_trait::async_trait;
 use model::{ClusterId, DatabaseName, RoleName};
 
@@ -40,6 +40,8 @@ pub trait Administration: Send + Sync + 'static {
     async fn facts(&self, id: ClusterId) -> Result<Facts, Refusal>;
     /// What can be proven only from inside.
     async fn prove(&self, id: ClusterId) -> Result<Vec<ProofRow>, Refusal>;
+    /// Whether the cluster would be let through to a URL or `HOST:PORT`. Neither wakes it nor connects to anything.
+    async fn test_egress(&self, id: ClusterId, destination: &str) -> Result<EgressVerdict, Refusal>;
     /// What the machine gives.
     fn machine(&self) -> Machine;
     /// Failed sign-ins that are remembered, in any order.

@@ -6,7 +6,9 @@ use api::{CreateCluster, CreateDedicated, CreateServerless, Protection, UpgradeT
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State as Shared;
-use model::{AddressRange, AllowlistEntry, Asked, Cluster, ClusterName, Plan, Tier, Wish};
+use model::{
+    AddressRange, AllowlistEntry, Asked, Cluster, ClusterName, Egress, EgressPolicy, Plan, Tier, Wish,
+};
 use store::Draft;
 use time::Duration;
 
@@ -79,6 +81,12 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
     }
     parent(spec.parent_id.as_deref())?;
     let mut asked = Asked { tier: spec.plan, ..Asked::default() };
+    let is_restricted = [
+        spec.serverless.as_ref().and_then(|spec| spec.restrict_egress_traffic),
+        spec.dedicated.as_ref().and_then(|spec| spec.restrict_egress_traffic),
+    ]
+    .contains(&Some(true));
+    let policy = if is_restricted { EgressPolicy::DefaultDeny } else { EgressPolicy::AllowAll };
     let (plan, regions, allowlist) = match (spec.serverless, spec.dedicated) {
         (Some(serverless), None) => {
             if spec.plan == Some(Tier::Advanced) {
@@ -107,7 +115,7 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
         is_delete_protected: spec.delete_protection == Some(Protection::Enabled),
         allowlist,
         network: model::Network::default(),
-        egress: model::Egress::default(),
+        egress: Egress { policy, ..Egress::default() },
         asked,
     })
 }
@@ -130,9 +138,6 @@ fn serverless_regions(spec: CreateServerless, asked: &mut Asked) -> Result<Vec<S
 fn dedicated_regions(spec: CreateDedicated, asked: &mut Asked) -> Result<Vec<String>, Refusal> {
     if spec.network_visibility.as_deref().is_some_and(|visibility| !matches!(visibility, "" | "PUBLIC")) {
         return Err(Refusal::unbuilt("private clusters (network_visibility PRIVATE) are"));
-    }
-    if spec.restrict_egress_traffic == Some(true) {
-        return Err(Refusal::unbuilt("egress rules (restrict_egress_traffic) are"));
     }
     let has_text = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
     if has_text(&spec.cidr_range) || has_text(&spec.cockroach_version) || spec.region_machine_specs.is_some()

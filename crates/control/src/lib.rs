@@ -11,6 +11,7 @@ mod create;
 mod crls;
 mod databases;
 mod door;
+mod egress;
 mod hba;
 mod identity_map;
 mod input;
@@ -96,6 +97,12 @@ pub fn router(state: State) -> Router {
             "/networking/allowlist/{cidr_ip}/{cidr_mask}",
             put(allowlist::put).patch(allowlist::edit).delete(allowlist::remove),
         )
+        .route("/networking/egress-rules", get(egress::list).post(egress::add))
+        .route("/networking/egress-rules/egress-traffic-policy", post(egress::set_policy))
+        .route(
+            "/networking/egress-rules/{rule_id}",
+            get(egress::show).patch(egress::edit).delete(egress::remove),
+        )
         .route(
             "/client-ca-cert",
             get(client_ca::show).post(client_ca::set).patch(client_ca::replace).delete(client_ca::remove),
@@ -112,6 +119,8 @@ pub fn router(state: State) -> Router {
         .route("/clusters/{cluster_id}/proof", post(chitin::prove))
         .route("/clusters/{cluster_id}/client-ca", get(client_ca::describe))
         .route("/clusters/{cluster_id}/crls", get(crls::show).put(crls::put).delete(crls::remove))
+        .route("/clusters/{cluster_id}/egress", get(egress::describe))
+        .route("/clusters/{cluster_id}/egress/test", post(egress::test))
         .route("/clusters/{cluster_id}/hba", get(hba::show).put(hba::put))
         .route("/clusters/{cluster_id}/hba/test", post(hba::test))
         .route("/clusters/{cluster_id}/identity-map", get(identity_map::show).put(identity_map::put))

@@ -66,6 +66,7 @@ pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings
         parent_id: "root".to_owned(),
         sql_dns,
         network_visibility: "PUBLIC".to_owned(),
+        egress_traffic_policy: cluster.egress.policy,
     }
 }
 

@@ -38,7 +38,6 @@ const OF_A_CLUSTER: &[&str] = &[
 const OF_A_NETWORK: &[&str] = &[
     "aws-endpoint-connections",
     "egress-private-endpoints",
-    "egress-rules",
     "private-endpoint-connections",
     "private-endpoint-services",
     "private-endpoint-trusted-owners",

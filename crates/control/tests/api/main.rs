@@ -8,6 +8,7 @@ mod certificates;
 mod client;
 mod clusters;
 mod double;
+mod egress;
 mod rules;
 mod served;
 mod sign_in;

@@ -13,7 +13,7 @@ async fn every_call_of_the_document_is_served_and_no_other_method_is() {
     for (path, methods) in document["paths"].as_object().unwrap() {
         let path =
             path.replace("{cluster_id}", &id).replace("{cidr_ip}", "192.0.2.0").replace("{cidr_mask}", "24");
-        let path = path.replace("{name}", "nobody");
+        let path = path.replace("{name}", "nobody").replace("{rule_id}", &id);
         for method in ["get", "post", "put", "patch", "delete", "trace"] {
             if (method, path.ends_with(&id), methods.get(method)) == ("delete", true, methods.get("delete")) {
                 continue;
@@ -48,7 +48,7 @@ async fn calls_of_the_cloud_api_that_are_not_built_say_so() {
         "/api/v1/clusters/available-regions".to_owned(),
         format!("/api/v1/clusters/{id}/cmek"),
         format!("/api/v1/clusters/{id}/backups-config"),
-        format!("/api/v1/clusters/{id}/networking/egress-rules/egress-traffic-policy"),
+        format!("/api/v1/clusters/{id}/networking/egress-private-endpoints"),
         "/api/scim/v2/Users".to_owned(),
     ];
     for path in paths {
