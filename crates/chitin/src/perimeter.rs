@@ -4,7 +4,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use api::{EgressAddress, EgressVerdict};
-use model::{Cluster, ClusterId, EgressPolicy, Wish};
+use model::{Cluster, ClusterId, EgressPolicy, FetchFailure, FqdnName, Wish};
 use network::{Destination, Target};
 use store::{Snapshot, Store};
 use tokio::sync::watch;
@@ -54,9 +54,11 @@ fn judge(snapshot: &Snapshot, cluster: &Cluster, to: &Destination<'_>) -> Result
         return Ok(());
     }
     let (policy, name) = (EgressPolicy::DefaultDeny.as_str(), &cluster.name);
+    // A rule for a name must be one that rules can have.
+    let wanted = host.to_string().parse::<FqdnName>().map_or(address.to_string(), String::from);
     Err(format!(
         "the egress policy of {name} is {policy} and no rule names {host} port {port} (at {address}); if that is meant: \
-         chitin egress add {name} RULE {host} --port {port}"
+         chitin egress add {name} RULE {wanted} --port {port}"
     ))
 }
 
@@ -88,13 +90,21 @@ pub async fn verdict(gate: &network::Gate, cluster: &Cluster, destination: &str)
                     rule: egress
                         .rule_for(&target.host, address, target.port)
                         .map(|rule| rule.name.to_string()),
-                    reason: outcome.err().map(|cause| cause.to_string()),
+                    reason: outcome.err().map(told),
                 })
                 .collect();
         }
-        Err(cause) => verdict.reason = Some(cause.to_string()),
+        Err(cause) => verdict.reason = Some(told(cause)),
     }
     verdict
+}
+
+/// What a log begins with is said by the verdict itself.
+fn told(cause: FetchFailure) -> String {
+    match cause {
+        FetchFailure::Refused(why) => why,
+        FetchFailure::Failed(_) | FetchFailure::TimedOut | FetchFailure::TooLong(_) => cause.to_string(),
+    }
 }
 
 impl std::fmt::Debug for Perimeter {
@@ -171,6 +181,8 @@ mod tests {
         let why = world.judge(id, "https://a.example/", "192.0.2.1").unwrap_err();
         assert!(why.contains("DEFAULT_DENY") && !why.contains("lock"), "{why}");
         assert!(why.contains("chitin egress add shop-one RULE a.example --port 443"), "{why}");
+        let why = world.judge(id, "http://localhost/", "127.0.0.1").unwrap_err();
+        assert!(why.contains("chitin egress add shop-one RULE 127.0.0.1 --port 80"), "{why}");
         let open = world.cluster("shop-two", Network::default(), EgressPolicy::AllowAll);
         assert_eq!(world.judge(open, "https://a.example/", "192.0.2.1"), Ok(()));
     }

@@ -223,13 +223,15 @@ impl Gate {
 
     /// Whether anybody may go there, and then whether this cluster may.
     fn judge(&self, cluster: Option<ClusterId>, to: &Destination<'_>) -> Result<(), FetchFailure> {
-        let Destination { target: Target { host, .. }, address } = to;
-        judge(*address, &self.settings.allow).map_err(|closed| match closed {
-            Closed::ForEver(kind) => {
-                refused(format!("{host} is at {address} ({kind}), which is never reached from here"))
-            }
+        let (host, address) = (&to.target.host, to.address);
+        let place = match host {
+            EgressHost::Name(name) => format!("{name} is at {address}, which is"),
+            EgressHost::Address(_) => format!("{address} is"),
+        };
+        judge(address, &self.settings.allow).map_err(|closed| match closed {
+            Closed::ForEver(kind) => refused(format!("{place} never reached from here ({kind})")),
             Closed::UntilOpened(kind) => refused(format!(
-                "{host} is at {address} ({kind}); if that is meant, start with --fetch-allow for its network"
+                "{place} not everybody's ({kind}); if that is meant, start with --fetch-allow for its network"
             )),
         })?;
         cluster.map_or(Ok(()), |cluster| self.perimeter.judge(cluster, to).map_err(refused))
