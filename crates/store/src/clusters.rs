@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
-    AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, NetworkSeen, Observation, Plan, Power, Provider,
-    RoutingId, SqlRole, Wish,
+    AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, Network, NetworkSeen, Observation, Plan, Power,
+    Provider, RoutingId, SqlRole, Wish,
 };
 use time::OffsetDateTime;
 
 use crate::file::{Batch, Table};
-use crate::{CLUSTERS_MAX, Entry, Error, Store};
+use crate::{CLUSTERS_MAX, Entry, Error, Snapshot, Store};
 
 /// Most clusters that are gone whose documents are kept.
 const DELETED_MAX: usize = 10_000;
@@ -33,7 +33,7 @@ pub struct Draft {
     /// Who may connect, by address.
     pub allowlist: Vec<AllowlistEntry>,
     /// Who can see its front door.
-    pub network: model::Network,
+    pub network: Network,
     /// What may leave it.
     pub egress: model::Egress,
     /// What the client asked for that changes nothing here.
@@ -43,16 +43,28 @@ pub struct Draft {
 impl Store {
     /// Writes the wish for a new, running cluster. Its routing id was never used before.
     pub fn create(&self, draft: Draft, now: OffsetDateTime) -> Result<Cluster, Error> {
+        self.create_among(draft, now, |_, _| Ok(()))
+    }
+
+    /// As [`Self::create`], where the new cluster's network depends on those of all others: the closure completes it or
+    /// refuses, and no other change comes between its look and the write.
+    pub fn create_among<E: From<Error>>(
+        &self,
+        mut draft: Draft,
+        now: OffsetDateTime,
+        complete: impl FnOnce(&mut Network, &Snapshot) -> Result<(), E>,
+    ) -> Result<Cluster, E> {
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();
         if next.by_name(&draft.name).is_some() {
-            return Err(Error::NameTaken(draft.name));
+            return Err(Error::NameTaken(draft.name).into());
         }
         let full = || Error::TooMany { what: "clusters", limit: CLUSTERS_MAX };
         if next.len() >= CLUSTERS_MAX {
-            return Err(full());
+            return Err(full().into());
         }
         let routing_id = RoutingId::try_from(next.next_routing_id).map_err(|_| full())?;
+        complete(&mut draft.network, &next)?;
         let now = to_microseconds(now);
         let cluster = Cluster {
             id: ClusterId::random(),
@@ -96,11 +108,22 @@ impl Store {
         now: OffsetDateTime,
         change: impl FnOnce(&mut Cluster) -> Result<T, E>,
     ) -> Result<T, E> {
+        self.edit_among(id, now, |cluster, _| change(cluster))
+    }
+
+    /// As [`Self::edit`], where the change depends on other clusters: the closure sees all of them, and no other change
+    /// comes between its look and the write.
+    pub fn edit_among<T, E: From<Error>>(
+        &self,
+        id: ClusterId,
+        now: OffsetDateTime,
+        change: impl FnOnce(&mut Cluster, &Snapshot) -> Result<T, E>,
+    ) -> Result<T, E> {
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();
         let entry = next.get(&id).ok_or(Error::NotFound(id))?;
         let mut edited = Entry::clone(entry);
-        let answer = change(&mut edited.cluster)?;
+        let answer = change(&mut edited.cluster, &next)?;
         if edited.cluster == entry.cluster {
             return Ok(answer);
         }
@@ -348,6 +371,42 @@ mod tests {
         open(one.path()).create(draft("shop-one"), OffsetDateTime::now_utc()).unwrap();
         let foreign = Store::open(&one.path().join("state.redb"), sealer(two.path()));
         assert!(matches!(foreign, Err(Error::Tampered { .. })));
+    }
+
+    #[test]
+    fn of_many_at_once_only_one_takes_what_may_be_taken_once() {
+        const RACERS: usize = 8;
+        let folder = tempfile::tempdir().unwrap();
+        let (store, now) = (open(folder.path()), OffsetDateTime::now_utc());
+        let late = store.create(draft("latecomer"), now).unwrap();
+        let take = |network: &mut Network, all: &Snapshot| {
+            let wanted = Some("10.77.0.0/24".parse().unwrap());
+            if all.iter().any(|entry| entry.cluster.network.range == wanted) {
+                return Err(Error::TooMany { what: "networks", limit: 1 });
+            }
+            network.range = wanted;
+            Ok(())
+        };
+        let start = std::sync::Barrier::new(RACERS + 1);
+        let taken = std::thread::scope(|scope| {
+            let creators: Vec<_> = (0..RACERS)
+                .map(|number| {
+                    let (store, start) = (&store, &start);
+                    scope.spawn(move || {
+                        start.wait();
+                        store.create_among(draft(&format!("racer-{number}")), now, take).is_ok()
+                    })
+                })
+                .collect();
+            start.wait();
+            let edited =
+                store.edit_among(late.id, now, |cluster, all| take(&mut cluster.network, all)).is_ok();
+            creators.into_iter().map(|racer| racer.join().unwrap()).filter(|is_ok| *is_ok).count()
+                + usize::from(edited)
+        });
+        assert_eq!(taken, 1);
+        let snapshot = store.snapshot();
+        assert_eq!(snapshot.iter().filter(|entry| entry.cluster.network.range.is_some()).count(), 1);
     }
 
     #[test]
