@@ -9,6 +9,7 @@ mod resolve;
 #[cfg(test)]
 mod tests;
 mod trust;
+pub mod wireguard_key;
 
 pub use address::{Closed, judge};
 pub use allowlist::Matcher;
