@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use model::{ClusterId, ClusterState, EgressPolicy, Provider, Tier};
+use model::{ClusterId, ClusterState, EgressPolicy, Provider, Tier, Visibility};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
@@ -101,6 +101,12 @@ pub struct CreateServerless {
     /// Start with nothing allowed to leave. Ours; the Cloud API has it for dedicated clusters only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub restrict_egress_traffic: Option<bool>,
+    /// PUBLIC or PRIVATE. Ours; the Cloud API has private clusters on the dedicated plan only.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub network_visibility: Option<String>,
+    /// The private network's addresses. Ours too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cidr_range: Option<String>,
 }
 
 /// A dedicated cluster to be made.
@@ -115,10 +121,10 @@ pub struct CreateDedicated {
     /// A version of CockroachDB. Not built.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cockroach_version: Option<String>,
-    /// PUBLIC; PRIVATE is not built.
+    /// PUBLIC or PRIVATE.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub network_visibility: Option<String>,
-    /// Not built.
+    /// The private network's addresses; a private cluster gets some where this is absent.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cidr_range: Option<String>,
     /// Start with nothing allowed to leave.
@@ -247,7 +253,7 @@ pub struct Cluster {
     pub config: ClusterConfig,
     /// Its regions.
     pub regions: Vec<Region>,
-    /// Always empty.
+    /// The private network's addresses; empty without one.
     pub cidr_range: String,
     /// Labels.
     pub labels: BTreeMap<String, String>,
@@ -269,8 +275,8 @@ pub struct Cluster {
     pub parent_id: String,
     /// The name for SNI routing.
     pub sql_dns: String,
-    /// Always `PUBLIC`.
-    pub network_visibility: String,
+    /// Who can see the front door.
+    pub network_visibility: Visibility,
     /// What may leave it where no rule says more.
     #[serde(default)]
     pub egress_traffic_policy: EgressPolicy,
@@ -329,9 +335,9 @@ pub struct Region {
     pub sql_dns: String,
     /// Always empty.
     pub ui_dns: String,
-    /// Always empty.
+    /// The name inside the private network; empty without one.
     pub internal_dns: String,
-    /// Always empty.
+    /// The name over private endpoints; empty until their service is made.
     pub private_endpoint_dns: String,
     /// Nodes as asked for; 0 on serverless.
     pub node_count: u32,

@@ -4,10 +4,12 @@ mod access;
 mod chitin;
 mod client;
 mod client_egress;
+mod client_network;
 mod client_sign_in;
 mod cluster;
 mod egress;
 mod error;
+mod network;
 mod number;
 pub mod openapi;
 mod page;
@@ -34,6 +36,10 @@ pub use egress::{
 };
 pub use error::{Code, Error, ErrorBody};
 pub use keys::SecretText;
+pub use network::{
+    AcceptPeering, ClusterNetwork, CreatePeering, JoinWith, JoinedWith, NetworkState, Peering, PeeringConfig,
+    PeeringState, PeeringStatus, Peerings, PutNetwork,
+};
 pub use page::{PageQuery, Pagination, SortBy, SortOrder};
 pub use sign_in::{
     Cleared, ClientAuthorities, ClientAuthority, ClientCa, ClientCaStatus, Crl, Crls, Hba, HbaOutcome,

@@ -271,6 +271,14 @@ impl control::Administration for Administrator {
         Ok(perimeter::verdict(&self.gate, &entry.cluster, destination).await)
     }
 
+    fn wireguard_private_key(&self) -> String {
+        network::wireguard_key::generate()
+    }
+
+    fn wireguard_public_key(&self, private_key: &str) -> Option<String> {
+        network::wireguard_key::public(private_key)
+    }
+
     fn machine(&self) -> Machine {
         let posture = self.host.posture();
         let wall = |name: &str, capability: &Capability| {

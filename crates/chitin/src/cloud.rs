@@ -185,6 +185,10 @@ impl Cloud {
             .public_url
             .clone()
             .unwrap_or_else(|| format!("https://localhost:{}", http_address.port()));
+        let public_host = url::Url::parse(&public_url)
+            .ok()
+            .and_then(|url| url.host_str().map(str::to_owned))
+            .unwrap_or_else(|| "localhost".to_owned());
         let pages = Pages::new(store.clone(), public_url, http_address.port());
         let gate_settings = GateSettings { allow: options.fetch_allow.clone(), ..GateSettings::default() };
         let gate_out = Arc::new(network::Gate::new(gate_settings, Perimeter::new(store.clone()))?);
@@ -257,6 +261,8 @@ impl Cloud {
             sql: sql_address.to_string(),
             http: http_address.to_string(),
             ca_pem: certificates.root_pem().to_owned(),
+            http_port: http_address.port(),
+            public_host,
             ca_path: Some(paths.root_certificate().display().to_string()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             allowlist_entries_max: usize::try_from(options.allowlist_max).unwrap_or(ALLOWLIST_ENTRIES_MAX),

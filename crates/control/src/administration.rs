@@ -48,6 +48,10 @@ pub trait Administration: Send + Sync + 'static {
     fn throttle(&self) -> Vec<ThrottleLine>;
     /// Forgets failed sign-ins and says how many lines.
     fn clear_throttle(&self, which: &ClearThrottle) -> usize;
+    /// A new private key for a WireGuard tunnel, in base64. A secret.
+    fn wireguard_private_key(&self) -> String;
+    /// The public key of a WireGuard private key, in base64; `None` if that is none.
+    fn wireguard_public_key(&self, private_key: &str) -> Option<String>;
 }
 
 /// Which failed sign-ins are to be forgotten. What is absent means every one; with nothing, all.

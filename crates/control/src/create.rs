@@ -7,13 +7,15 @@ use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State as Shared;
 use model::{
-    AddressRange, AllowlistEntry, Asked, Cluster, ClusterName, Egress, EgressPolicy, Plan, Tier, Wish,
+    AddressRange, AllowlistEntry, Asked, Cluster, ClusterName, Egress, EgressPolicy, Network, Plan, Tier,
+    Wish,
 };
-use store::Draft;
-use time::Duration;
+use store::{Draft, Store};
+use time::{Duration, OffsetDateTime};
 
+use crate::network::ranges::Others;
 use crate::update::{keep_hardware, keep_limits};
-use crate::{Refusal, State, clusters};
+use crate::{Refusal, State, clusters, network};
 
 /// A client whose connection broke sends its request again; within this time it gets the first result.
 const REPEAT_MAX: Duration = Duration::minutes(1);
@@ -28,10 +30,13 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
     if state.store.snapshot().organization().allowlist_starts_closed {
         draft.allowlist.clear();
     }
+    if draft.network != Network::default() {
+        network::machine_allows(&state)?;
+    }
     let (store, now) = (state.store.clone(), state.clock.now());
-    let work = move || match store.create(draft.clone(), now) {
+    let work = move || match make(&store, &draft, now) {
         Ok(cluster) => Ok(cluster.id),
-        Err(store::Error::NameTaken(name)) => {
+        Err(NotMade::Store(store::Error::NameTaken(name))) => {
             let snapshot = store.snapshot();
             let first = snapshot.by_name(&name).map(|entry| &entry.cluster);
             match first {
@@ -39,10 +44,30 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
                 _ => Err(Refusal::from(store::Error::NameTaken(name))),
             }
         }
-        Err(error) => Err(error.into()),
+        Err(NotMade::Store(error)) => Err(error.into()),
+        Err(NotMade::Refused(refusal)) => Err(refusal),
     };
     let id = tokio::task::spawn_blocking(work).await.map_err(Refusal::internal)??;
     clusters::find(&state, id).map(Json)
+}
+
+/// Why a draft did not become a cluster.
+enum NotMade {
+    Store(store::Error),
+    /// It does not go together with the other clusters.
+    Refused(Refusal),
+}
+
+impl From<store::Error> for NotMade {
+    fn from(error: store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+fn make(store: &Store, draft: &Draft, now: OffsetDateTime) -> Result<Cluster, NotMade> {
+    store.create_among(draft.clone(), now, |network, all| {
+        network::complete(network, &Others::of(None, all)).map_err(NotMade::Refused)
+    })
 }
 
 /// Whether the cluster is what the draft asks for, unchanged since.
@@ -67,7 +92,7 @@ fn is_same(cluster: &Cluster, draft: &Draft) -> bool {
         && cluster.labels == *labels
         && cluster.is_delete_protected == *is_delete_protected
         && cluster.allowlist == *allowlist
-        && cluster.network == *network
+        && network::is_same(&cluster.network, network)
         && cluster.egress == *egress
         && cluster.asked == *asked
 }
@@ -87,14 +112,16 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
     ]
     .contains(&Some(true));
     let policy = if is_restricted { EgressPolicy::DefaultDeny } else { EgressPolicy::AllowAll };
-    let (plan, regions, allowlist) = match (spec.serverless, spec.dedicated) {
+    let (plan, network, regions, allowlist) = match (spec.serverless, spec.dedicated) {
         (Some(serverless), None) => {
             if spec.plan == Some(Tier::Advanced) {
                 return Err(Refusal::invalid("plan ADVANCED goes with `dedicated`, not with `serverless`"));
             }
             let allowlist =
                 if serverless.with_empty_ip_allowlist == Some(true) { Vec::new() } else { everybody() };
-            (Plan::Serverless, serverless_regions(serverless, &mut asked)?, allowlist)
+            let network =
+                network::asked(serverless.network_visibility.as_deref(), serverless.cidr_range.as_deref())?;
+            (Plan::Serverless, network, serverless_regions(serverless, &mut asked)?, allowlist)
         }
         (None, Some(dedicated)) => {
             if matches!(spec.plan, Some(Tier::Basic | Tier::Standard)) {
@@ -102,7 +129,9 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
                     "plans BASIC and STANDARD go with `serverless`, not with `dedicated`",
                 ));
             }
-            (Plan::Dedicated, dedicated_regions(dedicated, &mut asked)?, Vec::new())
+            let network =
+                network::asked(dedicated.network_visibility.as_deref(), dedicated.cidr_range.as_deref())?;
+            (Plan::Dedicated, network, dedicated_regions(dedicated, &mut asked)?, Vec::new())
         }
         _ => return Err(Refusal::invalid("the spec holds either `serverless` or `dedicated`")),
     };
@@ -114,7 +143,7 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
         labels: labels(spec.labels.unwrap_or_default())?,
         is_delete_protected: spec.delete_protection == Some(Protection::Enabled),
         allowlist,
-        network: model::Network::default(),
+        network,
         egress: Egress { policy, ..Egress::default() },
         asked,
     })
@@ -136,13 +165,9 @@ fn serverless_regions(spec: CreateServerless, asked: &mut Asked) -> Result<Vec<S
 }
 
 fn dedicated_regions(spec: CreateDedicated, asked: &mut Asked) -> Result<Vec<String>, Refusal> {
-    if spec.network_visibility.as_deref().is_some_and(|visibility| !matches!(visibility, "" | "PUBLIC")) {
-        return Err(Refusal::unbuilt("private clusters (network_visibility PRIVATE) are"));
-    }
     let has_text = |text: &Option<String>| text.as_deref().is_some_and(|text| !text.is_empty());
-    if has_text(&spec.cidr_range) || has_text(&spec.cockroach_version) || spec.region_machine_specs.is_some()
-    {
-        return Err(Refusal::unbuilt("cidr_range, cockroach_version and region_machine_specs are"));
+    if has_text(&spec.cockroach_version) || spec.region_machine_specs.is_some() {
+        return Err(Refusal::unbuilt("cockroach_version and region_machine_specs are"));
     }
     keep_hardware(asked, spec.hardware);
     let regions = regions(spec.region_nodes.keys().cloned().collect())?;

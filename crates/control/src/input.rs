@@ -6,7 +6,8 @@ use api::Code;
 use axum::body::Bytes;
 use model::{Cluster, ClusterId, DatabaseName, RoleName, Wish};
 use serde::de::DeserializeOwned;
-use store::{Entry, Store};
+use store::{Entry, Snapshot, Store};
+use time::OffsetDateTime;
 
 use crate::{Refusal, State};
 
@@ -82,20 +83,35 @@ pub(crate) fn database(text: &str) -> Result<DatabaseName, Refusal> {
     Ok(name)
 }
 
+/// The time of day to the microsecond, as answers write it, so that what is kept is what is answered.
+pub(crate) fn now(state: &State) -> OffsetDateTime {
+    let now = state.clock.now();
+    now.replace_nanosecond(now.microsecond() * 1_000).unwrap_or(now)
+}
+
 /// Changes a cluster's document, off the threads that serve requests: the file is synced.
 pub(crate) async fn edit<T: Send + 'static>(
     state: &State,
     id: ClusterId,
     change: impl FnOnce(&mut Cluster) -> Result<T, Refusal> + Send + 'static,
 ) -> Result<T, Refusal> {
+    edit_among(state, id, |cluster, _| change(cluster)).await
+}
+
+/// As [`edit`], where the change depends on other clusters: nothing changes between the look at them and the write.
+pub(crate) async fn edit_among<T: Send + 'static>(
+    state: &State,
+    id: ClusterId,
+    change: impl FnOnce(&mut Cluster, &Snapshot) -> Result<T, Refusal> + Send + 'static,
+) -> Result<T, Refusal> {
     let (store, now) = (state.store.clone(), state.clock.now());
     let work = move || {
-        store.edit(id, now, |cluster| {
+        store.edit_among(id, now, |cluster, all| {
             // A deletion may have been wished for since the caller looked.
             if cluster.wish == Wish::Deleted {
                 return Err(Refusal::no_cluster(id));
             }
-            change(cluster)
+            change(cluster, all)
         })
     };
     tokio::task::spawn_blocking(work).await.map_err(Refusal::internal)?

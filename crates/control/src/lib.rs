@@ -15,6 +15,7 @@ mod egress;
 mod hba;
 mod identity_map;
 mod input;
+mod network;
 mod ocsp;
 mod organization;
 mod page;
@@ -31,9 +32,11 @@ mod web;
 use std::sync::Arc;
 
 use axum::Router;
-use axum::routing::{any, delete, get, post, put};
+use axum::routing::{any, delete, get, patch, post, put};
 use model::Clock;
 use store::Store;
+
+use crate::network::peerings;
 
 pub use administration::{Administration, ClearThrottle};
 pub use refusal::Refusal;
@@ -69,6 +72,10 @@ pub struct Settings {
     pub http: String,
     /// The root certificate.
     pub ca_pem: String,
+    /// The port of the front door's HTTP inside private networks.
+    pub http_port: u16,
+    /// The host under which other machines reach this one: that of `--public-url`, or `localhost`.
+    pub public_host: String,
     /// Where the root certificate lies, for `sslrootcert`; `None` when clients know the root without it.
     pub ca_path: Option<String>,
     /// The program's version.
@@ -91,7 +98,7 @@ pub fn router(state: State) -> Router {
         .route("/sql-users/{name}", delete(users::destroy))
         .route("/sql-users/{name}/password", put(users::set_password))
         .route("/databases", get(databases::list).post(databases::create).patch(databases::rename_named))
-        .route("/databases/{name}", axum::routing::patch(databases::rename).delete(databases::destroy))
+        .route("/databases/{name}", patch(databases::rename).delete(databases::destroy))
         .route("/networking/allowlist", get(allowlist::list).post(allowlist::add))
         .route(
             "/networking/allowlist/{cidr_ip}/{cidr_mask}",
@@ -124,6 +131,11 @@ pub fn router(state: State) -> Router {
         .route("/clusters/{cluster_id}/hba", get(hba::show).put(hba::put))
         .route("/clusters/{cluster_id}/hba/test", post(hba::test))
         .route("/clusters/{cluster_id}/identity-map", get(identity_map::show).put(identity_map::put))
+        .route("/clusters/{cluster_id}/network", get(network::show).put(network::put))
+        .route("/clusters/{cluster_id}/peerings", get(peerings::list).post(peerings::create))
+        .route("/clusters/{cluster_id}/peerings/{name}", get(peerings::show).delete(peerings::remove))
+        .route("/clusters/{cluster_id}/peerings/{name}/accept", post(peerings::accept))
+        .route("/clusters/{cluster_id}/peerings/{name}/config", get(peerings::config))
         .route("/clusters/{cluster_id}/ocsp", get(ocsp::show).put(ocsp::put))
         .route("/clusters/{cluster_id}/providers", get(providers::list_of_cluster))
         .route(

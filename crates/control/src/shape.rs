@@ -12,7 +12,8 @@ const CREATOR: &str = "00000000-0000-0000-0000-000000000000";
 pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings) -> api::Cluster {
     let asked = &cluster.asked;
     let handle = cluster.handle().to_string();
-    let sql_dns = format!("{handle}.{}", settings.sql_host);
+    let sql_dns = sql_dns(cluster, settings);
+    let name_if = |is_there: bool| if is_there { sql_dns.clone() } else { String::new() };
     let config = match cluster.plan {
         Plan::Serverless => ClusterConfig::Serverless(ServerlessConfig {
             routing_id: handle,
@@ -35,7 +36,7 @@ pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings
         name: name.clone(),
         sql_dns: sql_dns.clone(),
         ui_dns: String::new(),
-        internal_dns: String::new(),
+        internal_dns: name_if(cluster.network.range.is_some()),
         private_endpoint_dns: String::new(),
         node_count: asked.region_nodes.get(name).copied().unwrap_or_default(),
         primary: (asked.primary_region.as_ref() == Some(name) && cluster.regions.len() > 1).then_some(true),
@@ -52,7 +53,7 @@ pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings
         operation_status: "UNSPECIFIED".to_owned(),
         config,
         regions: cluster.regions.iter().map(region).collect(),
-        cidr_range: String::new(),
+        cidr_range: cluster.network.range.map(|range| range.to_string()).unwrap_or_default(),
         labels: cluster.labels.clone(),
         is_customer_cloud_account: false,
         created_at: cluster.created_at,
@@ -64,10 +65,15 @@ pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings
             Protection::Disabled
         },
         parent_id: "root".to_owned(),
+        network_visibility: cluster.network.visibility,
         sql_dns,
-        network_visibility: "PUBLIC".to_owned(),
         egress_traffic_policy: cluster.egress.policy,
     }
+}
+
+/// The name that the cluster's certificate carries, by whichever way it is reached.
+pub(crate) fn sql_dns(cluster: &Cluster, settings: &Settings) -> String {
+    format!("{}.{}", cluster.handle(), settings.sql_host)
 }
 
 /// The plan by the Cloud API's name.

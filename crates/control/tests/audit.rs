@@ -40,6 +40,30 @@ impl<'a> MakeWriter<'a> for Lines {
 }
 
 #[tokio::test]
+async fn t43_a_tunnel_s_private_key_is_in_no_log() {
+    let lines = Lines::default();
+    let subscriber = tracing_subscriber::fmt().with_max_level(tracing::Level::TRACE);
+    let _guard = tracing::subscriber::set_default(subscriber.with_writer(lines.clone()).finish());
+    let world = World::new();
+    let id = world.made("shop-one").await;
+    let (network, peerings) =
+        (format!("/chitin/clusters/{id}/network"), format!("/chitin/clusters/{id}/peerings"));
+    world.call("PUT", &network, json!({"visibility": "PRIVATE"})).await;
+    let tunnel = json!({"name": "home", "with": {"kind": "wireguard"}});
+    let made = world.call("POST", &peerings, tunnel).await;
+    assert_eq!(made.status, 200, "{}", made.text);
+    let kept = format!("{:?}", world.store.snapshot().get(&id).unwrap().cluster.network.peerings);
+    world.get(&format!("{peerings}/home/config")).await;
+    for wrong in [json!({"public_key": format!("{}x", double::KEY_CANARY)}), json!({})] {
+        world.call("POST", &format!("{peerings}/home/accept"), wrong).await;
+    }
+    world.call("DELETE", &format!("{peerings}/home"), json!({})).await;
+    let text = String::from_utf8(lines.0.lock().unwrap().clone()).unwrap();
+    assert_eq!(text.lines().filter(|line| line.contains(&peerings)).count(), 4, "{text}");
+    assert!(!text.contains(double::KEY_CANARY) && !kept.contains(double::KEY_CANARY), "{text}");
+}
+
+#[tokio::test]
 async fn every_change_leaves_one_line_without_secrets() {
     let lines = Lines::default();
     let subscriber = tracing_subscriber::fmt().with_writer(lines.clone()).with_ansi(false).finish();

@@ -2,8 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
-use api::{Database, EgressVerdict, Facts, Machine, Outcome, ProofRow, ThrottleLine};
+use api::{Capability, Database, EgressVerdict, Facts, Machine, Outcome, ProofRow, ThrottleLine};
 use async_trait::async_trait;
 use control::{
     Administration, Arrival, Callback, ClearThrottle, Departure, DeskRefused, Login, Refusal, SignInDesk,
@@ -19,7 +20,12 @@ pub struct Engines {
     pub asleep: Mutex<BTreeSet<ClusterId>>,
     pub throttle: Mutex<Vec<ThrottleLine>>,
     pub cleared: Mutex<Vec<ClearThrottle>>,
+    pub capabilities: Mutex<Vec<Capability>>,
+    tunnels: AtomicUsize,
 }
+
+/// What stands in every private key of these engines.
+pub const KEY_CANARY: &str = "canary";
 
 #[async_trait]
 impl Administration for Engines {
@@ -112,7 +118,17 @@ impl Administration for Engines {
     }
 
     fn machine(&self) -> Machine {
-        Machine { postgres_version: "15.18".to_owned(), ..Machine::default() }
+        let capabilities = self.capabilities.lock().unwrap().clone();
+        Machine { postgres_version: "15.18".to_owned(), capabilities, ..Machine::default() }
+    }
+
+    fn wireguard_private_key(&self) -> String {
+        let number = self.tunnels.fetch_add(1, Ordering::Relaxed);
+        format!("{KEY_CANARY}{number:036}A=")
+    }
+
+    fn wireguard_public_key(&self, private_key: &str) -> Option<String> {
+        private_key.strip_prefix(KEY_CANARY).map(|rest| format!("public{rest}"))
     }
 
     fn throttle(&self) -> Vec<ThrottleLine> {

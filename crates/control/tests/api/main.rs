@@ -9,6 +9,8 @@ mod client;
 mod clusters;
 mod double;
 mod egress;
+mod network;
+mod peerings;
 mod rules;
 mod served;
 mod sign_in;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use api::Capability;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request};
@@ -60,6 +61,8 @@ impl World {
             http: "127.0.0.1:8080".to_owned(),
             ca_pem: root.root_pem().to_owned(),
             ca_path: Some("/srv/my data/ca.pem".to_owned()),
+            http_port: 8_080,
+            public_host: "cloud.example.org".to_owned(),
             version: "0.1.0".to_owned(),
             allowlist_entries_max: 1_000,
         };
@@ -102,6 +105,16 @@ impl World {
         let answer = self.call("POST", "/clusters", serverless(name)).await;
         assert_eq!(answer.status, 200, "{}", answer.text);
         answer.json()["id"].as_str().unwrap().parse().unwrap()
+    }
+
+    /// From now on the machine cannot have private networks.
+    pub fn without_private_networks(&self) {
+        self.engines.capabilities.lock().unwrap().push(Capability {
+            name: "private networks".to_owned(),
+            is_present: false,
+            explanation: "Chitin may not make networks".to_owned(),
+            next_step: Some("run it as root".to_owned()),
+        });
     }
 
     /// A cluster as the reconciler leaves it.
