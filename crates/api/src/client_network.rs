@@ -1,8 +1,14 @@
-//! The client's calls about private networks and peerings.
+//! The client's calls about private networks, peerings and private endpoints.
 
 use hyper::Method;
 use model::{ClusterId, PeeringName};
+use uuid::Uuid;
 
+use crate::endpoints::{
+    AddPrivateEndpointConnection, AddTrustedOwner, AwsEndpointConnection, EndpointDecision, OneTrustedOwner,
+    OwnerType, PrivateEndpointConnection, PrivateEndpointConnections, PrivateEndpointServices, Removed,
+    SetAwsEndpointConnection, TrustedOwner, TrustedOwners,
+};
 use crate::network::{
     AcceptPeering, ClusterNetwork, CreatePeering, Peering, PeeringConfig, Peerings, PutNetwork,
 };
@@ -54,7 +60,73 @@ impl Client {
     pub async fn peering_config(&self, id: ClusterId, name: &PeeringName) -> Result<PeeringConfig, Error> {
         self.get(&format!("{}/config", peering(id, name))).await
     }
+
+    /// The private endpoint services of a cluster.
+    pub async fn endpoint_services(&self, id: ClusterId) -> Result<PrivateEndpointServices, Error> {
+        self.get(&networking(id, "private-endpoint-services")).await
+    }
+
+    /// Makes the private endpoint services of a cluster, unless they are there.
+    pub async fn create_endpoint_services(&self, id: ClusterId) -> Result<PrivateEndpointServices, Error> {
+        self.call(Method::POST, &networking(id, "private-endpoint-services"), None::<&()>).await
+    }
+
+    /// The private endpoints of a cluster.
+    pub async fn endpoint_connections(&self, id: ClusterId) -> Result<Vec<PrivateEndpointConnection>, Error> {
+        let answer: PrivateEndpointConnections = self.get(&networking(id, CONNECTIONS)).await?;
+        Ok(answer.connections)
+    }
+
+    /// Adds a private endpoint.
+    pub async fn add_endpoint_connection(
+        &self,
+        id: ClusterId,
+        wanted: &AddPrivateEndpointConnection,
+    ) -> Result<PrivateEndpointConnection, Error> {
+        self.call(Method::POST, &networking(id, CONNECTIONS), Some(wanted)).await
+    }
+
+    /// Removes a private endpoint.
+    pub async fn delete_endpoint_connection(&self, id: ClusterId, endpoint: &str) -> Result<Removed, Error> {
+        self.delete(&format!("{}/{}", networking(id, CONNECTIONS), encode_segment(endpoint))).await
+    }
+
+    /// Accepts or rejects a private endpoint. The answer has the status from before.
+    pub async fn decide_endpoint_connection(
+        &self,
+        id: ClusterId,
+        endpoint: &str,
+        status: EndpointDecision,
+        external_owner_id: Option<String>,
+    ) -> Result<AwsEndpointConnection, Error> {
+        let path = format!("{}/{}", networking(id, "aws-endpoint-connections"), encode_segment(endpoint));
+        let request = SetAwsEndpointConnection { status, external_owner_id };
+        self.call(Method::PATCH, &path, Some(&request)).await
+    }
+
+    /// Owners whose private endpoints may be accepted; without any, every owner's.
+    pub async fn trusted_owners(&self, id: ClusterId) -> Result<Vec<TrustedOwner>, Error> {
+        let answer: TrustedOwners = self.get(&networking(id, OWNERS)).await?;
+        Ok(answer.trusted_owners)
+    }
+
+    /// Adds an owner: an AWS account's 12 digits, or `*`.
+    pub async fn add_trusted_owner(&self, id: ClusterId, owner: &str) -> Result<TrustedOwner, Error> {
+        let request = AddTrustedOwner { kind: OwnerType::AwsAccountId, external_owner_id: owner.to_owned() };
+        let answer: OneTrustedOwner =
+            self.call(Method::POST, &networking(id, OWNERS), Some(&request)).await?;
+        Ok(answer.trusted_owner)
+    }
+
+    /// Removes an owner by its entry's id.
+    pub async fn delete_trusted_owner(&self, id: ClusterId, entry: Uuid) -> Result<TrustedOwner, Error> {
+        let answer: OneTrustedOwner = self.delete(&format!("{}/{entry}", networking(id, OWNERS))).await?;
+        Ok(answer.trusted_owner)
+    }
 }
+
+const CONNECTIONS: &str = "private-endpoint-connections";
+const OWNERS: &str = "private-endpoint-trusted-owners";
 
 fn own(id: ClusterId, what: &str) -> String {
     format!("/chitin/clusters/{id}/{what}")
@@ -62,4 +134,8 @@ fn own(id: ClusterId, what: &str) -> String {
 
 fn peering(id: ClusterId, name: &PeeringName) -> String {
     own(id, &format!("peerings/{}", encode_segment(name.as_str())))
+}
+
+fn networking(id: ClusterId, what: &str) -> String {
+    format!("/clusters/{id}/networking/{what}")
 }

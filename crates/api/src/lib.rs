@@ -8,6 +8,7 @@ mod client_network;
 mod client_sign_in;
 mod cluster;
 mod egress;
+mod endpoints;
 mod error;
 mod network;
 mod number;
@@ -33,6 +34,12 @@ pub use cluster::{
 pub use egress::{
     AddEgressRule, ChangedEgressRule, EditEgressRule, Egress, EgressAddress, EgressRule, EgressRules,
     EgressVerdict, SetEgressPolicy, ShownEgressRule, TestEgress,
+};
+pub use endpoints::{
+    AddPrivateEndpointConnection, AddTrustedOwner, AwsEndpointConnection, AwsEndpointConnections,
+    AwsServiceDetail, EndpointDecision, EndpointStatus, OneTrustedOwner, OwnerType,
+    PrivateEndpointConnection, PrivateEndpointConnections, PrivateEndpointService, PrivateEndpointServices,
+    Removed, SetAwsEndpointConnection, TrustedOwner, TrustedOwners,
 };
 pub use error::{Code, Error, ErrorBody};
 pub use keys::SecretText;

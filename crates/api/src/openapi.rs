@@ -78,6 +78,61 @@ pub const OPERATIONS: &[Operation] = &[
         "/api/v1/clusters/{cluster_id}/networking/egress-rules/{rule_id}",
         "Removes an egress rule.",
     ),
+    call(
+        "get",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-services",
+        "Lists the private endpoint services.",
+    ),
+    call(
+        "post",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-services",
+        "Makes the private endpoint services, unless they are there.",
+    ),
+    call(
+        "get",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-connections",
+        "Lists private endpoints.",
+    ),
+    send(
+        "post",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-connections",
+        "Adds a private endpoint, which accepts it where its owner is trusted.",
+    ),
+    call(
+        "delete",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-connections/{endpoint_id}",
+        "Removes a private endpoint.",
+    ),
+    call(
+        "get",
+        "/api/v1/clusters/{cluster_id}/networking/aws-endpoint-connections",
+        "Lists private endpoints of every kind in the older form.",
+    ),
+    send(
+        "patch",
+        "/api/v1/clusters/{cluster_id}/networking/aws-endpoint-connections/{endpoint_id}",
+        "Accepts or rejects a private endpoint of any kind. Shows its status from before.",
+    ),
+    call(
+        "get",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-trusted-owners",
+        "Lists owners whose private endpoints may be accepted.",
+    ),
+    send(
+        "post",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-trusted-owners",
+        "Adds an owner whose private endpoints may be accepted.",
+    ),
+    call(
+        "get",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-trusted-owners/{owner_id}",
+        "Shows a trusted owner.",
+    ),
+    call(
+        "delete",
+        "/api/v1/clusters/{cluster_id}/networking/private-endpoint-trusted-owners/{owner_id}",
+        "Removes a trusted owner and rejects its private endpoints.",
+    ),
     call("get", "/api/v1/clusters/{cluster_id}/connection-string", "Says where to connect."),
     call(
         "get",
@@ -207,8 +262,8 @@ pub fn document(version: &str) -> Value {
         "info": {
             "title": "Chitin",
             "version": version,
-            "description": "Shapes of clusters, SQL users, databases, the allowlist and egress rules are those of the \
-                CockroachDB Cloud API, version 2024-09-16. Its other calls answer 501.",
+            "description": "Shapes of clusters, SQL users, databases, the allowlist, private endpoints and egress rules are \
+                those of the CockroachDB Cloud API, version 2024-09-16. Its other calls answer 501.",
         },
         "security": [{"key": []}],
         "paths": paths,

@@ -18,7 +18,7 @@ use crate::update::{keep_hardware, keep_limits};
 use crate::{Refusal, State, clusters, network};
 
 /// A client whose connection broke sends its request again; within this time it gets the first result.
-const REPEAT_MAX: Duration = Duration::minutes(1);
+pub(crate) const REPEAT_MAX: Duration = Duration::minutes(1);
 const REGIONS_MAX: usize = 32;
 const REGION_CHARACTERS_MAX: usize = 64;
 const LABELS_MAX: usize = 50;

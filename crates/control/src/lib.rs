@@ -36,7 +36,7 @@ use axum::routing::{any, delete, get, patch, post, put};
 use model::Clock;
 use store::Store;
 
-use crate::network::peerings;
+use crate::network::{endpoints, owners, peerings};
 
 pub use administration::{Administration, ClearThrottle};
 pub use refusal::Refusal;
@@ -76,6 +76,8 @@ pub struct Settings {
     pub http_port: u16,
     /// The host under which other machines reach this one: that of `--public-url`, or `localhost`.
     pub public_host: String,
+    /// Where connections of private endpoints arrive, `HOST:PORT`; `None` where they do not.
+    pub endpoint: Option<String>,
     /// Where the root certificate lies, for `sslrootcert`; `None` when clients know the root without it.
     pub ca_path: Option<String>,
     /// The program's version.
@@ -109,6 +111,19 @@ pub fn router(state: State) -> Router {
         .route(
             "/networking/egress-rules/{rule_id}",
             get(egress::show).patch(egress::edit).delete(egress::remove),
+        )
+        .route(
+            "/networking/private-endpoint-services",
+            get(endpoints::services).post(endpoints::create_services),
+        )
+        .route("/networking/private-endpoint-connections", get(endpoints::list).post(endpoints::add))
+        .route("/networking/private-endpoint-connections/{endpoint_id}", delete(endpoints::remove))
+        .route("/networking/aws-endpoint-connections", get(endpoints::list_older))
+        .route("/networking/aws-endpoint-connections/{endpoint_id}", patch(endpoints::decide))
+        .route("/networking/private-endpoint-trusted-owners", get(owners::list).post(owners::add))
+        .route(
+            "/networking/private-endpoint-trusted-owners/{owner_id}",
+            get(owners::show).delete(owners::remove),
         )
         .route(
             "/client-ca-cert",

@@ -1,6 +1,8 @@
 //! Who can see a cluster, and its private network. Nothing here makes a network: the wish is written, a loop acts.
 
+pub(crate) mod endpoints;
 mod join;
+pub(crate) mod owners;
 pub(crate) mod peerings;
 pub(crate) mod ranges;
 mod wireguard;

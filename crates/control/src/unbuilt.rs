@@ -35,13 +35,7 @@ const OF_A_CLUSTER: &[&str] = &[
 ];
 
 /// What stands under a cluster's `networking`.
-const OF_A_NETWORK: &[&str] = &[
-    "aws-endpoint-connections",
-    "egress-private-endpoints",
-    "private-endpoint-connections",
-    "private-endpoint-services",
-    "private-endpoint-trusted-owners",
-];
+const OF_A_NETWORK: &[&str] = &["egress-private-endpoints"];
 
 /// Answers a path that no verb serves.
 pub(crate) async fn fallback(uri: Uri) -> Refusal {

@@ -131,6 +131,11 @@ impl<'a> Others<'a> {
         })
     }
 
+    /// Whether another cluster's document satisfies this.
+    pub(crate) fn any(&self, is_so: impl Fn(&model::Network) -> bool) -> bool {
+        self.all.iter().any(|entry| Some(entry.cluster.id) != self.own && is_so(&entry.cluster.network))
+    }
+
     /// Checks that no other cluster has an address of this.
     pub(crate) fn leave_to_others(&self, net: IpNet) -> Result<(), Refusal> {
         match self.ranges().find(|range| overlap(range, &net)) {

@@ -106,8 +106,8 @@ async fn wrong_requests_are_refused_in_the_contracts_words() {
     }
     let haha = world.call("POST", "/clusters", with(&["provider"], json!("HAHA"))).await;
     assert!(haha.text.contains("proto: (line 1:") && haha.text.contains("HAHA"), "{}", haha.text);
-    let promise = json!({"name": "egress-one", "provider": "GCP", "spec": {"dedicated": {
-        "region_nodes": {"us-east1": 1}, "restrict_egress_traffic": true}}});
+    let promise = json!({"name": "version-one", "provider": "GCP", "spec": {"dedicated": {
+        "region_nodes": {"us-east1": 1}, "cockroach_version": "v25.2"}}});
     assert_eq!(world.call("POST", "/clusters", promise).await.refusal(), (501, 12));
     assert!(world.store.snapshot().is_empty());
 }

@@ -9,6 +9,7 @@ mod client;
 mod clusters;
 mod double;
 mod egress;
+mod endpoints;
 mod network;
 mod peerings;
 mod rules;

@@ -14,6 +14,8 @@ async fn every_call_of_the_document_is_served_and_no_other_method_is() {
         let path =
             path.replace("{cluster_id}", &id).replace("{cidr_ip}", "192.0.2.0").replace("{cidr_mask}", "24");
         let path = path.replace("{name}", "nobody").replace("{rule_id}", &id);
+        let path = path.replace("{name}", "nobody").replace("{endpoint_id}", "vpce-0abcdef0");
+        let path = path.replace("{owner_id}", "00000000-0000-4000-8000-000000000000");
         for method in ["get", "post", "put", "patch", "delete", "trace"] {
             if (method, path.ends_with(&id), methods.get(method)) == ("delete", true, methods.get("delete")) {
                 continue;

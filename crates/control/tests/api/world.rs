@@ -63,6 +63,7 @@ impl World {
             ca_path: Some("/srv/my data/ca.pem".to_owned()),
             http_port: 8_080,
             public_host: "cloud.example.org".to_owned(),
+            endpoint: Some("192.0.2.1:26258".to_owned()),
             version: "0.1.0".to_owned(),
             allowlist_entries_max: 1_000,
         };
