@@ -1,21 +1,22 @@
-//! `chitin cluster`: create, list, show, url, sleep, wake, delete.
+//! `chitin cluster`: create, list, show, url, sleep, wake, visibility, protect, delete.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::{
-    Cluster, ClusterConfig, ClusterDetail, CreateCluster as Request, CreateDedicated, CreateServerless,
-    CreateSpec, Error, Protection, UpdateCluster,
+    Cluster, ClusterConfig, ClusterDetail, ClusterNetwork, CreateCluster as Request, CreateDedicated,
+    CreateServerless, CreateSpec, Error, Protection, UpdateCluster,
 };
-use model::{ClusterState, Phase, Plan, Provider, Tier};
+use model::{ClusterState, Phase, Plan, Provider, Tier, Visibility};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
 use crate::cloud::{Cloud, UNAVAILABLE};
+use crate::command::network::VisibilityName;
 use crate::command::{ClusterCommand, CreateCluster};
 use crate::failure::{Failure, Kind};
 use crate::output::{self, Printer, facts, table};
-use crate::{confirm, url};
+use crate::{confirm, url, visibility};
 
 /// Regions are the client's words; one machine is one region.
 const REGION: &str = "local";
@@ -31,7 +32,8 @@ pub async fn run(cloud: &Cloud, command: ClusterCommand, printer: Printer) -> Re
         ClusterCommand::Show(one) => {
             let cluster = cloud.cluster(&one.cluster).await?;
             let detail = cloud.api.detail(cluster.id).await?;
-            printer.result(&cluster, || shown(&cluster, &detail))
+            let network = cloud.api.network(cluster.id).await?;
+            printer.result(&cluster, || shown(&cluster, &detail, &network))
         }
         ClusterCommand::Url { cluster, user, database } => {
             let cluster = cloud.cluster(&cluster).await?;
@@ -56,6 +58,7 @@ pub async fn run(cloud: &Cloud, command: ClusterCommand, printer: Printer) -> Re
             spinner.finish_and_clear();
             moved(&cluster, &detail?, printer)
         }
+        ClusterCommand::Visibility(wanted) => visibility::run(cloud, wanted, printer).await,
         ClusterCommand::Protect { cluster, off } => protect(cloud, &cluster, off, printer).await,
         ClusterCommand::Delete { cluster, yes } => delete(cloud, &cluster, yes, printer).await,
     }
@@ -138,6 +141,8 @@ fn request(wanted: &CreateCluster) -> Request {
         delete_protection: wanted.protect.then_some(Protection::Enabled),
         ..CreateSpec::default()
     };
+    let network_visibility = wanted.network.visibility.map(|name| Visibility::from(name).as_str().to_owned());
+    let cidr_range = wanted.network.cidr.map(|range| range.to_string());
     match Plan::from(wanted.plan) {
         Plan::Serverless => {
             spec.plan = Some(Tier::Basic);
@@ -145,6 +150,8 @@ fn request(wanted: &CreateCluster) -> Request {
                 regions: vec![REGION.to_owned()],
                 // With ranges of its own, the list must not begin with everybody.
                 with_empty_ip_allowlist: (!wanted.allow.is_empty()).then_some(true),
+                network_visibility,
+                cidr_range,
                 ..CreateServerless::default()
             });
         }
@@ -152,6 +159,8 @@ fn request(wanted: &CreateCluster) -> Request {
             spec.plan = Some(Tier::Advanced);
             spec.dedicated = Some(CreateDedicated {
                 region_nodes: BTreeMap::from([(REGION.to_owned(), 1)]),
+                network_visibility,
+                cidr_range,
                 ..CreateDedicated::default()
             });
         }
@@ -161,10 +170,16 @@ fn request(wanted: &CreateCluster) -> Request {
 
 /// What the operator must know about who may connect.
 fn allowlist_note(wanted: &CreateCluster) -> Option<String> {
+    let name = &wanted.name;
+    if wanted.network.visibility == Some(VisibilityName::Private) {
+        return Some(format!(
+            "note: only its private network and accepted private endpoints reach {name}\n  \
+             to join a network with it: chitin peering create {name} NAME --namespace NAMESPACE"
+        ));
+    }
     if !wanted.allow.is_empty() {
         return None;
     }
-    let name = &wanted.name;
     Some(match Plan::from(wanted.plan) {
         Plan::Serverless => format!(
             "warning: {name} may be reached from every address (passwords and TLS still protect it)\n  \
@@ -212,7 +227,7 @@ fn state(cluster: &Cluster) -> String {
         .unwrap_or_default()
 }
 
-fn shown(cluster: &Cluster, detail: &ClusterDetail) -> String {
+fn shown(cluster: &Cluster, detail: &ClusterDetail, network: &ClusterNetwork) -> String {
     let encryption = match detail.encryption {
         Some(model::Encryption::None) => "NONE: started with --allow-unencrypted".to_owned(),
         Some(encryption) => encryption.as_str().to_owned(),
@@ -227,7 +242,9 @@ fn shown(cluster: &Cluster, detail: &ClusterDetail) -> String {
         Some(false) => "not in the kernel",
         None => "",
     };
-    let allowlist = if detail.is_open_to_every_address {
+    let allowlist = if cluster.network_visibility == Visibility::Private {
+        format!("{} entries, without effect while it is private", detail.allowlist_entries)
+    } else if detail.is_open_to_every_address {
         format!("{} entries, OPEN TO EVERY ADDRESS", detail.allowlist_entries)
     } else {
         format!("{} entries", detail.allowlist_entries)
@@ -250,6 +267,7 @@ fn shown(cluster: &Cluster, detail: &ClusterDetail) -> String {
         ("sessions", detail.facts.sessions.to_string()),
         ("encryption", encryption),
         ("volume key", key.to_owned()),
+        ("network", visibility::line(network)),
         ("allowlist", allowlist),
         ("protection", protection.to_owned()),
         ("created", cluster.created_at.format(&Rfc3339).unwrap_or_default()),
@@ -291,7 +309,7 @@ async fn delete(cloud: &Cloud, text: &str, yes: bool, printer: Printer) -> Resul
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::command::PlanName;
+    use crate::command::{NetworkChoice, PlanName};
 
     fn wanted(plan: PlanName, allow: &[&str]) -> CreateCluster {
         CreateCluster {
@@ -299,6 +317,7 @@ mod tests {
             plan,
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
             protect: true,
+            network: NetworkChoice::default(),
         }
     }
 
@@ -310,6 +329,26 @@ mod tests {
         assert!(closed.starts_with("note:") && closed.contains("allowlist add my-shop"), "{closed}");
         for plan in [PlanName::Serverless, PlanName::Dedicated] {
             assert_eq!(allowlist_note(&wanted(plan, &["10.0.0.0/8"])), None);
+        }
+    }
+
+    #[test]
+    fn a_private_cluster_is_asked_for_on_both_plans_and_says_how_it_is_reached() {
+        for plan in [PlanName::Serverless, PlanName::Dedicated] {
+            let network = NetworkChoice {
+                visibility: Some(VisibilityName::Private),
+                cidr: Some("10.77.0.0/24".parse().unwrap()),
+            };
+            let private = CreateCluster { network, ..wanted(plan, &[]) };
+            let spec = serde_json::to_value(request(&private).spec).unwrap();
+            let settings = spec.get("serverless").or(spec.get("dedicated")).unwrap();
+            assert_eq!(settings["network_visibility"], "PRIVATE");
+            assert_eq!(settings["cidr_range"], "10.77.0.0/24");
+            let note = allowlist_note(&private).unwrap();
+            assert!(
+                note.contains("chitin peering create my-shop") && !note.contains("every address"),
+                "{note}"
+            );
         }
     }
 

@@ -1,6 +1,7 @@
 //! The command line of every client command, with the help that teaches it.
 
 pub mod egress;
+pub mod network;
 pub mod sign_in;
 
 use std::path::PathBuf;
@@ -12,6 +13,10 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 pub use egress::{EgressCommand, EgressEdit, PolicyName};
+pub use network::{
+    ClusterVisibility, EndpointCommand, NetworkChoice, OneEndpoint, OneOwner, OwnedEndpoint, OwnerCommand,
+    PeeringCommand, PeeringCreate,
+};
 pub use sign_in::{
     ClientCaCommand, CrlCommand, HbaCommand, HbaTest, IdentityMapCommand, OcspCommand, OcspSet,
     ProviderCommand, ProviderSet, ThrottleCommand,
@@ -86,6 +91,12 @@ pub enum Command {
     /// Say what may leave a cluster: a policy, and the destinations that it lets through
     #[command(subcommand, after_help = "Begin with:  chitin egress show my-shop")]
     Egress(EgressCommand),
+    /// Join the private networks of clusters with other networks
+    #[command(subcommand, after_help = "Begin with:  chitin peering list my-shop")]
+    Peering(PeeringCommand),
+    /// Say which private endpoints lead to a cluster
+    #[command(subcommand, after_help = "Begin with:  chitin endpoint service my-shop")]
+    Endpoint(EndpointCommand),
     /// Say who signs in how: rules in the syntax of pg_hba.conf
     #[command(subcommand, after_help = "Begin with:  chitin hba show my-shop")]
     Hba(HbaCommand),
@@ -141,7 +152,7 @@ pub enum Command {
 pub enum ClusterCommand {
     /// Create a cluster: PostgreSQL with an encrypted volume and a key of its own
     #[command(
-        after_help = "Example:  chitin cluster create my-shop\n          chitin cluster create my-bank --plan dedicated --allow 203.0.113.0/24 --protect\nNext:     chitin user create my-shop maria"
+        after_help = "Example:  chitin cluster create my-shop\n          chitin cluster create my-bank --plan dedicated --allow 203.0.113.0/24 --protect\n          chitin cluster create my-vault --visibility private\nNext:     chitin user create my-shop maria"
     )]
     Create(CreateCluster),
     /// List the clusters
@@ -175,6 +186,12 @@ pub enum ClusterCommand {
         after_help = "Example:  chitin cluster wake my-shop\nNext:     chitin sql my-shop --user maria"
     )]
     Wake(OneCluster),
+    /// Show who can see a cluster, or make it private or public
+    #[command(
+        long_about = "Show who can see a cluster, or make it private or public.\n\nA private cluster is seen by its private network (chitin peering) and by accepted private endpoints (chitin endpoint) alone, whatever the allowlist says; sessions from elsewhere are cut. A public cluster may have a private network too. Needs Chitin to run as root or with CAP_NET_ADMIN.",
+        after_help = "Example:  chitin cluster visibility my-shop\n          chitin cluster visibility my-shop private\n          chitin cluster visibility my-shop public --cidr 10.77.0.0/24\nNext:     chitin peering create my-shop office --namespace office"
+    )]
+    Visibility(ClusterVisibility),
     /// Protect a cluster from deletion, or lift the protection
     #[command(
         after_help = "Example:  chitin cluster protect my-shop\n          chitin cluster protect my-shop --off\nNext:     chitin cluster show my-shop"
@@ -211,6 +228,9 @@ pub struct CreateCluster {
     /// Refuse deletion until the protection is lifted: chitin cluster protect NAME --off
     #[arg(long)]
     pub protect: bool,
+    /// Who can see it
+    #[command(flatten)]
+    pub network: NetworkChoice,
 }
 
 /// A plan as an argument.

@@ -10,6 +10,7 @@ mod crls;
 mod databases;
 mod discovery;
 mod egress;
+mod endpoints;
 mod failure;
 #[cfg(test)]
 mod fixtures;
@@ -18,6 +19,7 @@ mod identity_map;
 mod ocsp;
 mod output;
 mod password;
+mod peerings;
 mod providers;
 mod sql;
 mod status;
@@ -26,6 +28,7 @@ mod throttle;
 mod url;
 mod users;
 mod verify;
+mod visibility;
 
 use std::process::ExitCode;
 
@@ -71,6 +74,8 @@ fn carry_out(
             Command::Database(command) => databases::run(&cloud, command, printer).await,
             Command::Allowlist(command) => allowlist::run(&cloud, command, printer).await,
             Command::Egress(command) => egress::run(&cloud, command, printer).await,
+            Command::Peering(command) => peerings::run(&cloud, command, printer).await,
+            Command::Endpoint(command) => endpoints::run(&cloud, command, printer).await,
             Command::Hba(command) => hba::run(&cloud, command, printer).await,
             Command::IdentityMap(command) => identity_map::run(&cloud, command, printer).await,
             Command::ClientCa(command) => client_ca::run(&cloud, command, printer).await,

@@ -4,15 +4,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use api::{
-    Client, ClientCaStatus, CreateCluster, CreateServerless, CreateSpec, Error, HbaOutcome,
-    PutIdentityProvider, TestHba, ThrottleFilter,
+    AcceptPeering, AddPrivateEndpointConnection, Client, ClientCaStatus, CreateCluster, CreatePeering,
+    CreateServerless, CreateSpec, EndpointDecision, EndpointStatus, Error, HbaOutcome, JoinWith,
+    NetworkState, PeeringState, PutIdentityProvider, PutNetwork, TestHba, ThrottleFilter,
 };
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
 use keys::{Authority, KeyEncryptionKey, SecretText};
-use model::{ClusterState, Provider, SystemClock, Tier};
+use model::{ClusterState, Provider, SystemClock, Tier, Visibility};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -159,4 +160,49 @@ async fn the_client_sets_how_people_sign_in() {
     }
     assert_eq!(cloud.throttle().await.unwrap().total, 0);
     assert_eq!(cloud.clear_throttle(&ThrottleFilter::default()).await.unwrap().cleared, 0);
+}
+
+#[tokio::test]
+async fn the_client_sets_how_a_cluster_is_reached_in_private() {
+    let (world, root) = (World::new(), authority());
+    let id = world.made("shop-one").await;
+    let cloud = client(serve(world.router.clone(), &root).await, "localhost", &world.key, &root);
+    let wanted = PutNetwork { visibility: Visibility::Private, cidr_range: Some("10.77.0.0/24".to_owned()) };
+    let network = cloud.set_network(id, &wanted).await.unwrap();
+    assert_eq!((network.visibility, network.state), (Visibility::Private, NetworkState::Pending));
+    assert_eq!(cloud.network(id).await.unwrap(), network);
+    assert_eq!(cloud.cluster(id).await.unwrap().network_visibility, Visibility::Private);
+
+    let with = JoinWith::WireGuard { public_key: None, listen_port: None, endpoint: None };
+    let ranges = vec!["192.168.5.0/24".to_owned()];
+    let made =
+        cloud.create_peering(id, &CreatePeering { name: "home".to_owned(), with, ranges }).await.unwrap();
+    let name = "home".parse().unwrap();
+    assert_eq!(cloud.peering(id, &name).await.unwrap(), made);
+    assert_eq!(cloud.peerings(id).await.unwrap(), [made]);
+    assert!(cloud.peering_config(id, &name).await.unwrap().config.contains("10.77.0.0/24"));
+    let key = "AAECAwQFBgcICQoLDA0ODxAREhMUFRYXGBkaGxwdHh8=";
+    let acceptance = AcceptPeering { public_key: Some(key.to_owned()) };
+    let accepted = cloud.accept_peering(id, &name, &acceptance).await.unwrap();
+    assert_eq!(accepted.status.state, PeeringState::Pending);
+    assert_eq!(cloud.delete_peering(id, &name).await.unwrap().status.state, PeeringState::Deleting);
+    assert!(matches!(cloud.peering(id, &name).await, Err(Error::NotFound { .. })));
+
+    let services = cloud.endpoint_services(id).await.unwrap();
+    assert_eq!(cloud.create_endpoint_services(id).await.unwrap(), services);
+    let owner = cloud.add_trusted_owner(id, "012345678901").await.unwrap();
+    assert_eq!(cloud.trusted_owners(id).await.unwrap(), std::slice::from_ref(&owner));
+    let endpoint = format!("wireguard:{}", key.replace("AAEC", "/+EC"));
+    let wanted = AddPrivateEndpointConnection { endpoint_id: endpoint.clone(), external_owner_id: None };
+    let added = cloud.add_endpoint_connection(id, &wanted).await.unwrap();
+    assert_eq!(added.status, EndpointStatus::PendingAcceptance);
+    let whose = Some("012345678901".to_owned());
+    let before =
+        cloud.decide_endpoint_connection(id, &endpoint, EndpointDecision::Available, whose).await.unwrap();
+    assert_eq!(before.status, EndpointStatus::PendingAcceptance);
+    assert_eq!(cloud.endpoint_connections(id).await.unwrap()[0].status, EndpointStatus::Available);
+    assert_eq!(cloud.delete_trusted_owner(id, owner.id).await.unwrap(), owner);
+    assert_eq!(cloud.endpoint_connections(id).await.unwrap()[0].status, EndpointStatus::Rejected);
+    cloud.delete_endpoint_connection(id, &endpoint).await.unwrap();
+    assert!(cloud.endpoint_connections(id).await.unwrap().is_empty());
 }
