@@ -263,7 +263,7 @@ impl Cloud {
             ca_pem: certificates.root_pem().to_owned(),
             http_port: http_address.port(),
             public_host,
-            endpoint: None,
+            endpoint: listeners.endpoint_address(),
             ca_path: Some(paths.root_certificate().display().to_string()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             allowlist_entries_max: usize::try_from(options.allowlist_max).unwrap_or(ALLOWLIST_ENTRIES_MAX),
