@@ -52,8 +52,13 @@ impl Listeners {
 
     /// Where private endpoints arrive, for people.
     pub fn endpoint_address(&self) -> Option<String> {
-        let listener = self.endpoint.as_ref().or(self.endpoint_tls.as_ref())?;
-        listener.local_addr().ok().map(|address| address.to_string())
+        let kinds =
+            [(&self.endpoint, "with a PROXY header"), (&self.endpoint_tls, "with a client certificate")];
+        let doors = kinds.into_iter().filter_map(|(listener, how)| {
+            listener.as_ref()?.local_addr().ok().map(|address| format!("{address} {how}"))
+        });
+        let doors: Vec<String> = doors.collect();
+        (!doors.is_empty()).then(|| doors.join(", "))
     }
 
     /// Serves them all until the stage stops.
