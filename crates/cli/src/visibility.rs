@@ -59,8 +59,12 @@ fn shown(name: &str, network: &ClusterNetwork) -> String {
         ("name there", network.internal_dns.clone().unwrap_or_default()),
         (
             "connect there",
-            door.map(|door| format!("psql \"$(chitin cluster url {name} USER)&hostaddr={door}\""))
-                .unwrap_or_default(),
+            door.map(|door| match network.visibility {
+                // The connection string of a private cluster names it already.
+                Visibility::Private => format!("psql \"$(chitin cluster url {name} USER)\""),
+                Visibility::Public => format!("psql \"$(chitin cluster url {name} USER)&hostaddr={door}\""),
+            })
+            .unwrap_or_default(),
         ),
         ("peerings", peerings.join(", ")),
     ])
@@ -114,7 +118,9 @@ mod tests {
         let failed =
             ClusterNetwork { state: NetworkState::Failed, reason: Some("not root".to_owned()), ..private };
         assert!(line(&failed).ends_with("(failed: not root)"));
-        assert!(shown("my-shop", &failed).contains("&hostaddr=10.77.0.1\""));
+        assert!(shown("my-shop", &failed).contains("psql \"$(chitin cluster url my-shop USER)\""));
+        let public = network(Visibility::Public, Some("10.77.0.0/24"), NetworkState::Active);
+        assert!(shown("my-shop", &public).contains("&hostaddr=10.77.0.1\""));
     }
 
     #[test]

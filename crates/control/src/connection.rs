@@ -3,7 +3,7 @@
 use api::{ConnectionParameters, ConnectionString, encode_segment};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
-use model::{DEFAULT_DATABASE, DatabaseName, RoleName};
+use model::{DEFAULT_DATABASE, DatabaseName, RoleName, Visibility};
 use serde::Deserialize;
 
 use crate::page::given;
@@ -34,11 +34,16 @@ pub(crate) async fn show(
     let (host, port) = (&state.settings.sql_host, state.settings.sql_port);
     let sign_in = user.as_ref().map(|user| format!("{}@", encode_segment(user.as_str()))).unwrap_or_default();
     let root = state.settings.ca_path.as_deref().map(|path| format!("&sslrootcert={}", encode_path(path)));
+    // A private cluster is found at its front door only; the name is for the certificate.
+    let network = &entry.cluster.network;
+    let inside = network.front_door().filter(|_| network.visibility == Visibility::Private);
+    let inside = inside.map(|address| format!("&hostaddr={}", encode_segment(&address.to_string())));
     let connection_string = format!(
-        "postgresql://{sign_in}{host}:{port}/{}?options=--cluster%3D{}&sslmode=verify-full{}",
+        "postgresql://{sign_in}{host}:{port}/{}?options=--cluster%3D{}&sslmode=verify-full{}{}",
         encode_segment(database.as_str()),
         entry.cluster.handle(),
         root.unwrap_or_default(),
+        inside.unwrap_or_default(),
     );
     let params = ConnectionParameters {
         host: host.clone(),

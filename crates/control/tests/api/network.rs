@@ -268,3 +268,22 @@ async fn a_machine_that_cannot_have_private_networks_says_so() {
     let back = world.call("PUT", &own(with_range), json!({"visibility": "PUBLIC"})).await;
     assert_eq!((back.status, range_of(&world, with_range)), (200, None));
 }
+
+#[tokio::test]
+async fn a_private_cluster_s_connection_string_leads_inside_and_a_public_one_s_does_not() {
+    let world = World::new();
+    let string = async |id: &str| {
+        let path = format!("/clusters/{id}/connection-string?sql_user=maria");
+        world.get(&path).await.json()["connection_string"].as_str().unwrap().to_owned()
+    };
+    for (name, range, address) in
+        [("four-one", "10.77.0.0/24", "10.77.0.1"), ("six-one", "fd00:77::/64", "fd00%3A77%3A%3A1")]
+    {
+        let made = world.call("POST", "/clusters", private(name, "serverless", Some(range))).await.json();
+        let id = made["id"].as_str().unwrap();
+        assert!(string(id).await.ends_with(&format!("&hostaddr={address}")), "{}", string(id).await);
+        let public = json!({"visibility": "PUBLIC", "cidr_range": range});
+        assert_eq!(world.call("PUT", &own(id.parse().unwrap()), public).await.status, 200);
+        assert!(!string(id).await.contains("hostaddr"));
+    }
+}
