@@ -1,10 +1,11 @@
-//! Who may reach a cluster, as one question; and what leaves the house on its behalf: one gate that resolves names, checks
-//! addresses and fetches.
+//! Who may reach a cluster, as one question; what leaves the house on its behalf: one gate that resolves names, checks
+//! addresses and fetches; and the private networks of clusters: namespaces, and links that join them with other networks.
 
 mod address;
 mod allowlist;
 mod gate;
 mod perimeter;
+pub mod private;
 mod resolve;
 #[cfg(test)]
 mod tests;
