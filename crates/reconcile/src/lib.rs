@@ -7,11 +7,13 @@ mod decide;
 mod engines;
 mod gate;
 mod idle;
+mod networks;
 mod roles;
 
 pub use back_off::{BackOff, LONGEST, SHORTEST};
 pub use decide::{Step, decide};
 pub use gate::Gate;
+pub use networks::{FrontDoors, NetworkReconciler, NetworkSettings};
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -96,16 +98,23 @@ impl Reconciler {
         self.awake_since.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Writes to the store away from the threads that carry sessions: a write waits for the disk.
     async fn write<T: Send + 'static>(
         &self,
         change: impl FnOnce(&Store) -> Result<T, store::Error> + Send + 'static,
     ) -> Result<T, store::Error> {
-        let store = self.store.clone();
-        match tokio::task::spawn_blocking(move || change(&store)).await {
-            Ok(written) => written,
-            Err(panic) => std::panic::resume_unwind(panic.into_panic()),
-        }
+        write(&self.store, change).await
+    }
+}
+
+/// Writes to the store away from the threads that carry sessions: a write waits for the disk.
+async fn write<T: Send + 'static>(
+    store: &Arc<Store>,
+    change: impl FnOnce(&Store) -> Result<T, store::Error> + Send + 'static,
+) -> Result<T, store::Error> {
+    let store = store.clone();
+    match tokio::task::spawn_blocking(move || change(&store)).await {
+        Ok(written) => written,
+        Err(panic) => std::panic::resume_unwind(panic.into_panic()),
     }
 }
 
