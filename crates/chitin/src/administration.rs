@@ -41,6 +41,7 @@ pub struct Administrator {
     waker: Arc<Waker>,
     clock: Arc<dyn Clock>,
     throttle: Arc<Throttle>,
+    private_networks: Capability,
     gate: Arc<network::Gate>,
 }
 
@@ -54,8 +55,9 @@ impl Administrator {
         clock: Arc<dyn Clock>,
         throttle: Arc<Throttle>,
         gate: Arc<network::Gate>,
+        private_networks: Capability,
     ) -> Arc<Self> {
-        Arc::new(Self { store, host, presence, waker, clock, throttle, gate })
+        Arc::new(Self { store, host, presence, waker, clock, throttle, gate, private_networks })
     }
 
     /// Wakes the cluster; while the errand lives it stays awake.
@@ -297,6 +299,7 @@ impl control::Administration for Administrator {
                 wall(SANDBOX, &posture.sandbox),
                 wall("own OS users", &posture.own_users),
                 wall("resource limits", &posture.cgroups),
+                wall("private networks", &self.private_networks),
             ],
         }
     }

@@ -1,10 +1,11 @@
 //! Puts the rooms of one cloud together, opens its doors, and closes everything in order.
 
+use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Host, HostConfig};
+use engine::{Capability, Host, HostConfig};
 use gateway::Gateway;
 use identity::api_key::ApiKeyText;
 use identity::oidc::Flows;
@@ -14,7 +15,8 @@ use identity::token::Tokens;
 use keys::{Authority, KeyEncryptionKey};
 use model::{ALLOWLIST_ENTRIES_MAX, Clock, Fetcher, SystemClock};
 use network::GateSettings;
-use reconcile::{Gate, Reconciler};
+use network::private::{PrivateNetworks, Unavailable};
+use reconcile::{Gate, NetworkReconciler, NetworkSettings, Reconciler};
 use store::{ApiKey, Store};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
@@ -27,6 +29,7 @@ use crate::desk::{self, Desk};
 use crate::directory::Directory;
 use crate::doors::Listeners;
 use crate::examiner::{Examiner, Tickets};
+use crate::front_doors::FrontDoors;
 use crate::pages::Pages;
 use crate::paths::{Endpoint, Paths, Unsuitable};
 use crate::perimeter::Perimeter;
@@ -92,7 +95,10 @@ pub struct Cloud {
     pub sql: SocketAddr,
     /// Where the API answers.
     pub http: SocketAddr,
+    /// Whether clusters can have networks of their own here.
+    pub private_networks: Capability,
     gateway: Arc<Gateway>,
+    front_doors: Arc<FrontDoors>,
     doors: Stage,
     loops: Stage,
 }
@@ -140,7 +146,8 @@ impl Stage {
 
 impl Cloud {
     /// Opens everything; when this returns, clients are let in.
-    pub async fn open(options: &StartOptions) -> Result<Self, Error> {
+    /// `root` is the root directory as it was before the program had mounts of its own.
+    pub async fn open(options: &StartOptions, root: File) -> Result<Self, Error> {
         let paths = Paths::prepare(&options.data)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let kek = Arc::new(KeyEncryptionKey::open_or_create(&paths.key_encryption_key())?);
@@ -246,6 +253,12 @@ impl Cloud {
             reconcile::Settings { idle_after: options.idle_after, ..reconcile::Settings::default() },
             gate.clone(),
         );
+        let private_networks = match PrivateNetworks::probe().await {
+            Ok(()) => {
+                Capability::Present { how: "a network namespace for each cluster that wants one".to_owned() }
+            }
+            Err(Unavailable { why, next_step }) => Capability::Missing { why, next_step },
+        };
         let administration = Administrator::new(
             store.clone(),
             host.clone(),
@@ -254,6 +267,7 @@ impl Cloud {
             clock.clone(),
             throttle,
             gate_out,
+            private_networks.clone(),
         );
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),
@@ -294,6 +308,19 @@ impl Cloud {
         if let Some(stapler) = stapler {
             loops.spawn("the stapler", stapler.run(loops.stop.clone()));
         }
+        let front_doors = FrontDoors::new(
+            gateway.clone(),
+            certificates.clone(),
+            store.clone(),
+            control::pages(desk.clone()),
+        );
+        let networks = NetworkReconciler::new(
+            store.clone(),
+            PrivateNetworks::with_root(root),
+            front_doors.clone(),
+            NetworkSettings { sql_port: sql_address.port(), http_port: http_address.port() },
+        );
+        loops.spawn("the keeper of private networks", networks.run(loops.stop.clone()));
         let web = http::Server::new(certificates, router)?;
         listeners.serve(&mut doors, &gateway, &web);
         let endpoint = Endpoint {
@@ -302,7 +329,18 @@ impl Cloud {
             pid: std::process::id(),
         };
         paths.tell_endpoint(&endpoint)?;
-        Ok(Self { paths, host, store, sql: sql_address, http: http_address, gateway, doors, loops })
+        Ok(Self {
+            paths,
+            host,
+            store,
+            sql: sql_address,
+            http: http_address,
+            private_networks,
+            gateway,
+            front_doors,
+            doors,
+            loops,
+        })
     }
 
     /// Waits for a part to end that should not. To be raced with the signal to stop.
@@ -319,6 +357,7 @@ impl Cloud {
     pub async fn close(mut self, hurry: CancellationToken) {
         self.paths.forget_endpoint();
         let gently = async {
+            self.front_doors.close_all().await;
             self.doors.close().await;
             self.gateway.drain().await;
             self.loops.close().await;

@@ -9,6 +9,7 @@ mod desk;
 mod directory;
 mod doors;
 mod examiner;
+mod front_doors;
 
 mod http;
 mod knocks;
@@ -64,6 +65,14 @@ fn main() -> ExitCode {
 
 fn start(options: &StartOptions) -> ExitCode {
     logging::start();
+    // Opened before the mounts are our own: names that `ip netns` gives later are seen through it only.
+    let root = match std::fs::File::open("/") {
+        Ok(root) => root,
+        Err(cause) => {
+            tracing::error!(%cause, "the root directory could not be opened");
+            return ExitCode::FAILURE;
+        }
+    };
     // Before there is a second thread: the new namespace must hold for all of them.
     if let Err(cause) = engine::isolate_mounts() {
         tracing::error!(%cause, "the program could not get a mount namespace of its own");
@@ -77,7 +86,7 @@ fn start(options: &StartOptions) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(start::run(options)) {
+    match runtime.block_on(start::run(options, root)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             tracing::error!("{cause}");

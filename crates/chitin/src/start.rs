@@ -1,6 +1,7 @@
 //! `chitin start`: runs a cloud in the foreground until it is told to stop.
 
 use std::fmt::Write as _;
+use std::fs::File;
 use std::io::{IsTerminal, Write as _};
 use std::time::Instant;
 
@@ -13,11 +14,11 @@ use crate::cloud::{Cloud, Error};
 use crate::config::StartOptions;
 
 /// Runs until SIGINT or SIGTERM. A second signal stops waiting for sessions.
-pub async fn run(options: &StartOptions) -> Result<(), Error> {
+pub async fn run(options: &StartOptions, root: File) -> Result<(), Error> {
     let began = Instant::now();
     let mut signals = Signals::new();
     let mut cloud = tokio::select! {
-        cloud = Cloud::open(options) => cloud?,
+        cloud = Cloud::open(options, root) => cloud?,
         () = signals.next() => return Ok(()),
     };
     greet(&cloud, began);
@@ -101,6 +102,7 @@ fn greet(cloud: &Cloud, began: Instant) {
         ("sandbox", capability(&posture.sandbox)),
         ("own OS users", capability(&posture.own_users)),
         ("resource limits", capability(&posture.cgroups)),
+        ("private networks", capability(&cloud.private_networks)),
         ("next", next),
         ("stop", "Ctrl-C".to_owned()),
     ];

@@ -1,5 +1,6 @@
 //! A whole cloud in one process, with real PostgreSQL and `psql`.
 
+use std::fs::File;
 use std::path::Path;
 use std::process::{Output, Stdio};
 use std::time::Instant;
@@ -29,6 +30,10 @@ fn options(data: &Path, idle_after: Duration) -> StartOptions {
 struct Line {
     #[command(flatten)]
     options: StartOptions,
+}
+
+fn root() -> File {
+    File::open("/").unwrap()
 }
 
 fn create(cloud: &Cloud, name: &str, plan: Plan) -> Cluster {
@@ -102,7 +107,7 @@ fn answer(output: &Output) -> String {
 async fn a_cluster_sleeps_keeps_changed_passwords_wakes_for_the_right_one_and_outlives_a_restart() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(&folder.path().join("data"), Duration::from_secs(1));
-    let cloud = Cloud::open(&options).await.unwrap();
+    let cloud = Cloud::open(&options, root()).await.unwrap();
     let cluster = create(&cloud, "lazy-roach", Plan::Serverless);
     until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
     add_user(&cloud, cluster.id, "maria", "first password").await;
@@ -128,7 +133,7 @@ async fn a_cluster_sleeps_keeps_changed_passwords_wakes_for_the_right_one_and_ou
     assert!(answers.iter().all(|other| *other == answers[0]), "{answers:?}");
 
     cloud.close(CancellationToken::new()).await;
-    let cloud = Cloud::open(&options).await.unwrap();
+    let cloud = Cloud::open(&options, root()).await.unwrap();
     assert_eq!(answer(&ask(&cloud, &cluster, "second password", "select n from t").await), "42");
 
     // Deletion ends the open session with a reason, destroys everything, and the name is unknown at once.
@@ -149,7 +154,8 @@ async fn a_cluster_sleeps_keeps_changed_passwords_wakes_for_the_right_one_and_ou
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dedicated_cluster_stays_awake_and_a_removed_address_is_cut() {
     let folder = tempfile::tempdir().unwrap();
-    let cloud = Cloud::open(&options(&folder.path().join("data"), Duration::from_millis(200))).await.unwrap();
+    let cloud =
+        Cloud::open(&options(&folder.path().join("data"), Duration::from_millis(200)), root()).await.unwrap();
     let cluster = create(&cloud, "busy-roach", Plan::Dedicated);
     until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
     add_user(&cloud, cluster.id, "maria", "first password").await;
@@ -190,7 +196,8 @@ fn engine_processes(id: ClusterId) -> Vec<i32> {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_killed_comes_back_with_every_committed_row() {
     let folder = tempfile::tempdir().unwrap();
-    let cloud = Cloud::open(&options(&folder.path().join("data"), Duration::from_secs(300))).await.unwrap();
+    let cloud =
+        Cloud::open(&options(&folder.path().join("data"), Duration::from_secs(300)), root()).await.unwrap();
     let cluster = create(&cloud, "phoenix-roach", Plan::Serverless);
     until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
     add_user(&cloud, cluster.id, "maria", "first password").await;
@@ -216,7 +223,7 @@ async fn an_engine_that_is_killed_comes_back_with_every_committed_row() {
 async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_deleted() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(&folder.path().join("data"), Duration::from_secs(300));
-    let cloud = Cloud::open(&options).await.unwrap();
+    let cloud = Cloud::open(&options, root()).await.unwrap();
     let (half, doomed) =
         (create(&cloud, "half-roach", Plan::Serverless), create(&cloud, "doomed-roach", Plan::Serverless));
     for id in [half.id, doomed.id] {
@@ -232,7 +239,7 @@ async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_
         store.observe(half.id, model::Observation::nothing_yet()).unwrap();
         store.wish(doomed.id, Wish::Deleted, SystemClock.now()).unwrap();
     }
-    let cloud = Cloud::open(&options).await.unwrap();
+    let cloud = Cloud::open(&options, root()).await.unwrap();
     until("the one is forgotten", || cloud.store.snapshot().get(&doomed.id).is_none()).await;
     until("the other runs", || phase(&cloud, half.id) == Phase::Running).await;
     assert_eq!(cloud.host.on_disk(), [half.id]);
@@ -243,8 +250,8 @@ async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_
 async fn two_clouds_cannot_share_a_data_directory() {
     let folder = tempfile::tempdir().unwrap();
     let options = options(&folder.path().join("data"), Duration::from_secs(300));
-    let cloud = Cloud::open(&options).await.unwrap();
-    let second = Cloud::open(&options).await.map(|_| ()).unwrap_err();
+    let cloud = Cloud::open(&options, root()).await.unwrap();
+    let second = Cloud::open(&options, root()).await.map(|_| ()).unwrap_err();
     assert!(second.to_string().contains("in use by another Chitin"), "{second}");
     assert!(
         folder.path().join("data/endpoint.json").exists(),

@@ -1,0 +1,80 @@
+//! The front doors inside private networks: the same gateway and the same pages, seen from one cluster's network only.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use axum::Router;
+use gateway::{Door, Gateway};
+use model::ClusterId;
+use store::Store;
+use tokio::net::TcpListener;
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
+
+use crate::certificates::{Certificates, Inside};
+use crate::http::{self, HttpDoor};
+
+/// Opens and closes them.
+pub struct FrontDoors {
+    gateway: Arc<Gateway>,
+    certificates: Arc<Certificates>,
+    store: Arc<Store>,
+    /// Without the API, which is the operator's.
+    pages: Router,
+    open: Mutex<HashMap<ClusterId, CancellationToken>>,
+    tasks: TaskTracker,
+}
+
+impl FrontDoors {
+    /// None is open yet.
+    pub fn new(
+        gateway: Arc<Gateway>,
+        certificates: Arc<Certificates>,
+        store: Arc<Store>,
+        pages: Router,
+    ) -> Arc<Self> {
+        let (open, tasks) = (Mutex::default(), TaskTracker::new());
+        Arc::new(Self { gateway, certificates, store, pages, open, tasks })
+    }
+
+    /// Closes them all and waits for requests that were begun. Sessions are the gateway's to end.
+    pub async fn close_all(&self) {
+        for (_, stop) in self.doors().drain() {
+            stop.cancel();
+        }
+        self.tasks.close();
+        self.tasks.wait().await;
+    }
+
+    fn doors(&self) -> MutexGuard<'_, HashMap<ClusterId, CancellationToken>> {
+        // Single inserts and removals.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl reconcile::FrontDoors for FrontDoors {
+    fn open(&self, cluster: ClusterId, sql: TcpListener, http: TcpListener) {
+        let snapshot = self.store.snapshot();
+        let address = snapshot.get(&cluster).and_then(|entry| entry.cluster.network.front_door());
+        let inside = Arc::new(Inside::new(self.certificates.clone(), address));
+        let web = match http::Server::new(inside, self.pages.clone()) {
+            Ok(web) => web,
+            Err(cause) => {
+                return tracing::error!(%cluster, %cause, "the front door in a private network could not be opened");
+            }
+        };
+        let stop = CancellationToken::new();
+        if let Some(before) = self.doors().insert(cluster, stop.clone()) {
+            before.cancel();
+        }
+        let (gateway, stop_sql) = (self.gateway.clone(), stop.clone());
+        self.tasks.spawn(async move { gateway.serve(sql, Door::Private(cluster), stop_sql).await });
+        self.tasks.spawn(async move { web.serve(http, HttpDoor::Private(cluster), stop).await });
+    }
+
+    fn close(&self, cluster: ClusterId) {
+        if let Some(stop) = self.doors().remove(&cluster) {
+            stop.cancel();
+        }
+    }
+}
