@@ -20,16 +20,16 @@ const REVOKED_SERIAL: [u8; 2] = [0x12, 0x34];
 const GOOD_SERIAL: [u8; 2] = [0x12, 0x35];
 
 /// A certificate and its key, as a client shows them.
-struct Card {
+pub struct Card {
     chain: Vec<CertificateDer<'static>>,
     key: PrivatePkcs8KeyDer<'static>,
 }
 
 /// An authority of our own.
-struct Office {
-    issuer: CertifiedIssuer<'static, KeyPair>,
+pub struct Office {
+    pub issuer: CertifiedIssuer<'static, KeyPair>,
     /// The same key again, for the responder.
-    key: KeyPair,
+    pub key: KeyPair,
 }
 
 /// Every attack of this file.
@@ -134,7 +134,8 @@ async fn revoked(stage: &Stage<'_>, office: Office) -> Result<Verdict, Fault> {
     Ok(Verdict::proven(format!("{}; a good one in", evidence.join("; "))))
 }
 
-async fn show(stage: &Stage<'_>, user: &str, card: &Card) -> Result<Shown, Fault> {
+/// Offers a certificate to the cluster of the stage.
+pub async fn show(stage: &Stage<'_>, user: &str, card: &Card) -> Result<Shown, Fault> {
     let key = PrivateKeyDer::Pkcs8(card.key.clone_key());
     let shown = offer_certificate(&stage.target, user, card.chain.clone(), key).await?;
     if let (Shown::Refused(_), Some(amnesty)) = (&shown, &stage.target.amnesty) {
@@ -144,7 +145,8 @@ async fn show(stage: &Stage<'_>, user: &str, card: &Card) -> Result<Shown, Fault
 }
 
 impl Office {
-    fn open(name: &str) -> Result<Self, Fault> {
+    /// Opens one.
+    pub fn open(name: &str) -> Result<Self, Fault> {
         let key = KeyPair::generate().map_err(setup)?;
         let again = KeyPair::try_from(key.serialize_der().as_slice()).map_err(setup)?;
         let mut params = params(name)?;
@@ -154,7 +156,8 @@ impl Office {
         Ok(Self { issuer, key: again })
     }
 
-    fn card(&self, user: &str, serial: &[u8]) -> Result<Card, Fault> {
+    /// A certificate for a user.
+    pub fn card(&self, user: &str, serial: &[u8]) -> Result<Card, Fault> {
         let key = KeyPair::generate().map_err(setup)?;
         let mut params = params(user)?;
         params.serial_number = Some(SerialNumber::from_slice(serial));

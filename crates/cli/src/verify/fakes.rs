@@ -54,6 +54,7 @@ where
         host: "localhost".to_owned(),
         handle: "my-shop-2".to_owned(),
         roots: Arc::new(super::target::roots(root_pem).unwrap()),
+        preamble: Vec::new(),
         amnesty: None,
     }
 }

@@ -6,8 +6,6 @@ const LATER: &[(&str, &str)] = &[
     ("inter-node identity, TLS 1.3", "nodes know each other by certificate"),
     ("backups encrypted", "backups are sealed before they leave"),
     ("customer-managed keys", "the key-encryption key is the customer's own"),
-    ("private clusters", "a front door inside a private network only"),
-    ("VPC peering, PrivateLink", "peering and private endpoints"),
     ("cluster API with login tokens", "/api/v2/ with login tokens"),
     ("SQL audit log", "every statement in a signed, chained log"),
 ];

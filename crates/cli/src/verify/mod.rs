@@ -4,9 +4,12 @@ mod address;
 mod amnesty;
 mod cancel;
 mod certificates;
+mod doors;
+mod egress;
 mod http;
 mod inside;
 mod later;
+mod private;
 mod privileges;
 mod report;
 mod responder;
@@ -138,7 +141,7 @@ async fn front_door(cloud: &Cloud, cluster: &Cluster) -> Result<Target, Failure>
     let roots = Arc::new(target::roots(&pem)?);
     let address = reach(&params.host, params.port.parse().unwrap_or_default()).await?;
     let handle = cluster.handle().to_owned();
-    let mut door = Target { address, host: params.host, handle, roots, amnesty: None };
+    let mut door = Target { address, host: params.host, handle, roots, preamble: Vec::new(), amnesty: None };
     let ours = door.connect(None).await?.local_addr().map_err(Fault::from)?.ip();
     door.amnesty = Some(Amnesty::new(&cloud.api, &door.handle, ours));
     Ok(door)
@@ -159,6 +162,7 @@ async fn api_door(cloud: &Cloud, roots: &Arc<RootCertStore>) -> Result<Target, F
         host: host.to_owned(),
         handle: String::new(),
         roots: Arc::clone(roots),
+        preamble: Vec::new(),
         amnesty: None,
     })
 }

@@ -10,7 +10,7 @@ use super::address::Journal;
 use super::amnesty::Amnesty;
 use super::row::{Row, Verdict};
 use super::target::Target;
-use super::{certificates, throttle, tokens};
+use super::{certificates, doors, egress, private, throttle, tokens};
 use crate::cloud::Cloud;
 use crate::failure::{Failure, Kind};
 use crate::password;
@@ -45,6 +45,9 @@ pub async fn rows(cloud: &Cloud, door: &Target, name: &str) -> Vec<Row> {
     let mut rows = certificates::attack(&stage).await;
     rows.extend(tokens::attack(&stage).await);
     rows.extend(throttle::attack(&stage).await);
+    rows.extend(egress::attack(&stage).await);
+    rows.extend(private::attack(&stage).await);
+    rows.extend(doors::attack(&stage).await);
     rows
 }
 

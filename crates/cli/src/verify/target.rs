@@ -9,6 +9,7 @@ use rustls::client::Resumption;
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpSocket, TcpStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -35,6 +36,8 @@ pub struct Target {
     pub handle: String,
     /// The certificates that a client trusts; none means the usual public ones are not known here.
     pub roots: Arc<RootCertStore>,
+    /// What is sent before anything else, as a balancer would; usually nothing.
+    pub preamble: Vec<u8>,
     /// Forgives our own failed sign-ins, so that the throttle does not end an attack on something else.
     pub amnesty: Option<Amnesty>,
 }
@@ -76,8 +79,11 @@ impl Target {
         if let Some(source) = source {
             socket.bind(SocketAddr::new(source, 0))?;
         }
-        let tcp = within(socket.connect(self.address)).await??;
+        let mut tcp = within(socket.connect(self.address)).await??;
         tcp.set_nodelay(true)?;
+        if !self.preamble.is_empty() {
+            within(tcp.write_all(&self.preamble)).await??;
+        }
         Ok(tcp)
     }
 
