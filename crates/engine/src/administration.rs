@@ -39,8 +39,12 @@ impl Administration {
     pub(crate) async fn connect(run: &Path) -> Result<Self, Error> {
         let mut config = Config::new();
         config.host_path(run).user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
-        // The internal superuser's session must not be steered by a tenant's objects or settings.
-        config.options("-c search_path=pg_catalog -c statement_timeout=60s -c lock_timeout=20s");
+        // The internal superuser's session must not be steered by a tenant's objects or settings, which an owner gives to
+        // a whole database.
+        config.options(
+            "-c search_path=pg_catalog -c role=none -c default_transaction_read_only=off -c statement_timeout=60s \
+             -c lock_timeout=20s",
+        );
         let client = connect(&config).await?;
         Ok(Self { client, config })
     }
@@ -115,14 +119,7 @@ impl Administration {
             &[&name.as_str()],
         )
         .await?;
-        let databases = self.query("SELECT datname::text FROM pg_database WHERE datallowconn", &[]).await?;
-        for row in &databases {
-            let mut config = self.config.clone();
-            config.dbname(get::<String>(row, 0)?);
-            let client = connect(&config).await?;
-            let moved = format!("REASSIGN OWNED BY {user} TO {ADMIN_ROLE}; DROP OWNED BY {user}");
-            within(client.batch_execute(&moved)).await?;
-        }
+        self.everywhere(&format!("REASSIGN OWNED BY {user} TO {ADMIN_ROLE}; DROP OWNED BY {user}")).await?;
         self.batch(&format!("DROP ROLE {user}")).await
     }
 
@@ -208,6 +205,18 @@ impl Administration {
              END $$"
         ))
         .await
+    }
+
+    /// Says the same in every database, templates that take sessions among them.
+    pub(crate) async fn everywhere(&self, sql: &str) -> Result<(), Error> {
+        let databases = self.query("SELECT datname::text FROM pg_database WHERE datallowconn", &[]).await?;
+        for row in &databases {
+            let mut config = self.config.clone();
+            config.dbname(get::<String>(row, 0)?);
+            let client = connect(&config).await?;
+            within(client.batch_execute(sql)).await?;
+        }
+        Ok(())
     }
 
     pub(crate) async fn batch(&self, sql: &str) -> Result<(), Error> {

@@ -177,3 +177,24 @@ async fn inside_the_jail_there_is_nothing_of_the_machine_and_nothing_of_other_cl
     }
     place.host.destroy(&place.cluster).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn settings_of_a_tenant_s_database_do_not_steer_our_own_sessions() {
+    let place = place(86, Plan::Dedicated).await;
+    place.administration.create_user(&name("paula"), VERIFIER).await.unwrap();
+    place.administration.create_database(&"shop".parse().unwrap()).await.unwrap();
+    let maria = place.session("maria", "shop").await.unwrap();
+    maria
+        .batch_execute(
+            "ALTER DATABASE shop SET role = maria;
+             ALTER DATABASE shop SET default_transaction_read_only = on;
+             ALTER DATABASE shop SET search_path = public",
+        )
+        .await
+        .unwrap();
+    let paula = place.session("paula", "shop").await.unwrap();
+    drop(paula);
+    // This goes into every database.
+    place.administration.drop_user(&name("paula")).await.unwrap();
+    place.host.destroy(&place.cluster).await.unwrap();
+}
