@@ -19,7 +19,7 @@ use crate::postgres::Postgres;
 use crate::running::Running;
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Evidence, Posture, SearchReport, VolumeState};
-use crate::{cgroup, evidence, initialize, leftovers, process, search, settings};
+use crate::{cgroup, evidence, initialize, inner_network, leftovers, process, search, settings};
 
 /// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -323,8 +323,10 @@ impl Host {
         };
         running.end().await;
         let volume = lock(&running.volume).take();
-        let run = self.places.run(running.routing_id);
+        let (run, etc) = (self.places.run(running.routing_id), self.etc(running.id));
         let locked = blocking(move || {
+            // Names that it could reach tell about it while it sleeps.
+            let _ = inner_network::write_hosts(&etc, &[]);
             let _ = std::fs::remove_file(run.join(".s.PGSQL.5432"));
             let _ = std::fs::remove_file(run.join(".s.PGSQL.5432.lock"));
             volume.map_or(Ok(()), Unlocked::lock)
@@ -486,7 +488,7 @@ impl Host {
         }
     }
 
-    fn running(&self, id: ClusterId) -> Result<Arc<Running>, Error> {
+    pub(crate) fn running(&self, id: ClusterId) -> Result<Arc<Running>, Error> {
         let slot = lock(&self.slots).get(&id).cloned().ok_or(Error::Asleep)?;
         let running = lock(&slot.running).clone().ok_or(Error::Asleep)?;
         if running.has_exited() { Err(Error::Asleep) } else { Ok(running) }
@@ -500,12 +502,17 @@ impl Host {
         Jail { postgres: &self.postgres, owner, base, run, etc }
     }
 
+    /// The jail's own `/etc`.
+    pub(crate) fn etc(&self, id: ClusterId) -> PathBuf {
+        self.places.cluster(id).join("etc")
+    }
+
     fn prepare_run(&self, cluster: &Cluster, owner: Owner) -> Result<(PathBuf, PathBuf), Error> {
         let run = self.places.run(cluster.routing_id);
         remove_folder(&run)?;
         make_folder(&run, 0o700)?;
         give(&run, owner)?;
-        Ok((run, self.places.cluster(cluster.id).join("etc")))
+        Ok((run, self.etc(cluster.id)))
     }
 }
 
@@ -553,7 +560,7 @@ async fn to_its_end<T: Send + 'static>(
     }
 }
 
-async fn blocking<T: Send + 'static>(
+pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> Result<T, Error> + Send + 'static,
 ) -> Result<T, Error> {
     match tokio::task::spawn_blocking(work).await {

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Error;
+use crate::inner_network;
 use crate::places::{Owner, is_root, make_folder};
 use crate::postgres::Postgres;
 
@@ -88,7 +89,7 @@ impl Jail<'_> {
                 Path::new("/bin/sh").canonicalize().map_err(Error::file("find", Path::new("/bin/sh")))?;
             bwrap.arg("--ro-bind").arg(shell).arg("/bin/sh");
         }
-        for file in ["passwd", "group"] {
+        for file in ["passwd", "group", "nsswitch.conf", "hosts"] {
             bwrap.arg("--ro-bind").arg(self.etc.join(file)).arg(Path::new("/etc").join(file));
         }
         bwrap.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--tmpfs", "/tmp"]);
@@ -123,18 +124,20 @@ impl Jail<'_> {
         Ok(bwrap)
     }
 
-    /// Two users are known inside: the engine, and the node that attaches sessions.
+    /// Two users are known inside: the engine, and the node that attaches sessions. Hosts are those that we name, none at
+    /// first, and nobody is asked for others.
     fn write_etc(&self) -> Result<(), Error> {
         make_folder(self.etc, 0o755)?;
         let node = rustix::process::geteuid().as_raw();
         let Owner { uid, gid } = self.owner;
         let line = |name, uid| format!("{name}:x:{uid}:{gid}::/:/nonexistent\n");
         let passwd = if uid == node { line(NODE, node) } else { line(NODE, node) + &line(ENGINE, uid) };
-        for (name, text) in [("passwd", passwd), ("group", format!("{ENGINE}:x:{gid}:\n"))] {
+        let (group, sources) = (format!("{ENGINE}:x:{gid}:\n"), "hosts: files\n".to_owned());
+        for (name, text) in [("passwd", passwd), ("group", group), ("nsswitch.conf", sources)] {
             let path = self.etc.join(name);
             std::fs::write(&path, text).map_err(Error::file("write", &path))?;
         }
-        Ok(())
+        inner_network::write_hosts(self.etc, &[])
     }
 }
 

@@ -3,8 +3,10 @@
 mod administration;
 mod cgroup;
 mod evidence;
+mod foreign_data;
 mod host;
 mod initialize;
+mod inner_network;
 mod inside;
 mod jail;
 mod leftovers;
@@ -24,6 +26,7 @@ pub use evidence::Evidence;
 pub use host::{Host, HostConfig, Made, Started};
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};
+pub use running::Run;
 pub use search::SearchReport;
 pub use volume::VolumeState;
 

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 use std::process::Child;
 use std::sync::Arc;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use model::{ClusterId, RoutingId};
@@ -23,8 +23,21 @@ const ABORT_MAX: Duration = Duration::from_secs(5);
 /// Lines of its log that are told when it does not start.
 const LAST_LINES: usize = 3;
 
+/// One run of an engine, from its start to its end; no two are the same as long as this program lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Run(u64);
+
+impl Run {
+    fn next() -> Self {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        Self(COUNT.fetch_add(1, Ordering::Relaxed))
+    }
+}
+
 /// An engine that was started.
 pub(crate) struct Running {
+    pub(crate) run: Run,
+    pub(crate) id: ClusterId,
     pub(crate) routing_id: RoutingId,
     /// The process that holds the jail.
     pub(crate) jailer: u32,
@@ -50,7 +63,7 @@ impl Running {
         let jailer = child.id();
         let exited = watch_exit(child, id, stopping.clone(), deaths);
         let (volume, admitted) = (Mutex::new(Some(volume)), AsyncMutex::new(admitted));
-        Self { routing_id, jailer, volume, exited, stopping, admitted }
+        Self { run: Run::next(), id, routing_id, jailer, volume, exited, stopping, admitted }
     }
 
     pub(crate) fn has_exited(&self) -> bool {

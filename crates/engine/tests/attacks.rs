@@ -194,7 +194,65 @@ async fn settings_of_a_tenant_s_database_do_not_steer_our_own_sessions() {
         .unwrap();
     let paula = place.session("paula", "shop").await.unwrap();
     drop(paula);
-    // This goes into every database.
+    // Both go into every database.
     place.administration.drop_user(&name("paula")).await.unwrap();
+    place.administration.open_foreign_data().await.unwrap();
+    place.host.destroy(&place.cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_servers_are_made_where_they_were_opened_and_reach_nothing_by_themselves() {
+    let place = place(87, Plan::Dedicated).await;
+    let server = |name: &str, host: &str| {
+        format!(
+            "CREATE SERVER {name} FOREIGN DATA WRAPPER postgres_fdw OPTIONS (host '{host}', connect_timeout '3');
+             CREATE USER MAPPING FOR CURRENT_USER SERVER {name} OPTIONS (user 'chitin', password 'x');
+             CREATE FOREIGN TABLE {name}_t (x int) SERVER {name}"
+        )
+    };
+    let maria = place.session("maria", "defaultdb").await.unwrap();
+    assert!(maria.batch_execute(&server("early", "db.example")).await.is_err());
+    let has_subscriptions = place.administration.open_foreign_data().await.unwrap();
+    place.administration.open_foreign_data().await.unwrap();
+    // The engine's own socket, its loopback, another host, and what is not there.
+    for (number, host) in
+        ["/run/chitin", "127.0.0.1", "localhost", "192.0.2.1", "169.254.169.254", "db.example"]
+            .iter()
+            .enumerate()
+    {
+        let name = format!("s{number}");
+        maria.batch_execute(&server(&name, host)).await.unwrap();
+        let refused = maria.query(&format!("SELECT * FROM {name}_t"), &[]).await.unwrap_err();
+        let code = refused.code().map(|code| code.code().to_owned());
+        assert!(matches!(code.as_deref(), Some("08001" | "2F003")), "{host}: {refused:?}");
+    }
+    // A mapping without a password, or with files, is for superusers.
+    maria
+        .batch_execute("ALTER USER MAPPING FOR CURRENT_USER SERVER s0 OPTIONS (DROP password)")
+        .await
+        .unwrap();
+    assert!(maria.query("SELECT * FROM s0_t", &[]).await.is_err());
+    for option in ["ADD password_required 'false'", "ADD sslkey '/volume/pg/server.key'"] {
+        let change = format!("ALTER USER MAPPING FOR CURRENT_USER SERVER s1 OPTIONS ({option})");
+        assert!(maria.batch_execute(&change).await.is_err(), "{option}");
+    }
+    // Databases to come have it too, and what is not the gate's stays superusers'.
+    place.administration.create_database(&"shop".parse().unwrap()).await.unwrap();
+    let shop = place.session("maria", "shop").await.unwrap();
+    shop.batch_execute(&server("s", "db.example")).await.unwrap();
+    for extension in ["dblink", "file_fdw"] {
+        assert!(shop.batch_execute(&format!("CREATE EXTENSION {extension}")).await.is_err(), "{extension}");
+    }
+    let publication = "CREATE SUBSCRIPTION a CONNECTION 'host=db.example password=x' PUBLICATION p \
+                       WITH (connect = false, slot_name = NONE)";
+    assert_eq!(shop.batch_execute(publication).await.is_ok(), has_subscriptions);
+
+    place.administration.close_foreign_data().await.unwrap();
+    place.administration.close_foreign_data().await.unwrap();
+    place.administration.create_database(&"late".parse().unwrap()).await.unwrap();
+    let late = place.session("maria", "late").await.unwrap();
+    for session in [&maria, &shop, &late] {
+        assert!(session.batch_execute(&server("after", "db.example")).await.is_err());
+    }
     place.host.destroy(&place.cluster).await.unwrap();
 }

@@ -10,6 +10,7 @@ mod forbidden;
 mod names;
 mod network;
 mod origin;
+mod outlet;
 mod role;
 mod sign_in;
 
@@ -35,6 +36,7 @@ pub use network::{
     PeeringWith, TRUSTED_OWNERS_MAX, TrustedOwner, Visibility, WireGuardPeer, is_wireguard_key,
 };
 pub use origin::{EndpointId, InvalidEndpointId, Origin, Surface, Way};
+pub use outlet::{OUTLET_CONNECTIONS_MAX, OUTLETS_MAX, Outlet, Outlets};
 pub use role::SqlRole;
 pub use sign_in::{
     CLAIM_DEFAULT, CLOCK_SKEW_SECONDS_DEFAULT, CRL_TEXT_BYTES_MAX, IdentityProvider, InvalidProviderName,

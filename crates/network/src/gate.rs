@@ -61,19 +61,19 @@ impl Default for GateSettings {
 /// again whenever the perimeter changes, until the last byte is here. A redirect is an answer like any other; whoever
 /// follows one fetches again, and is judged again.
 pub struct Gate {
-    settings: GateSettings,
+    pub(crate) settings: GateSettings,
     resolver: Arc<dyn Resolver>,
-    perimeter: Arc<dyn Perimeter>,
+    pub(crate) perimeter: Arc<dyn Perimeter>,
     /// Trusts the machine's roots, as they were when the gate was made.
     machine: ClientConfig,
-    turns: Semaphore,
+    pub(crate) turns: Semaphore,
     /// A look-up that hangs holds its place, also after its fetch gave up.
     look_ups: Arc<Semaphore>,
     by_cluster: Mutex<HashMap<ClusterId, usize>>,
 }
 
 /// A cluster's turn, given back when dropped.
-struct Turn<'a>(&'a Gate, Option<ClusterId>);
+pub(crate) struct Turn<'a>(&'a Gate, Option<ClusterId>);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -116,7 +116,7 @@ impl Gate {
         self.by_cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn turn_of(&self, cluster: Option<ClusterId>) -> Result<Turn<'_>, FetchFailure> {
+    pub(crate) fn turn_of(&self, cluster: Option<ClusterId>) -> Result<Turn<'_>, FetchFailure> {
         if let Some(cluster) = cluster {
             let mut by_cluster = self.by_cluster();
             let count = by_cluster.entry(cluster).or_insert(0);
@@ -141,7 +141,7 @@ impl Gate {
     }
 
     /// Returns when the perimeter lets the way through no longer, and says why.
-    async fn closed(&self, way: &Way, mut changes: watch::Receiver<u64>) -> String {
+    pub(crate) async fn closed(&self, way: &Way, mut changes: watch::Receiver<u64>) -> String {
         let Some(cluster) = way.cluster else { return std::future::pending().await };
         loop {
             // Without anybody who tells of changes, nothing is known to be permitted.
@@ -212,7 +212,11 @@ impl Gate {
 
     /// Resolves the host and checks each of its addresses. One that may not be reached refuses them all: who mixes them
     /// has something in mind.
-    async fn check(&self, cluster: Option<ClusterId>, target: Target) -> Result<Way, FetchFailure> {
+    pub(crate) async fn check(
+        &self,
+        cluster: Option<ClusterId>,
+        target: Target,
+    ) -> Result<Way, FetchFailure> {
         let found = self.addresses(&target.host).await?;
         for address in &found {
             self.judge(cluster, &Destination { target: &target, address: *address })?;
@@ -298,10 +302,10 @@ impl std::fmt::Debug for Gate {
 }
 
 /// A way out that was checked.
-struct Way {
+pub(crate) struct Way {
     cluster: Option<ClusterId>,
-    target: Target,
-    addresses: Vec<SocketAddr>,
+    pub(crate) target: Target,
+    pub(crate) addresses: Vec<SocketAddr>,
 }
 
 /// The only addresses that a connection may be opened to, whatever name it asks for.
@@ -373,6 +377,6 @@ pub(crate) fn refused(why: impl Into<String>) -> FetchFailure {
     FetchFailure::Refused(why.into())
 }
 
-fn failed(why: impl Into<String>) -> FetchFailure {
+pub(crate) fn failed(why: impl Into<String>) -> FetchFailure {
     FetchFailure::Failed(why.into())
 }

@@ -4,6 +4,7 @@
 mod address;
 mod allowlist;
 mod gate;
+mod passage;
 mod perimeter;
 pub mod private;
 mod resolve;
@@ -15,6 +16,7 @@ pub mod wireguard_key;
 pub use address::{Closed, judge};
 pub use allowlist::Matcher;
 pub use gate::{Gate, GateSettings};
+pub use passage::Passage;
 pub use perimeter::{Destination, Perimeter, Target};
 pub use resolve::{Resolver, SystemResolver};
 pub use trust::Unusable;

@@ -212,6 +212,7 @@ impl Store {
         next.by_name.remove(&entry.cluster.name);
         next.by_routing_id.remove(&entry.cluster.routing_id);
         next.apart.remove(&id);
+        next.reaching.remove(&id);
         next.deleted.insert(id, Arc::new(entry.cluster.clone()));
         let key = id.to_string();
         let mut batch = Batch::default();
@@ -322,19 +323,25 @@ mod tests {
     }
 
     #[test]
-    fn clusters_with_networks_of_their_own_are_found_as_long_as_they_have_them() {
+    fn clusters_of_a_kind_are_found_as_long_as_they_are_of_it() {
         let folder = tempfile::tempdir().unwrap();
         let now = OffsetDateTime::now_utc();
         let set = |store: &Store, id, range: Option<&str>| {
             let range = range.map(|range| range.parse().unwrap());
             let changed = store.edit(id, now, |cluster| -> Result<(), Error> {
                 cluster.network.range = range;
+                cluster.egress.engine = range.is_some();
                 Ok(())
             });
             changed.unwrap();
         };
-        let apart =
-            |store: &Store| store.snapshot().apart().map(|entry| entry.cluster.id).collect::<Vec<_>>();
+        let apart = |store: &Store| {
+            let snapshot = store.snapshot();
+            let apart: Vec<_> = snapshot.apart().map(|entry| entry.cluster.id).collect();
+            let reaching: Vec<_> = snapshot.reaching().map(|entry| entry.cluster.id).collect();
+            assert_eq!(apart, reaching, "in this test a cluster is both or neither");
+            apart
+        };
         let store = open(folder.path());
         store.create(draft("shop-one"), now).unwrap();
         let second = store.create(draft("shop-two"), now).unwrap().id;

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub(crate) by_routing_id: HashMap<RoutingId, ClusterId>,
     /// Those with networks of their own.
     pub(crate) apart: HashSet<ClusterId>,
+    /// Those whose engines may reach the outside.
+    pub(crate) reaching: HashSet<ClusterId>,
     pub(crate) deleted: HashMap<ClusterId, Arc<Cluster>>,
     pub(crate) api_keys: HashMap<String, Arc<ApiKey>>,
     /// By scope and name.
@@ -90,11 +92,8 @@ impl Snapshot {
         let cluster = &entry.cluster;
         self.by_name.insert(cluster.name.clone(), cluster.id);
         self.by_routing_id.insert(cluster.routing_id, cluster.id);
-        if cluster.network.is_apart() {
-            self.apart.insert(cluster.id);
-        } else {
-            self.apart.remove(&cluster.id);
-        }
+        note(&mut self.apart, cluster.id, cluster.network.is_apart());
+        note(&mut self.reaching, cluster.id, cluster.egress.engine);
         self.entries.insert(cluster.id, Arc::new(entry));
     }
 
@@ -106,6 +105,11 @@ impl Snapshot {
     /// The clusters that have networks of their own, in no order. Few of many, so looking through them is cheap.
     pub fn apart(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.apart.iter().filter_map(|id| self.entries.get(id))
+    }
+
+    /// The clusters whose engines may reach the outside, in no order.
+    pub fn reaching(&self) -> impl Iterator<Item = &Arc<Entry>> {
+        self.reaching.iter().filter_map(|id| self.entries.get(id))
     }
 
     /// How many clusters exist.
@@ -147,5 +151,13 @@ impl Snapshot {
     /// The API key with this id.
     pub fn api_key(&self, id: &str) -> Option<&Arc<ApiKey>> {
         self.api_keys.get(id)
+    }
+}
+
+fn note(set: &mut HashSet<ClusterId>, id: ClusterId, is_in: bool) {
+    if is_in {
+        set.insert(id);
+    } else {
+        set.remove(&id);
     }
 }

@@ -196,3 +196,47 @@ async fn a_destination_is_considered_without_being_reached() {
     assert_eq!(silent.consider(policy.cluster, &target).await, Err(FetchFailure::TimedOut));
     assert_eq!(server.count(), 0);
 }
+
+#[tokio::test]
+async fn an_engine_never_reaches_this_machine_whatever_is_opened() {
+    let own = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let port = own.local_addr().unwrap().port();
+    let policy = Policy::new(EgressPolicy::AllowAll, &[]);
+    let mut lists = vec![vec!["127.0.0.1".to_owned()], vec!["127.1.2.3".to_owned()], vec!["::1".to_owned()]];
+    let outward = std::net::UdpSocket::bind("0.0.0.0:0").unwrap();
+    if outward.connect("192.0.2.1:9").is_ok() {
+        // By the address that others know it by, alone and beside a stranger's.
+        let known_by = outward.local_addr().unwrap().ip().to_string();
+        lists.extend([vec![known_by.clone()], vec!["192.0.2.1".to_owned(), known_by]]);
+    }
+    for list in lists {
+        let names: Vec<&str> = list.iter().map(String::as_str).collect();
+        let gate = through(&policy, &["0.0.0.0/0", "::/0"], &[&names]);
+        let target = Target::read(&format!("db.example:{port}")).unwrap();
+        let refused = gate.open(policy.cluster, target).await;
+        assert!(
+            matches!(&refused, Err(FetchFailure::Refused(why)) if why.contains("this machine")),
+            "{refused:?}"
+        );
+    }
+    assert!(tokio::time::timeout(Duration::from_millis(50), own.accept()).await.is_err());
+}
+
+#[tokio::test]
+async fn an_engine_s_connection_is_judged_like_a_fetch() {
+    let policy = Policy::new(EgressPolicy::DefaultDeny, &[("db.example", &[5432])]);
+    for (host, port, address) in [
+        ("db.example", 5433, "192.0.2.1"),
+        ("other.example", 5432, "192.0.2.1"),
+        ("db.example", 5432, "169.254.169.254"),
+        ("db.example", 5432, "10.0.0.1"),
+    ] {
+        let gate = through(&policy, &["192.0.2.0/24"], &[&[address]]);
+        let target = Target::read(&format!("{host}:{port}")).unwrap();
+        assert!(is_refused(gate.open(policy.cluster, target).await), "{host}:{port} at {address}");
+    }
+    let tight = GateSettings { time_max: Duration::from_millis(200), ..settings(&["192.0.2.0/24"]) };
+    let silent = Gate::with_resolver(tight, policy.clone(), Arc::new(Silent)).unwrap();
+    let target = Target::read("db.example:5432").unwrap();
+    assert!(matches!(silent.open(policy.cluster, target).await, Err(FetchFailure::TimedOut)));
+}
