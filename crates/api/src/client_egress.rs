@@ -5,7 +5,7 @@ use model::ClusterId;
 
 use crate::egress::{
     AddEgressRule, ChangedEgressRule, EditEgressRule, Egress, EgressRule, EgressVerdict, SetEgressPolicy,
-    TestEgress,
+    SetEngineEgress, TestEgress,
 };
 use crate::{Client, Error, encode_segment};
 
@@ -13,6 +13,12 @@ impl Client {
     /// Policy and rules of a cluster.
     pub async fn egress(&self, id: ClusterId) -> Result<Egress, Error> {
         self.get(&format!("/chitin/clusters/{id}/egress")).await
+    }
+
+    /// Lets the engine of a dedicated cluster reach what rules name, or not; it holds when this returns. Wakes the cluster.
+    pub async fn set_engine_egress(&self, id: ClusterId, engine: bool) -> Result<Egress, Error> {
+        let path = format!("/chitin/clusters/{id}/egress");
+        self.call(Method::PUT, &path, Some(&SetEngineEgress { engine })).await
     }
 
     /// Sets the policy; it holds when this returns, also for what is under way.

@@ -135,6 +135,34 @@ pub struct Egress {
     pub policy: EgressPolicy,
     /// The rules, by name.
     pub rules: Vec<EgressRule>,
+    /// Whether the engine itself may reach what rules name.
+    #[serde(default)]
+    pub engine: bool,
+    /// What it may reach, `NAME:PORT`; empty while it may not.
+    #[serde(default)]
+    pub outlets: Vec<String>,
+    /// Rules that are not offered to it.
+    #[serde(default)]
+    pub left_out: Vec<LeftOut>,
+    /// What the operator should know.
+    #[serde(default)]
+    pub notes: Vec<String>,
+}
+
+/// A rule that is not offered to the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LeftOut {
+    /// Its name.
+    pub rule: String,
+    /// Why not.
+    pub reason: String,
+}
+
+/// `PUT /chitin/clusters/{id}/egress`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetEngineEgress {
+    /// Whether the engine itself may reach what rules name.
+    pub engine: bool,
 }
 
 /// `POST /chitin/clusters/{id}/egress/test`.

@@ -33,7 +33,7 @@ pub use cluster::{
 };
 pub use egress::{
     AddEgressRule, ChangedEgressRule, EditEgressRule, Egress, EgressAddress, EgressRule, EgressRules,
-    EgressVerdict, SetEgressPolicy, ShownEgressRule, TestEgress,
+    EgressVerdict, LeftOut, SetEgressPolicy, SetEngineEgress, ShownEgressRule, TestEgress,
 };
 pub use endpoints::{
     AddPrivateEndpointConnection, AddTrustedOwner, AwsEndpointConnection, AwsEndpointConnections,

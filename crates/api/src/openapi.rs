@@ -219,6 +219,11 @@ pub const OPERATIONS: &[Operation] = &[
     ),
     call("get", "/api/v1/chitin/clusters/{cluster_id}/egress", "Shows the egress policy and every rule."),
     send(
+        "put",
+        "/api/v1/chitin/clusters/{cluster_id}/egress",
+        "Lets the engine of a dedicated cluster reach what rules name, or not.",
+    ),
+    send(
         "post",
         "/api/v1/chitin/clusters/{cluster_id}/egress/test",
         "Says whether a destination would be let through, and by which rule. Nothing is connected to.",

@@ -8,7 +8,7 @@ use std::time::Duration;
 use api::{Database, EgressVerdict, Facts, Machine, Outcome, ProofRow, ThrottleLine};
 use async_trait::async_trait;
 use control::{ClearThrottle, Refusal};
-use engine::{Administration as Engine, Capability, Host, SearchReport};
+use engine::{Administration as Engine, Capability, Host, SearchReport, Subscriptions};
 use gateway::Cut;
 use gateway::directory::NotReady;
 use identity::scram::Verifier;
@@ -19,6 +19,7 @@ use model::{
 use store::Store;
 use tokio::time::timeout;
 
+use crate::outlets::Outlets;
 use crate::perimeter;
 use crate::presence::{Errand, Presence};
 use crate::waker::Waker;
@@ -27,6 +28,8 @@ use crate::waker::Waker;
 const ERRAND_MAX: Duration = Duration::from_secs(120);
 /// For a cluster to fall asleep.
 const SLEEP_MAX: Duration = Duration::from_secs(130);
+/// For an engine's outlets to be opened or closed.
+const OUTLETS_MAX: Duration = Duration::from_secs(10);
 /// Should a change be missed, it is looked again after this.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const AT_REST: &str = "all data encrypted at rest";
@@ -42,7 +45,7 @@ pub struct Administrator {
     clock: Arc<dyn Clock>,
     throttle: Arc<Throttle>,
     private_networks: Capability,
-    gate: Arc<network::Gate>,
+    outlets: Arc<Outlets>,
 }
 
 impl Administrator {
@@ -54,10 +57,10 @@ impl Administrator {
         waker: Arc<Waker>,
         clock: Arc<dyn Clock>,
         throttle: Arc<Throttle>,
-        gate: Arc<network::Gate>,
+        outlets: Arc<Outlets>,
         private_networks: Capability,
     ) -> Arc<Self> {
-        Arc::new(Self { store, host, presence, waker, clock, throttle, gate, private_networks })
+        Arc::new(Self { store, host, presence, waker, clock, throttle, outlets, private_networks })
     }
 
     /// Wakes the cluster; while the errand lives it stays awake.
@@ -89,6 +92,19 @@ impl Administrator {
         let store = self.store.clone();
         let now = self.clock.now();
         Ok(blocking(move || store.set_roles(id, roles, now)).await?)
+    }
+
+    /// Writes the wish, and waits until it holds.
+    async fn wish_engine_egress(&self, id: ClusterId, engine: bool) -> Result<(), Refusal> {
+        let (store, now) = (self.store.clone(), self.clock.now());
+        blocking(move || {
+            store.edit(id, now, |cluster| -> Result<(), store::Error> {
+                cluster.egress.engine = engine;
+                Ok(())
+            })
+        })
+        .await?;
+        if self.outlets.settle(OUTLETS_MAX).await { Ok(()) } else { Err(too_slow()) }
     }
 
     fn volume_row(&self, id: ClusterId) -> ProofRow {
@@ -270,7 +286,36 @@ impl control::Administration for Administrator {
     async fn test_egress(&self, id: ClusterId, destination: &str) -> Result<EgressVerdict, Refusal> {
         let snapshot = self.store.snapshot();
         let entry = snapshot.get(&id).ok_or_else(|| Refusal::no_cluster(id))?;
-        Ok(perimeter::verdict(&self.gate, &entry.cluster, destination).await)
+        Ok(perimeter::verdict(self.outlets.gate(), &entry.cluster, destination).await)
+    }
+
+    async fn set_engine_egress(&self, id: ClusterId, engine: bool) -> Result<Vec<String>, Refusal> {
+        if engine && !self.host.can_listen_inside() {
+            return Err(Refusal::wrong_state(
+                "an engine's own network can be entered by root only; start Chitin as root to offer engine egress",
+            ));
+        }
+        if !engine {
+            // First the way, then the rights: without the way they are worth nothing.
+            self.wish_engine_egress(id, false).await?;
+            let (_errand, open) = self.open(id).await?;
+            within(open.close_foreign_data()).await?;
+            return Ok(Vec::new());
+        }
+        let (_errand, open) = self.open(id).await?;
+        let subscriptions = within(open.open_foreign_data()).await?;
+        self.wish_engine_egress(id, true).await?;
+        let note = match subscriptions {
+            Subscriptions::Open => return Ok(Vec::new()),
+            Subscriptions::AfterRestart => {
+                "subscriptions work once the engine was started anew: chitin cluster sleep, then chitin cluster wake"
+            }
+            Subscriptions::ForSuperusers => {
+                "subscriptions are not possible: before PostgreSQL 16 only superusers can have them; foreign tables \
+                 (postgres_fdw) are"
+            }
+        };
+        Ok(vec![note.to_owned()])
     }
 
     fn wireguard_private_key(&self) -> String {

@@ -30,6 +30,7 @@ use crate::directory::Directory;
 use crate::doors::Listeners;
 use crate::examiner::{Examiner, Tickets};
 use crate::front_doors::FrontDoors;
+use crate::outlets::Outlets;
 use crate::pages::Pages;
 use crate::paths::{Endpoint, Paths, Unsuitable};
 use crate::perimeter::Perimeter;
@@ -259,6 +260,7 @@ impl Cloud {
             }
             Err(Unavailable { why, next_step }) => Capability::Missing { why, next_step },
         };
+        let outlets = Outlets::new(store.clone(), host.clone(), gate_out);
         let administration = Administrator::new(
             store.clone(),
             host.clone(),
@@ -266,7 +268,7 @@ impl Cloud {
             waker.clone(),
             clock.clone(),
             throttle,
-            gate_out,
+            outlets.clone(),
             private_networks.clone(),
         );
         let settings = control::Settings {
@@ -304,6 +306,7 @@ impl Cloud {
             "the watch over client certificates",
             revoked::run(examiner, presence.clone(), options.revocation_every, loops.stop.clone()),
         );
+        loops.spawn("the outlets of engines", outlets.run(loops.stop.clone()));
         loops.spawn("the watch over certificates", certificates.clone().watch(loops.stop.clone()));
         if let Some(stapler) = stapler {
             loops.spawn("the stapler", stapler.run(loops.stop.clone()));

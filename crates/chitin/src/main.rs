@@ -10,10 +10,10 @@ mod directory;
 mod doors;
 mod examiner;
 mod front_doors;
-
 mod http;
 mod knocks;
 mod logging;
+mod outlets;
 mod pages;
 mod paths;
 mod perimeter;

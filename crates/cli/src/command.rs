@@ -12,7 +12,7 @@ use model::{AddressRange, ClusterName, Plan};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-pub use egress::{EgressCommand, EgressEdit, PolicyName};
+pub use egress::{EgressCommand, EgressEdit, PolicyName, Switch};
 pub use network::{
     ClusterVisibility, EndpointCommand, NetworkChoice, OneEndpoint, OneOwner, OwnedEndpoint, OwnerCommand,
     PeeringCommand, PeeringCreate,

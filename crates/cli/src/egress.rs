@@ -4,7 +4,7 @@ use api::{AddEgressRule, EditEgressRule, Egress, EgressAddress, EgressRule, Egre
 use model::{AddressRange, ClusterId, EgressPolicy, InvalidRange};
 
 use crate::cloud::Cloud;
-use crate::command::{EgressCommand, EgressEdit, PolicyName};
+use crate::command::{EgressCommand, EgressEdit, PolicyName, Switch};
 use crate::failure::{Failure, Kind};
 use crate::output::{self, Printer, facts, table};
 
@@ -15,6 +15,7 @@ pub async fn run(cloud: &Cloud, command: EgressCommand, printer: Printer) -> Res
             let cluster = cloud.cluster(&one.cluster).await?;
             let egress = cloud.api.egress(cluster.id).await?;
             printer.result(&egress, || shown(&egress))?;
+            warn(&egress, printer);
             if egress.policy == EgressPolicy::AllowAll && !egress.rules.is_empty() && !printer.is_json() {
                 let name = &cluster.name;
                 output::say(&format!(
@@ -70,11 +71,36 @@ pub async fn run(cloud: &Cloud, command: EgressCommand, printer: Printer) -> Res
                 format!("removed the rule {} of {}: {}", removed.name, cluster.name, removed.destination)
             })
         }
+        EgressCommand::Engine { cluster, switch } => {
+            let cluster = cloud.cluster(&cluster).await?;
+            let spinner = printer.spinner("telling the engine");
+            let told = cloud.api.set_engine_egress(cluster.id, switch == Switch::On).await;
+            spinner.finish_and_clear();
+            let egress = told?;
+            printer.result(&egress, || shown(&egress))?;
+            warn(&egress, printer);
+            Ok(())
+        }
         EgressCommand::Test { cluster, destination } => {
             let cluster = cloud.cluster(&cluster).await?;
             let verdict = cloud.api.test_egress(cluster.id, destination).await?;
             printer.result(&verdict, || told(&verdict))
         }
+    }
+}
+
+fn warn(egress: &Egress, printer: Printer) {
+    if printer.is_json() {
+        return;
+    }
+    for left_out in &egress.left_out {
+        output::say(&format!(
+            "note: the engine is not offered the rule {}: {}",
+            left_out.rule, left_out.reason
+        ));
+    }
+    for note in &egress.notes {
+        output::say(&format!("note: {note}"));
     }
 }
 
@@ -118,7 +144,12 @@ fn change(edit: &EgressEdit) -> Result<EditEgressRule, Failure> {
 }
 
 fn shown(egress: &Egress) -> String {
-    let head = facts([("policy", egress.policy.as_str().to_owned())]);
+    let engine = match (egress.engine, egress.outlets.is_empty()) {
+        (false, _) => "reaches nothing".to_owned(),
+        (true, true) => "may reach what rules name, and none names a host with ports".to_owned(),
+        (true, false) => format!("may reach {}", egress.outlets.join(", ")),
+    };
+    let head = facts([("policy", egress.policy.as_str().to_owned()), ("engine", engine)]);
     if egress.rules.is_empty() {
         return head;
     }
@@ -188,6 +219,23 @@ mod tests {
         assert_eq!((some.ports, some.destination), (Some(vec![443]), None));
         let moved = change(&EgressEdit { destination: Some("203.0.113.0/24".to_owned()), ..edit() }).unwrap();
         assert_eq!((moved.kind.as_deref(), moved.ports), (Some("CIDR"), None));
+    }
+
+    #[test]
+    fn an_engine_that_reaches_nothing_is_told_from_one_that_may() {
+        let mut egress = Egress {
+            policy: EgressPolicy::AllowAll,
+            rules: Vec::new(),
+            engine: false,
+            outlets: Vec::new(),
+            left_out: Vec::new(),
+            notes: Vec::new(),
+        };
+        assert!(shown(&egress).ends_with("engine  reaches nothing"), "{}", shown(&egress));
+        egress.engine = true;
+        assert!(shown(&egress).contains("none names a host"), "{}", shown(&egress));
+        egress.outlets = vec!["db.example.com:5432".to_owned()];
+        assert!(shown(&egress).ends_with("engine  may reach db.example.com:5432"), "{}", shown(&egress));
     }
 
     #[test]

@@ -42,6 +42,8 @@ pub trait Administration: Send + Sync + 'static {
     async fn prove(&self, id: ClusterId) -> Result<Vec<ProofRow>, Refusal>;
     /// Whether the cluster would be let through to a URL or `HOST:PORT`. Neither wakes it nor connects to anything.
     async fn test_egress(&self, id: ClusterId, destination: &str) -> Result<EgressVerdict, Refusal>;
+    /// Lets the engine reach what rules name, or not. Returns when it holds, with what the operator should know.
+    async fn set_engine_egress(&self, id: ClusterId, engine: bool) -> Result<Vec<String>, Refusal>;
     /// What the machine gives.
     fn machine(&self) -> Machine;
     /// Failed sign-ins that are remembered, in any order.

@@ -1,8 +1,8 @@
 //! What may leave a cluster. A change holds when it is answered, so no rule is ever pending.
 
 use api::{
-    AddEgressRule, ChangedEgressRule, EditEgressRule, Egress, EgressRules, EgressVerdict, PageQuery,
-    SetEgressPolicy, ShownEgressRule, TestEgress,
+    AddEgressRule, ChangedEgressRule, EditEgressRule, Egress, EgressRules, EgressVerdict, LeftOut, PageQuery,
+    SetEgressPolicy, SetEngineEgress, ShownEgressRule, TestEgress,
 };
 use axum::Json;
 use axum::body::Bytes;
@@ -10,7 +10,8 @@ use axum::extract::{Path, Query, State as Shared};
 use axum::response::{IntoResponse, Response};
 use model::{
     AddressRange, Cluster, ClusterId, EGRESS_DESCRIPTION_CHARACTERS_MAX, EGRESS_KEY_BYTES_MAX,
-    EGRESS_PORTS_MAX, EGRESS_RULES_MAX, EgressDestination, EgressPolicy, EgressRule, FqdnName,
+    EGRESS_PORTS_MAX, EGRESS_RULES_MAX, EgressDestination, EgressPolicy, EgressRule, EgressRuleName,
+    FqdnName, Outlets, Plan,
 };
 use time::{Duration, OffsetDateTime};
 use uuid::Uuid;
@@ -156,10 +157,45 @@ pub(crate) async fn describe(
     Path(id): Path<String>,
 ) -> Result<Json<Egress>, Refusal> {
     let entry = input::cluster(&state.store, &id)?;
-    let (id, egress) = (entry.cluster.id, &entry.cluster.egress);
-    let mut rules: Vec<_> = egress.rules.iter().map(|rule| api::EgressRule::new(id, rule)).collect();
+    Ok(Json(whole(&entry.cluster, Vec::new())))
+}
+
+/// Lets the engine reach what rules name, or not.
+pub(crate) async fn set_engine(
+    Shared(state): Shared<State>,
+    Path(id): Path<String>,
+    body: Bytes,
+) -> Result<Json<Egress>, Refusal> {
+    let request: SetEngineEgress = input::body(&body)?;
+    let entry = input::made(&state.store, &id)?;
+    if request.engine && entry.cluster.plan == Plan::Serverless {
+        return Err(Refusal::wrong_state(
+            "a serverless cluster's engine reaches nothing: it shares the machine's way out with strangers; use a \
+             dedicated cluster for engine egress",
+        ));
+    }
+    let notes = state.administration.set_engine_egress(entry.cluster.id, request.engine).await?;
+    let entry = input::cluster(&state.store, &id)?;
+    Ok(Json(whole(&entry.cluster, notes)))
+}
+
+fn whole(cluster: &Cluster, notes: Vec<String>) -> Egress {
+    let egress = &cluster.egress;
+    let mut rules: Vec<_> = egress.rules.iter().map(|rule| api::EgressRule::new(cluster.id, rule)).collect();
     rules.sort_by(|left, right| left.name.cmp(&right.name));
-    Ok(Json(Egress { policy: egress.policy, rules }))
+    let outlets = if egress.engine { egress.outlets() } else { Outlets::default() };
+    let left_out = |(rule, reason): (EgressRuleName, &str)| LeftOut {
+        rule: rule.to_string(),
+        reason: reason.to_owned(),
+    };
+    Egress {
+        policy: egress.policy,
+        rules,
+        engine: egress.engine,
+        outlets: outlets.offered.iter().map(|outlet| format!("{}:{}", outlet.host, outlet.port)).collect(),
+        left_out: outlets.left_out.into_iter().map(left_out).collect(),
+        notes,
+    }
 }
 
 /// Says whether a destination would be let through.

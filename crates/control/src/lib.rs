@@ -141,7 +141,7 @@ pub fn router(state: State) -> Router {
         .route("/clusters/{cluster_id}/proof", post(chitin::prove))
         .route("/clusters/{cluster_id}/client-ca", get(client_ca::describe))
         .route("/clusters/{cluster_id}/crls", get(crls::show).put(crls::put).delete(crls::remove))
-        .route("/clusters/{cluster_id}/egress", get(egress::describe))
+        .route("/clusters/{cluster_id}/egress", get(egress::describe).put(egress::set_engine))
         .route("/clusters/{cluster_id}/egress/test", post(egress::test))
         .route("/clusters/{cluster_id}/hba", get(hba::show).put(hba::put))
         .route("/clusters/{cluster_id}/hba/test", post(hba::test))

@@ -4,28 +4,48 @@
 use model::ADMIN_ROLE;
 
 use crate::Error;
-use crate::administration::Administration;
+use crate::administration::{Administration, get};
+
+/// Whether SQL users can have subscriptions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Subscriptions {
+    /// This version of PostgreSQL leaves them to superusers.
+    ForSuperusers,
+    /// Once the engine was started anew: it was started without room for what follows a subscription.
+    AfterRestart,
+    /// At once.
+    Open,
+}
 
 /// First major version with `pg_create_subscription` (PostgreSQL 16's release notes).
 const SUBSCRIPTIONS_VERSION: i32 = 160_000;
 
 impl Administration {
     /// Lets members of `admin` make foreign servers, in every database that there is and in those to come, and
-    /// subscriptions. Safe to repeat. False if this version leaves subscriptions to superusers.
+    /// subscriptions. Safe to repeat.
     ///
     /// The extension lies in `pg_catalog`, where no tenant can have put anything before.
-    pub async fn open_foreign_data(&self) -> Result<bool, Error> {
+    pub async fn open_foreign_data(&self) -> Result<Subscriptions, Error> {
         self.ensure_admin().await?;
         let open = format!(
             "CREATE EXTENSION IF NOT EXISTS postgres_fdw SCHEMA pg_catalog;
              GRANT USAGE ON FOREIGN DATA WRAPPER postgres_fdw TO {ADMIN_ROLE}"
         );
         self.everywhere(&open).await?;
-        let has_subscriptions = self.has_subscriptions().await?;
-        if has_subscriptions {
-            self.batch(&format!("GRANT pg_create_subscription TO {ADMIN_ROLE}")).await?;
+        if !self.has_subscriptions().await? {
+            return Ok(Subscriptions::ForSuperusers);
         }
-        Ok(has_subscriptions)
+        self.batch(&format!("GRANT pg_create_subscription TO {ADMIN_ROLE}")).await?;
+        // What follows a subscription is counted by the one setting until PostgreSQL 17, by the other from 18 on.
+        let rows = self
+            .query(
+                "SELECT coalesce(current_setting('max_active_replication_origins', true),
+                                 current_setting('max_replication_slots'))::int4 > 0",
+                &[],
+            )
+            .await?;
+        let has_room = rows.first().map_or(Ok(false), |row| get(row, 0))?;
+        Ok(if has_room { Subscriptions::Open } else { Subscriptions::AfterRestart })
     }
 
     /// Takes back what [`Self::open_foreign_data`] gave. What tenants made with it stays, and reaches nothing.
@@ -53,6 +73,6 @@ impl Administration {
                 &[&SUBSCRIPTIONS_VERSION],
             )
             .await?;
-        rows.first().map_or(Ok(false), |row| crate::administration::get(row, 0))
+        rows.first().map_or(Ok(false), |row| get(row, 0))
     }
 }

@@ -270,7 +270,7 @@ impl Host {
     ) -> Result<std::process::Child, Error> {
         let owner = Owner::of(cluster);
         let data = Inside::open(base, "pg")?;
-        settings::write(&data, &self.postgres, cluster.plan, owner)?;
+        settings::write(&data, &self.postgres, cluster.plan, cluster.egress.engine, owner)?;
         settings::write_identities(&data, &self.postgres, admitted.iter().map(String::as_str), owner)?;
         // Of a run that was killed. Its process is gone: the slot is ours, and its namespace died with it.
         data.remove("postmaster.pid");

@@ -23,6 +23,7 @@ mod volume;
 
 pub use administration::{Administration, Database};
 pub use evidence::Evidence;
+pub use foreign_data::Subscriptions;
 pub use host::{Host, HostConfig, Made, Started};
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};

@@ -14,12 +14,21 @@ use crate::postgres::Postgres;
 const CONNECTIONS_MAX: u32 = model::CONNECTIONS_PER_CLUSTER_MAX + 20;
 /// Left for the internal superuser when tenants have taken all others.
 const CONNECTIONS_RESERVED: u32 = 10;
+/// Subscriptions of one engine. Until PostgreSQL 17 they are counted as replication slots are, which nobody can make here.
+const ORIGINS_MAX: u32 = 10;
 /// First major version whose `pg_ident.conf` knows `all`.
 const IDENT_ALL_MAJOR: u32 = 16;
 
-/// Writes `postgresql.conf` and `pg_hba.conf` anew.
-pub(crate) fn write(data: &Inside, postgres: &Postgres, plan: Plan, owner: Owner) -> Result<(), Error> {
-    let text = postgresql_conf(plan, memory_bytes(), postgres.has_library("passwordcheck"));
+/// Writes `postgresql.conf` and `pg_hba.conf` anew. What may subscribe elsewhere keeps track of how far it came.
+pub(crate) fn write(
+    data: &Inside,
+    postgres: &Postgres,
+    plan: Plan,
+    subscribes: bool,
+    owner: Owner,
+) -> Result<(), Error> {
+    let origins = if subscribes { ORIGINS_MAX } else { 0 };
+    let text = postgresql_conf(plan, memory_bytes(), postgres.has_library("passwordcheck"), origins);
     data.write("postgresql.conf", &text, owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
     data.write("postgresql.auto.conf", "", owner)?;
@@ -50,7 +59,7 @@ pub(crate) fn admits_all(postgres: &Postgres) -> bool {
     postgres.major >= IDENT_ALL_MAJOR
 }
 
-fn postgresql_conf(plan: Plan, memory_bytes: u64, checks_passwords: bool) -> String {
+fn postgresql_conf(plan: Plan, memory_bytes: u64, checks_passwords: bool, origins: u32) -> String {
     let megabyte = 1 << 20;
     let (shared, work, maintenance, wal) = match plan {
         Plan::Serverless => (32, 4, 64, 512),
@@ -77,7 +86,7 @@ max_wal_size = '{wal}MB'
 min_wal_size = '80MB'
 wal_level = replica
 max_wal_senders = 0
-max_replication_slots = 0
+max_replication_slots = {origins}
 wal_compression = on
 fsync = on
 full_page_writes = on
@@ -120,12 +129,12 @@ mod tests {
     #[test]
     fn nothing_listens_on_a_network_and_no_statement_is_logged() {
         for plan in [Plan::Serverless, Plan::Dedicated] {
-            let text = postgresql_conf(plan, 24 << 30, true);
+            let text = postgresql_conf(plan, 24 << 30, true, 0);
             for line in ["listen_addresses = ''", "log_min_error_statement = panic", "fsync = on"] {
                 assert!(text.lines().any(|found| found == line), "{line}");
             }
         }
-        assert!(postgresql_conf(Plan::Dedicated, 4 << 30, true).contains("shared_buffers = '1024MB'"));
+        assert!(postgresql_conf(Plan::Dedicated, 4 << 30, true, 0).contains("shared_buffers = '1024MB'"));
     }
 
     #[test]

@@ -86,6 +86,7 @@ impl Ground {
             is_delete_protected: false,
             allowlist: Vec::new(),
             network,
+            egress: model::Egress::default(),
             asked: Asked::default(),
         };
         self.store.create(draft, OffsetDateTime::now_utc()).unwrap().id

@@ -32,7 +32,14 @@ const ECDSA: &[&str] = &["-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"]
 pub fn verify_proves_every_row() {
     // The throttle as it is for everybody, and a cloud that may ask verify's own responder.
     let door = free_port().to_string();
-    let mut options = Options::with(&["--fetch-allow", "127.0.0.1/32", "--proxy-from", "127.0.0.1/32", "--endpoint", &door]);
+    let mut options = Options::with(&[
+        "--fetch-allow",
+        "127.0.0.1/32",
+        "--proxy-from",
+        "127.0.0.1/32",
+        "--endpoint",
+        &door,
+    ]);
     options.environment.push(("CHITIN_THROTTLE_FREE".to_owned(), "5".to_owned()));
     let cloud = Cloud::start(options);
     let one = "verified-cluster";
@@ -63,7 +70,10 @@ pub fn verify_proves_every_row() {
         "under default-deny",
     ];
     if rustix::process::geteuid().is_root() {
-        claims.extend(["no public door answers to its name", "a joined network reaches the front door's ports"]);
+        claims.extend([
+            "no public door answers to its name",
+            "a joined network reaches the front door's ports",
+        ]);
     }
     for claim in claims {
         let is_proven = |row: &&serde_json::Value| {

@@ -44,6 +44,18 @@ pub enum EgressCommand {
         /// The rule, by name or id
         rule: String,
     },
+    /// Let a dedicated cluster's engine itself reach the names and ports of the rules, or not; off by default
+    #[command(
+        long_about = "Let a dedicated cluster's engine itself reach the names and ports of the rules, or not; off by default.\n\nSQL users then reach other databases by foreign tables (postgres_fdw), from PostgreSQL 16 on by subscriptions too, at the names that rules give and the ports that they list; rules for ranges and rules for every port are not offered. The engine keeps having no network: each connection passes the gate, which resolves the name and asks the policy, and it ends when it is no longer permitted. Needs a cloud that runs as root. Wakes the cluster.",
+        after_help = "Example:  chitin egress add my-bank ledger db.example.com --port 5432\n          chitin egress engine my-bank on\nNext:     chitin egress show my-bank"
+    )]
+    Engine {
+        /// Name, NAME-ID or id of the cluster
+        cluster: String,
+        /// Whether it may
+        #[arg(value_enum)]
+        switch: Switch,
+    },
     /// Say whether a destination would be let through, and by which rule; nothing is connected to
     #[command(
         after_help = "Example:  chitin egress test my-shop https://login.example.com/keys\n          chitin egress test my-shop 203.0.113.7:443\nNext:     chitin egress show my-shop"
@@ -102,4 +114,13 @@ pub enum PolicyName {
     AllowAll,
     /// Only what a rule names
     DefaultDeny,
+}
+
+/// On or off.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Switch {
+    /// It may
+    On,
+    /// It may not
+    Off,
 }

@@ -22,6 +22,7 @@ pub struct Engines {
     pub cleared: Mutex<Vec<ClearThrottle>>,
     pub capabilities: Mutex<Vec<Capability>>,
     tunnels: AtomicUsize,
+    pub engine_egress: Mutex<Vec<(ClusterId, bool)>>,
 }
 
 /// What stands in every private key of these engines.
@@ -115,6 +116,11 @@ impl Administration for Engines {
             reason: None,
             addresses: Vec::new(),
         })
+    }
+
+    async fn set_engine_egress(&self, id: ClusterId, engine: bool) -> Result<Vec<String>, Refusal> {
+        self.engine_egress.lock().unwrap().push((id, engine));
+        Ok(vec!["a note".to_owned()])
     }
 
     fn machine(&self) -> Machine {

@@ -320,3 +320,53 @@ async fn a_destination_is_tried_by_whoever_knows_the_gate() {
         (404, 5)
     );
 }
+
+#[tokio::test]
+async fn an_engine_s_way_out_is_for_dedicated_clusters_and_shows_what_it_offers() {
+    let world = World::new();
+    let shared = world.made("shop-one").await;
+    let path = |id| format!("/chitin/clusters/{id}/egress");
+    let on = json!({"engine": true});
+    let told = world.call("PUT", &path(shared), on.clone()).await;
+    assert_eq!(told.refusal(), (400, 9));
+    assert!(told.text.contains("dedicated"), "{}", told.text);
+    let request =
+        json!({"name": "bank-one", "provider": "GCP", "spec": {"dedicated": {"region_nodes": {"here": 1}}}});
+    let made = world.call("POST", "/clusters", request).await.json();
+    let id: model::ClusterId = made["id"].as_str().unwrap().parse().unwrap();
+    assert_eq!(world.call("PUT", &path(id), on.clone()).await.refusal(), (400, 9), "it is not made yet");
+    let seen = model::Observation {
+        phase: model::Phase::Running,
+        is_initialized: true,
+        ..model::Observation::nothing_yet()
+    };
+    world.store.observe(id, seen).unwrap();
+    let rules = format!("/clusters/{id}/networking/egress-rules");
+    for (name, kind, destination, ports) in [
+        ("far", "FQDN", "DB.example.com", &[5432, 5433][..]),
+        ("every", "FQDN", "other.example.com", &[]),
+        ("range", "CIDR", "192.0.2.0/24", &[5432]),
+    ] {
+        assert_eq!(world.call("POST", &rules, rule(name, kind, destination, ports)).await.status, 200);
+    }
+    assert_eq!(world.get(&path(id)).await.json()["outlets"], json!([]), "it is off by default");
+    let told = world.call("PUT", &path(id), on).await.json();
+    assert_eq!(told["notes"], json!(["a note"]));
+    assert_eq!(*world.engines.engine_egress.lock().unwrap(), [(id, true)], "whoever knows engines does it");
+    let switched =
+        world.store.edit(id, time::OffsetDateTime::now_utc(), |cluster| -> Result<(), store::Error> {
+            cluster.egress.engine = true;
+            Ok(())
+        });
+    switched.unwrap();
+    let shown = world.get(&path(id)).await.json();
+    assert_eq!(shown["outlets"], json!(["db.example.com:5432", "db.example.com:5433"]));
+    let left_out: Vec<&str> =
+        shown["left_out"].as_array().unwrap().iter().map(|one| one["rule"].as_str().unwrap()).collect();
+    assert_eq!(left_out, ["every", "range"]);
+    // To switch it off is never refused for the plan.
+    assert_eq!(world.call("PUT", &path(shared), json!({"engine": false})).await.status, 200);
+    for wrong in [json!({}), json!({"engine": "on"})] {
+        assert_eq!(world.call("PUT", &path(id), wrong).await.refusal(), (400, 3));
+    }
+}
