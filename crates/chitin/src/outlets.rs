@@ -25,6 +25,10 @@ use tokio_util::task::TaskTracker;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// An outlet that could not be opened is tried again after this.
 const RETRY_AFTER: Duration = Duration::from_secs(10);
+/// Connections of one engine that are being opened at a time; further ones wait.
+const DIALS_MAX: usize = 16;
+/// For a turn to be dialled, and no longer: the gate has its own time.
+const TURN_MAX: Duration = Duration::from_secs(10);
 /// A listener that cannot accept, for instance for want of descriptors, rests.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 /// The first address that names are known at; the others follow. Far from 127.0.0.1, where engines may listen themselves.
@@ -49,7 +53,14 @@ struct Open {
     listeners: BTreeMap<Outlet, DropGuard>,
     failed: BTreeSet<Outlet>,
     retry_at: Instant,
+    bounds: Bounds,
+}
+
+/// What one engine has of connections.
+#[derive(Clone)]
+struct Bounds {
     seats: Arc<Semaphore>,
+    dials: Arc<Semaphore>,
 }
 
 impl Outlets {
@@ -142,7 +153,7 @@ impl Outlets {
             match listening.and_then(TcpListener::from_std) {
                 Ok(listener) => {
                     open.failed.remove(&outlet);
-                    let guard = self.serve(cluster.id, &outlet, listener, open.seats.clone());
+                    let guard = self.serve(cluster.id, &outlet, listener, open.bounds.clone());
                     open.listeners.insert(outlet, guard);
                 }
                 Err(cause) => {
@@ -167,7 +178,7 @@ impl Outlets {
         cluster: ClusterId,
         outlet: &Outlet,
         listener: TcpListener,
-        seats: Arc<Semaphore>,
+        bounds: Bounds,
     ) -> DropGuard {
         let closed = CancellationToken::new();
         let (outlets, outlet, until) = (self.clone(), outlet.clone(), closed.clone());
@@ -181,11 +192,11 @@ impl Outlets {
                     sleep(ACCEPT_PAUSE).await;
                     continue;
                 };
-                let Ok(seat) = seats.clone().try_acquire_owned() else {
+                let Ok(seat) = bounds.seats.clone().try_acquire_owned() else {
                     tracing::warn!(%cluster, max = OUTLET_CONNECTIONS_MAX, "an engine has too many connections to the outside; one more was closed");
                     continue;
                 };
-                let carried = outlets.clone().carry(cluster, outlet.clone(), near, seat, until.clone());
+                let carried = outlets.clone().carry(cluster, outlet.clone(), near, (seat, bounds.dials.clone()), until.clone());
                 outlets.tasks.spawn(carried);
             }
         });
@@ -198,13 +209,17 @@ impl Outlets {
         cluster: ClusterId,
         outlet: Outlet,
         near: TcpStream,
-        _seat: OwnedSemaphorePermit,
+        (_seat, dials): (OwnedSemaphorePermit, Arc<Semaphore>),
         closed: CancellationToken,
     ) {
         let Outlet { host, port } = outlet;
         let target = Target { host: EgressHost::Name(host.as_str().to_owned()), port };
         let carried = async {
-            let passage = self.gate.open(cluster, target).await?;
+            let passage = {
+                let turn = timeout(TURN_MAX, dials.acquire()).await;
+                let _turn = turn.map_err(|_| FetchFailure::TimedOut)?;
+                self.gate.open(cluster, target).await?
+            };
             self.gate.carry(passage, near).await
         };
         let ended = tokio::select! {
@@ -232,7 +247,10 @@ impl Open {
             listeners: BTreeMap::new(),
             failed: BTreeSet::new(),
             retry_at: Instant::now(),
-            seats: Arc::new(Semaphore::new(OUTLET_CONNECTIONS_MAX)),
+            bounds: Bounds {
+                seats: Arc::new(Semaphore::new(OUTLET_CONNECTIONS_MAX)),
+                dials: Arc::new(Semaphore::new(DIALS_MAX)),
+            },
         }
     }
 

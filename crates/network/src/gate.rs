@@ -66,14 +66,27 @@ pub struct Gate {
     pub(crate) perimeter: Arc<dyn Perimeter>,
     /// Trusts the machine's roots, as they were when the gate was made.
     machine: ClientConfig,
-    pub(crate) turns: Semaphore,
-    /// A look-up that hangs holds its place, also after its fetch gave up.
-    look_ups: Arc<Semaphore>,
+    fetches: Places,
+    /// Apart from those of fetches, so that no sign-in waits for what an engine dials.
+    pub(crate) dials: Places,
     by_cluster: Mutex<HashMap<ClusterId, usize>>,
 }
 
+/// How many at once.
+pub(crate) struct Places {
+    pub(crate) turns: Semaphore,
+    /// A look-up that hangs holds its place, also after whoever asked gave up.
+    look_ups: Arc<Semaphore>,
+}
+
+impl Places {
+    fn new(max: usize) -> Self {
+        Self { turns: Semaphore::new(max), look_ups: Arc::new(Semaphore::new(max)) }
+    }
+}
+
 /// A cluster's turn, given back when dropped.
-pub(crate) struct Turn<'a>(&'a Gate, Option<ClusterId>);
+struct Turn<'a>(&'a Gate, Option<ClusterId>);
 
 impl Drop for Turn<'_> {
     fn drop(&mut self) {
@@ -104,8 +117,8 @@ impl Gate {
             resolver,
             perimeter,
             machine: trust::of_machine()?,
-            turns: Semaphore::new(settings.fetches_max),
-            look_ups: Arc::new(Semaphore::new(settings.fetches_max)),
+            fetches: Places::new(settings.fetches_max),
+            dials: Places::new(settings.fetches_max),
             by_cluster: Mutex::default(),
             settings,
         })
@@ -116,7 +129,7 @@ impl Gate {
         self.by_cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    pub(crate) fn turn_of(&self, cluster: Option<ClusterId>) -> Result<Turn<'_>, FetchFailure> {
+    fn turn_of(&self, cluster: Option<ClusterId>) -> Result<Turn<'_>, FetchFailure> {
         if let Some(cluster) = cluster {
             let mut by_cluster = self.by_cluster();
             let count = by_cluster.entry(cluster).or_insert(0);
@@ -129,10 +142,10 @@ impl Gate {
     }
 
     async fn whole(&self, fetch: Fetch, url: Url) -> Result<Fetched, FetchFailure> {
-        let _all = self.turns.acquire().await.map_err(|_| failed("the gate is closed"))?;
+        let _all = self.fetches.turns.acquire().await.map_err(|_| failed("the gate is closed"))?;
         // Taken before anything is judged, so that no change falls between the two.
         let changes = self.perimeter.changes();
-        let way = self.check(fetch.cluster, Target::of_url(&url)?).await?;
+        let way = self.check(fetch.cluster, Target::of_url(&url)?, &self.fetches).await?;
         tokio::select! {
             biased;
             why = self.closed(&way, changes) => Err(refused(why)),
@@ -216,8 +229,9 @@ impl Gate {
         &self,
         cluster: Option<ClusterId>,
         target: Target,
+        places: &Places,
     ) -> Result<Way, FetchFailure> {
-        let found = self.addresses(&target.host).await?;
+        let found = self.addresses(&target.host, places).await?;
         for address in &found {
             self.judge(cluster, &Destination { target: &target, address: *address })?;
         }
@@ -248,17 +262,17 @@ impl Gate {
         target: &Target,
     ) -> Result<Vec<(IpAddr, Result<(), FetchFailure>)>, FetchFailure> {
         let _turn = self.turn_of(Some(cluster))?;
-        let found = timeout(self.settings.time_max, self.addresses(&target.host));
+        let found = timeout(self.settings.time_max, self.addresses(&target.host, &self.fetches));
         let found = found.await.unwrap_or(Err(FetchFailure::TimedOut))?;
         let judged = |address| (address, self.judge(Some(cluster), &Destination { target, address }));
         Ok(found.into_iter().map(judged).collect())
     }
 
     /// All addresses of a host, IPv4 in its own form.
-    async fn addresses(&self, host: &EgressHost) -> Result<Vec<IpAddr>, FetchFailure> {
+    async fn addresses(&self, host: &EgressHost, places: &Places) -> Result<Vec<IpAddr>, FetchFailure> {
         let found = match host {
             EgressHost::Address(address) => vec![*address],
-            EgressHost::Name(name) => self.look_up(name).await?,
+            EgressHost::Name(name) => self.look_up(name, places).await?,
         };
         if found.is_empty() {
             return Err(failed(format!("{host} has no address")));
@@ -269,8 +283,9 @@ impl Gate {
         Ok(found.into_iter().map(model::canonical).collect())
     }
 
-    async fn look_up(&self, name: &str) -> Result<Vec<IpAddr>, FetchFailure> {
-        let place = self.look_ups.clone().acquire_owned().await.map_err(|_| failed("the gate is closed"))?;
+    async fn look_up(&self, name: &str, places: &Places) -> Result<Vec<IpAddr>, FetchFailure> {
+        let place =
+            places.look_ups.clone().acquire_owned().await.map_err(|_| failed("the gate is closed"))?;
         let (resolver, host) = (self.resolver.clone(), name.to_owned());
         let asked = tokio::spawn(async move {
             let found = resolver.resolve(&host).await;

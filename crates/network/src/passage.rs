@@ -27,18 +27,18 @@ pub struct Passage {
 
 impl Gate {
     /// Opens a connection for a cluster's engine: as a fetch is judged, and never to this machine itself, whatever the
-    /// operator opened. Its services take what comes from here for their own.
+    /// operator opened. Its services take what comes from here for their own. How many a cluster opens at once is for the
+    /// caller to bound.
     pub async fn open(&self, cluster: ClusterId, target: Target) -> Result<Passage, FetchFailure> {
-        let _turn = self.turn_of(Some(cluster))?;
         timeout(DIAL_MAX.min(self.settings.time_max), self.dial(cluster, target))
             .await
             .unwrap_or(Err(FetchFailure::TimedOut))
     }
 
     async fn dial(&self, cluster: ClusterId, target: Target) -> Result<Passage, FetchFailure> {
-        let _all = self.turns.acquire().await.map_err(|_| failed("the gate is closed"))?;
+        let _all = self.dials.turns.acquire().await.map_err(|_| failed("the gate is closed"))?;
         let changes = self.perimeter.changes();
-        let way = self.check(Some(cluster), target).await?;
+        let way = self.check(Some(cluster), target, &self.dials).await?;
         if let Some(own) = way.addresses.iter().find(|address| is_here(address.ip())) {
             return Err(refused(format!(
                 "{} is at {}, which is this machine: engines never reach it",

@@ -240,3 +240,18 @@ async fn an_engine_s_connection_is_judged_like_a_fetch() {
     let target = Target::read("db.example:5432").unwrap();
     assert!(matches!(silent.open(policy.cluster, target).await, Err(FetchFailure::TimedOut)));
 }
+
+#[tokio::test]
+async fn what_engines_dial_takes_no_turn_of_a_fetch() {
+    let policy = Policy::new(EgressPolicy::AllowAll, &[]);
+    let settings = GateSettings { fetches_max: 1, ..settings(LOOPBACK) };
+    let gate = Arc::new(Gate::with_resolver(settings, policy.clone(), Arc::new(Silent)).unwrap());
+    let (dialling, cluster) = (gate.clone(), policy.cluster);
+    let target = Target::read("db.example:5432").unwrap();
+    let hanging = tokio::spawn(async move { dialling.open(cluster, target).await });
+    tokio::time::sleep(Duration::from_millis(50)).await;
+    let server = Server::new(answer("", "ok")).await;
+    assert_eq!(gate.fetch(policy.get(server.url("/"))).await.unwrap().body, b"ok");
+    assert!(!hanging.is_finished());
+    hanging.abort();
+}
