@@ -38,31 +38,25 @@ const SANDBOX: &str = "sandbox";
 
 /// Does the errands.
 pub struct Administrator {
-    store: Arc<Store>,
-    host: Arc<Host>,
-    presence: Arc<Presence>,
-    waker: Arc<Waker>,
-    clock: Arc<dyn Clock>,
-    throttle: Arc<Throttle>,
-    private_networks: Capability,
-    outlets: Arc<Outlets>,
+    /// The cloud's state.
+    pub store: Arc<Store>,
+    /// Its engines.
+    pub host: Arc<Host>,
+    /// Who uses a cluster.
+    pub presence: Arc<Presence>,
+    /// Who wakes engines.
+    pub waker: Arc<Waker>,
+    /// The time of day.
+    pub clock: Arc<dyn Clock>,
+    /// What failed sign-ins cost.
+    pub throttle: Arc<Throttle>,
+    /// What engines may reach, and the gate.
+    pub outlets: Arc<Outlets>,
+    /// Whether clusters can have networks of their own here.
+    pub private_networks: Capability,
 }
 
 impl Administrator {
-    /// Puts the administrator together.
-    pub fn new(
-        store: Arc<Store>,
-        host: Arc<Host>,
-        presence: Arc<Presence>,
-        waker: Arc<Waker>,
-        clock: Arc<dyn Clock>,
-        throttle: Arc<Throttle>,
-        outlets: Arc<Outlets>,
-        private_networks: Capability,
-    ) -> Arc<Self> {
-        Arc::new(Self { store, host, presence, waker, clock, throttle, outlets, private_networks })
-    }
-
     /// Wakes the cluster; while the errand lives it stays awake.
     async fn awake(&self, id: ClusterId) -> Result<Errand, Refusal> {
         if self.store.snapshot().get(&id).is_none() {

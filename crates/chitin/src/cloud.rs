@@ -261,16 +261,16 @@ impl Cloud {
             Err(Unavailable { why, next_step }) => Capability::Missing { why, next_step },
         };
         let outlets = Outlets::new(store.clone(), host.clone(), gate_out);
-        let administration = Administrator::new(
-            store.clone(),
-            host.clone(),
-            presence.clone(),
-            waker.clone(),
-            clock.clone(),
+        let administration = Arc::new(Administrator {
+            store: store.clone(),
+            host: host.clone(),
+            presence: presence.clone(),
+            waker: waker.clone(),
+            clock: clock.clone(),
             throttle,
-            outlets.clone(),
-            private_networks.clone(),
-        );
+            outlets: outlets.clone(),
+            private_networks: private_networks.clone(),
+        });
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),
             sql_port: sql_address.port(),

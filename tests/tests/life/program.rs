@@ -186,12 +186,7 @@ pub fn help_teaches_and_completions_exist() {
 pub fn a_second_start_over_the_same_data_is_refused() {
     let mut second = Command::new(house::cloud::program());
     second.args(["start", "--data"]).arg(cloud().data());
-    second.args([
-        "--sql",
-        &house::cloud::free_port().to_string(),
-        "--http",
-        &house::cloud::free_port().to_string(),
-    ]);
+    second.args(["--sql", &free_port().to_string(), "--http", &free_port().to_string()]);
     let said = run_with(&mut second, b"", Duration::from_secs(20)).refused();
     assert!(!said.contains("panicked"), "{said}");
     assert_eq!(cluster().sign_in().value("select 1"), "1", "the first one is unharmed");
@@ -312,7 +307,7 @@ pub fn t29_a_man_in_the_middle_without_plus_is_noticed_by_the_client() {
     // A relay with a certificate of its own that the client trusts: TLS ends there, so the binding cannot match.
     let directory = tempfile::tempdir().expect("a directory");
     let (chain, key) = certificate(directory.path(), "middle", ECDSA);
-    let address = house::cloud::free_port();
+    let address = free_port();
     let one = cluster();
     let mut relay = Command::new("python3");
     relay.arg("-c").arg(MIDDLE).args([address.port().to_string(), cloud().sql_address().port().to_string()]);
