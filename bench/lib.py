@@ -141,11 +141,14 @@ def stop(process, how=signal.SIGTERM, seconds=60):
 class Place:
     """Where a client connects: environment for libpq, and what our own client needs."""
 
-    def __init__(self, name, port, database, ca, password, pid=None, binding="prefer", socket_folder=None, more=None):
+    def __init__(self, name, port, database, ca, password, pid=None, binding="prefer", socket_folder=None, more=None,
+                 source="127.0.0.1", header=b""):
         self.name, self.port, self.database, self.ca, self.password = name, port, database, ca, password
         self.pid, self.binding, self.socket_folder = pid, binding, socket_folder
         # Further environment for libpq, as a client certificate.
         self.more = more or {}
+        # For our own client: the address to come from, and what a balancer would say before the first byte.
+        self.source, self.header = source, header
         self._keys = {}
 
     def environment(self):
@@ -188,9 +191,9 @@ class Client:
     _contexts = {}
 
     def __init__(self, place, timeout=60):
-        raw = socket.create_connection(("127.0.0.1", place.port), timeout=timeout)
+        raw = socket.create_connection(("127.0.0.1", place.port), timeout=timeout, source_address=(place.source, 0))
         raw.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        raw.sendall(struct.pack("!ii", 8, 80877103))
+        raw.sendall(place.header + struct.pack("!ii", 8, 80877103))
         if raw.recv(1) != b"S":
             raise RuntimeError(f"{place.name} does not speak TLS")
         context = self._contexts.get(place.ca)
@@ -372,7 +375,7 @@ class Direct:
                   "password_encryption = 'scram-sha-256'", "logging_collector = off"]
         with open(self.data / "postgresql.conf", "a") as conf:
             conf.write("\n".join(lines) + "\n")
-        (self.data / "pg_hba.conf").write_text("local all all trust\nhostssl all all 127.0.0.1/32 scram-sha-256\n")
+        (self.data / "pg_hba.conf").write_text("local all all trust\nhostssl all all 127.0.0.0/8 scram-sha-256\n")
         self.start()
         workplace.endings.append(self.stop)
         self.psql("postgres", f"create role {USER} login password '{verifier(cloud.place.password)}'")
@@ -425,6 +428,7 @@ listen_port = {port}
 unix_socket_dir =
 auth_type = {auth_type}
 auth_file = {users}
+admin_users = {USER}
 pool_mode = session
 max_client_conn = 3000
 default_pool_size = 1900
