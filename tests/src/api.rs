@@ -1,11 +1,13 @@
 //! The API as a script calls it: every status is an answer. And how a cluster lets people in, set through it.
 
+use std::io::{self, Read};
 use std::process::Command;
 
 use serde_json::{Value, json};
 
 use crate::cloud::{Cloud, Cluster, PATIENCE};
 use crate::command::{eventually, run_with};
+use crate::wire::Wire;
 
 /// An answer of the API.
 #[derive(Debug, Clone)]
@@ -50,18 +52,72 @@ pub fn curl(command: &mut Command, body: Option<&Value>) -> Answer {
     }
 }
 
+/// Reads an answer of HTTP/1.1 whose length is said, and nothing after it.
+fn read_answer(wire: &mut Wire) -> io::Result<Answer> {
+    let cut_off = || io::Error::from(io::ErrorKind::UnexpectedEof);
+    let mut bytes = Vec::new();
+    loop {
+        let mut more = [0; 4096];
+        let count = wire.read(&mut more)?;
+        if count == 0 {
+            return Err(cut_off());
+        }
+        bytes.extend(&more[..count]);
+        let said = String::from_utf8_lossy(&bytes);
+        let Some((head, text)) = said.split_once("\r\n\r\n") else { continue };
+        let head = head.to_ascii_lowercase();
+        let length = head.split("content-length: ").nth(1).and_then(|rest| rest.lines().next());
+        let length: usize = length.and_then(|length| length.parse().ok()).expect("a length");
+        if text.len() >= length {
+            let status = head.split(' ').nth(1).and_then(|status| status.parse().ok()).expect("a status");
+            let body = serde_json::from_str(text).unwrap_or(Value::Null);
+            return Ok(Answer { status, body, text: text.to_owned() });
+        }
+    }
+}
+
 impl Cloud {
     /// Calls the API as the local administrator.
     pub fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         let key = std::fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
         eventually("the API's rate limit lets us in", PATIENCE, || {
-            let mut command = Command::new("curl");
+            let mut command = self.program("curl");
             command.args(["-X", method, "--cacert"]).arg(self.root_certificate());
             command.args(["-H", &format!("Authorization: Bearer {}", key.trim())]);
             command.arg(self.web(path));
             let answer = curl(&mut command, body);
             (!answer.text.contains("rate limit exceeded")).then_some(answer)
         })
+    }
+
+    /// As [`Cloud::call`], without a program in between: for tests that measure what follows the answer.
+    pub fn call_at_once(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
+        eventually("the API's rate limit lets us in", PATIENCE, || {
+            let mut wire = self.connect(self.http_address(), None).expect("the API listens");
+            wire.handshake(self.trust(), "localhost").expect("the API speaks TLS 1.3");
+            let answer = self.speak(&mut wire, method, path, body).expect("the API answers");
+            (!answer.text.contains("rate limit exceeded")).then_some(answer)
+        })
+    }
+
+    /// Asks one thing as the local administrator, over a connection to any of the API's doors that is encrypted already.
+    pub fn speak(
+        &self,
+        wire: &mut Wire,
+        method: &str,
+        path: &str,
+        body: Option<&Value>,
+    ) -> io::Result<Answer> {
+        let key = std::fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
+        let body = body.map(ToString::to_string).unwrap_or_default();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nHost: localhost\r\nAuthorization: Bearer {}\r\nConnection: close\r\n\
+             Content-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+            key.trim(),
+            body.len()
+        );
+        wire.send_raw(request.as_bytes())?;
+        read_answer(wire)
     }
 
     /// An address of the API's port, as a browser on this machine knows it.

@@ -259,6 +259,15 @@ impl Authority {
         self.identity(number, certificate)
     }
 
+    /// Signs another certificate for the key of one of this authority's own.
+    pub fn renew(&self, before: &Identity, leaf: &Leaf) -> Identity {
+        let name = before.key.file_name().and_then(|name| name.to_str()).expect("a key of ours");
+        let request = self.request(name, &leaf.subject);
+        let certificate = self.path(&format!("{name}.renewed.pem"));
+        self.sign(&request, &leaf.extensions(), &leaf.from, &leaf.until, Some(&leaf.subject), &certificate);
+        Identity { chain: certificate.clone(), certificate, key: before.key.clone() }
+    }
+
     fn identity(&self, number: u32, certificate: PathBuf) -> Identity {
         let chain = self.path(&format!("{number}.chain.pem"));
         let own = fs::read_to_string(&certificate).expect("just signed");

@@ -20,6 +20,8 @@ pub struct Caller {
     secret: String,
     options: String,
     database: Option<String>,
+    /// The server name in its ClientHello, if not `localhost`.
+    server_name: Option<String>,
 }
 
 /// A loopback address that no other test uses.
@@ -72,6 +74,13 @@ impl Caller {
         self
     }
 
+    /// Asks for this server name.
+    #[must_use]
+    pub fn naming(mut self, server_name: &str) -> Self {
+        self.server_name = Some(server_name.to_owned());
+        self
+    }
+
     /// Wants this database.
     #[must_use]
     pub fn to(mut self, database: &str) -> Self {
@@ -107,8 +116,13 @@ impl Wanted {
 impl Cluster<'_> {
     /// A connection after the startup message.
     pub fn knock_as(&self, caller: &Caller) -> Result<Wire, Refusal> {
+        let wire = self.cloud.connect(self.cloud.sql_address(), caller.source);
+        self.knock_over(wire.map_err(|error| Refusal::closed(&error.to_string()))?, caller)
+    }
+
+    /// As [`Cluster::knock_as`], over a connection that stands: to another door, or from another host.
+    pub fn knock_over(&self, mut wire: Wire, caller: &Caller) -> Result<Wire, Refusal> {
         let closed = |error: std::io::Error| Refusal::closed(&error.to_string());
-        let mut wire = Wire::tcp_from(self.cloud.sql_address(), caller.source).map_err(closed)?;
         if wire.ask_for_tls().map_err(closed)? != b'S' {
             return Err(Refusal::closed("no TLS"));
         }
@@ -122,7 +136,7 @@ impl Cluster<'_> {
                 })
             }
         };
-        wire.handshake(&config, "localhost").map_err(closed)?;
+        wire.handshake(&config, caller.server_name.as_deref().unwrap_or("localhost")).map_err(closed)?;
         let options = format!("--cluster={}{}", self.handle, caller.options);
         let database = caller.database.as_deref().unwrap_or("defaultdb");
         let all = [("user", self.user.as_str()), ("database", database), ("options", &options)];
@@ -137,28 +151,12 @@ impl Cluster<'_> {
 
     /// Signs in by whatever the gateway asks for.
     pub fn enter(&self, caller: &Caller) -> Result<Wire, Refusal> {
-        let mut wire = self.knock_as(caller)?;
-        let request = wire.expect_message()?;
-        match Wanted::of(&request) {
-            Wanted::Nothing => {}
-            Wanted::Clear => {
-                wire.send(b'p', &text(&caller.secret))
-                    .map_err(|error| Refusal::closed(&error.to_string()))?;
-                let welcome = wire.expect_message()?;
-                assert_eq!(Wanted::of(&welcome), Wanted::Nothing);
-            }
-            Wanted::Sasl(names) if names == ["OAUTHBEARER"] => {
-                let welcome = bear(&mut wire, &caller.secret)?;
-                assert_eq!(Wanted::of(&welcome), Wanted::Nothing);
-            }
-            Wanted::Sasl(names) => {
-                let is_bound = names.iter().any(|name| name == PLUS);
-                let how = if is_bound { Exchange::bound } else { Exchange::unbound };
-                scram::prove(&mut wire, &how(&caller.secret))?;
-            }
-        }
-        wire.expect_ready()?;
-        Ok(wire)
+        prove(self.knock_as(caller)?, caller)
+    }
+
+    /// As [`Cluster::enter`], over a connection that stands.
+    pub fn enter_over(&self, wire: Wire, caller: &Caller) -> Result<Wire, Refusal> {
+        prove(self.knock_over(wire, caller)?, caller)
     }
 
     /// Signs in; panics when refused.
@@ -178,6 +176,30 @@ impl Cluster<'_> {
             Err(refusal) => refusal,
         }
     }
+}
+
+/// Answers whatever the gateway asks for after the startup message.
+fn prove(mut wire: Wire, caller: &Caller) -> Result<Wire, Refusal> {
+    let request = wire.expect_message()?;
+    match Wanted::of(&request) {
+        Wanted::Nothing => {}
+        Wanted::Clear => {
+            wire.send(b'p', &text(&caller.secret)).map_err(|error| Refusal::closed(&error.to_string()))?;
+            let welcome = wire.expect_message()?;
+            assert_eq!(Wanted::of(&welcome), Wanted::Nothing);
+        }
+        Wanted::Sasl(names) if names == ["OAUTHBEARER"] => {
+            let welcome = bear(&mut wire, &caller.secret)?;
+            assert_eq!(Wanted::of(&welcome), Wanted::Nothing);
+        }
+        Wanted::Sasl(names) => {
+            let is_bound = names.iter().any(|name| name == PLUS);
+            let how = if is_bound { Exchange::bound } else { Exchange::unbound };
+            scram::prove(&mut wire, &how(&caller.secret))?;
+        }
+    }
+    wire.expect_ready()?;
+    Ok(wire)
 }
 
 /// Sends a token by OAUTHBEARER (RFC 7628) after AuthenticationSASL, and returns the next message.

@@ -12,6 +12,7 @@ use rustls::ClientConfig;
 use serde_json::Value;
 
 use crate::command::{Finished, eventually, run, run_with};
+use crate::hosts::Host;
 use crate::machine::{self, Process};
 use crate::scram::{self, Exchange};
 use crate::tls;
@@ -20,6 +21,11 @@ use crate::wire::{PROTOCOL_3_0, Refusal, Wire, startup};
 /// Longest time for the program to start, to stop, and to make a cluster.
 pub const PATIENCE: Duration = Duration::from_secs(90);
 
+/// Where SQL clients find a cloud that runs on a host of its own, on every address of it.
+pub const SQL_PORT: u16 = 26257;
+/// Where its API is there.
+pub const HTTP_PORT: u16 = 8080;
+
 /// How a cloud is started beyond the defaults.
 #[derive(Clone, Debug, Default)]
 pub struct Options {
@@ -27,13 +33,15 @@ pub struct Options {
     pub arguments: Vec<String>,
     /// More environment of `chitin start`.
     pub environment: Vec<(String, String)>,
+    /// The host that it runs on, reached from others at ports [`SQL_PORT`] and [`HTTP_PORT`]; `None` is this machine.
+    pub host: Option<Host>,
 }
 
 impl Options {
     /// With these arguments of `chitin start`.
     pub fn with(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        Self { arguments, environment: Vec::new() }
+        Self { arguments, ..Self::default() }
     }
 }
 
@@ -67,11 +75,15 @@ impl Cloud {
         // Short, because the path of a Unix socket below it may have 107 bytes.
         let directory =
             tempfile::Builder::new().prefix("ch-").tempdir_in("/tmp").expect("a temporary directory");
+        let port = |known| match options.host {
+            Some(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), known),
+            None => free_port(),
+        };
         let cloud = Self {
             directory,
+            sql: port(SQL_PORT),
+            http: port(HTTP_PORT),
             options,
-            sql: free_port(),
-            http: free_port(),
             process: Mutex::new(None),
             trust: OnceLock::new(),
         };
@@ -87,10 +99,15 @@ impl Cloud {
     /// Starts the program (again) over the same data and waits until it answers.
     pub fn boot(&self) {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
-        let child = Command::new(program())
+        let listen = |address: SocketAddr| match self.options.host {
+            Some(_) => format!("[::]:{}", address.port()),
+            None => address.to_string(),
+        };
+        let child = self
+            .program(program())
             .args(["start", "--data"])
             .arg(self.data())
-            .args(["--sql", &self.sql.to_string(), "--http", &self.http.to_string()])
+            .args(["--sql", &listen(self.sql), "--http", &listen(self.http)])
             .args(&self.options.arguments)
             // Many tests fail to sign in to one cluster from one address, on purpose; those of the throttle say so.
             .env("CHITIN_THROTTLE_FREE", "1000000")
@@ -129,6 +146,22 @@ impl Cloud {
         self.data().join("ca.pem")
     }
 
+    /// A program that will run where the cloud does.
+    pub fn program(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        match &self.options.host {
+            Some(host) => host.command(program),
+            None => Command::new(program),
+        }
+    }
+
+    /// Connects to one of its doors from where it runs itself.
+    pub fn connect(&self, door: SocketAddr, source: Option<IpAddr>) -> std::io::Result<Wire> {
+        match &self.options.host {
+            Some(host) => host.connect(door, source),
+            None => Wire::tcp_from(door, source),
+        }
+    }
+
     /// Where SQL clients connect.
     pub fn sql_address(&self) -> SocketAddr {
         self.sql
@@ -160,7 +193,7 @@ impl Cloud {
 
     /// As [`Cloud::command`], for a list whose length is not known before.
     pub fn command_of(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
+        let mut command = self.program(program());
         command.args(arguments).arg("--data").arg(self.data());
         for name in ["CHITIN_DATA", "CHITIN_URL", "CHITIN_API_KEY", "CHITIN_CA", "CHITIN_SQL", "CHITIN_HTTP"]
         {
@@ -183,7 +216,7 @@ impl Cloud {
     /// What the API answers to the local administrator.
     pub fn get(&self, path: &str) -> Value {
         let key = fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
-        let mut command = Command::new("curl");
+        let mut command = self.program("curl");
         command
             .args(["-sS", "--fail-with-body", "--max-time", "30", "--cacert"])
             .arg(self.root_certificate());
@@ -229,7 +262,7 @@ impl Cloud {
 
     /// As [`Cloud::encrypted`], from a source address.
     pub fn encrypted_from(&self, source: Option<IpAddr>) -> std::io::Result<Wire> {
-        let mut wire = Wire::tcp_from(self.sql, source)?;
+        let mut wire = self.connect(self.sql, source)?;
         let answer = wire.ask_for_tls()?;
         assert_eq!(answer, b'S', "SSLRequest must be welcome");
         wire.handshake(self.trust(), "localhost")?;
@@ -401,7 +434,20 @@ impl<'cloud> Cluster<'cloud> {
 
     /// A program of PostgreSQL with the environment of a careful client; the last argument is the connection string.
     pub fn client(&self, program: &str, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program);
+        let mut command = self.cloud.program(program);
+        self.prepare(&mut command, arguments);
+        command
+    }
+
+    /// As [`Cluster::client`], on another host, at this address of the cloud's.
+    pub fn client_at(&self, host: &Host, program: &str, address: IpAddr, arguments: &[&str]) -> Command {
+        let mut command = host.command(program);
+        self.prepare(&mut command, arguments);
+        command.env("PGHOSTADDR", address.to_string());
+        command
+    }
+
+    fn prepare(&self, command: &mut Command, arguments: &[&str]) {
         command
             .args(arguments)
             .env("PGPASSWORD", &self.password)
@@ -414,7 +460,6 @@ impl<'cloud> Cluster<'cloud> {
             .env("PGDATABASE", "defaultdb")
             .env("PGOPTIONS", format!("--cluster={}", self.handle))
             .env("PGCONNECT_TIMEOUT", "60");
-        command
     }
 
     /// Runs statements with psql and returns the bare rows.

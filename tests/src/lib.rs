@@ -3,12 +3,16 @@
 
 pub mod api;
 pub mod authority;
+pub mod balancer;
 pub mod browser;
 pub mod caller;
 pub mod cloud;
 pub mod command;
+pub mod hosts;
 pub mod machine;
+pub mod networking;
 pub mod provider;
+pub mod proxy;
 pub mod responder;
 pub mod runner;
 pub mod scram;
@@ -18,4 +22,5 @@ pub mod wire;
 
 pub use caller::Caller;
 pub use cloud::{Cloud, Cluster, Options};
+pub use hosts::{Host, Hosts};
 pub use wire::{Refusal, Wire};

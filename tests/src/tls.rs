@@ -4,9 +4,9 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::{Resumption, WantsClientCert};
-use rustls::{ClientConfig, ConfigBuilder, RootCertStore};
+use rustls::{ClientConfig, ClientConnection, ConfigBuilder, RootCertStore};
 use rustls_pki_types::pem::PemObject;
-use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 /// The certificates of a PEM file.
@@ -70,6 +70,15 @@ pub fn server_end_point(certificate: &CertificateDer<'_>) -> Option<Vec<u8>> {
         _ => return None,
     };
     Some(digest(algorithm, certificate).as_ref().to_vec())
+}
+
+/// What a client of this configuration sends first when it looks for this name.
+pub fn client_hello(config: &Arc<ClientConfig>, name: &str) -> Vec<u8> {
+    let name = ServerName::try_from(name.to_owned()).expect("a DNS name or address");
+    let mut connection = ClientConnection::new(config.clone(), name).expect("a usable configuration");
+    let mut bytes = Vec::new();
+    connection.write_tls(&mut bytes).expect("a vector takes everything");
+    bytes
 }
 
 /// A complete ClientHello record of a client that knows TLS 1.2 at most.

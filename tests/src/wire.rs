@@ -61,9 +61,27 @@ impl Refusal {
 /// A statement's rows as text; `None` is NULL.
 pub type Rows = Vec<Vec<Option<String>>>;
 
+/// What carries a connection: TCP, or a proxy's own TLS over it.
+trait Carrier: Read + Write + Send {
+    /// The socket at the bottom.
+    fn socket(&self) -> &TcpStream;
+}
+
+impl Carrier for TcpStream {
+    fn socket(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Carrier for StreamOwned<ClientConnection, Box<dyn Carrier>> {
+    fn socket(&self) -> &TcpStream {
+        self.sock.socket()
+    }
+}
+
 enum Road {
-    Plain(TcpStream),
-    Tls(Box<StreamOwned<ClientConnection, TcpStream>>),
+    Plain(Box<dyn Carrier>),
+    Tls(Box<StreamOwned<ClientConnection, Box<dyn Carrier>>>),
     Gone,
 }
 
@@ -100,19 +118,18 @@ impl Wire {
         stream.set_read_timeout(Some(ANSWER_DEADLINE))?;
         stream.set_write_timeout(Some(ANSWER_DEADLINE))?;
         stream.set_nodelay(true)?;
-        Ok(Self {
-            road: Road::Plain(stream),
-            parameters: BTreeMap::new(),
-            cancel_key: None,
-            asides: Vec::new(),
-        })
+        Ok(Self::over(Box::new(stream)))
+    }
+
+    fn over(carrier: Box<dyn Carrier>) -> Self {
+        Self { road: Road::Plain(carrier), parameters: BTreeMap::new(), cancel_key: None, asides: Vec::new() }
     }
 
     /// The socket below everything.
     pub fn socket(&self) -> &TcpStream {
         match &self.road {
-            Road::Plain(stream) => stream,
-            Road::Tls(stream) => &stream.sock,
+            Road::Plain(stream) => stream.socket(),
+            Road::Tls(stream) => stream.socket(),
             Road::Gone => unreachable!("the road is only gone while it changes"),
         }
     }
@@ -157,6 +174,14 @@ impl Wire {
         };
         self.road = Road::Tls(Box::new(stream));
         result
+    }
+
+    /// What is inside this TLS connection, as a connection of its own: a client behind a connecting proxy.
+    pub fn inside(self) -> Self {
+        match self.road {
+            Road::Tls(stream) => Self::over(stream),
+            Road::Plain(_) | Road::Gone => panic!("this connection is not encrypted"),
+        }
     }
 
     /// Sends raw bytes at once.
