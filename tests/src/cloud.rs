@@ -35,6 +35,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// The host that it runs on, reached from others at ports [`SQL_PORT`] and [`HTTP_PORT`]; `None` is this machine.
     pub host: Option<Host>,
+    /// What the program finds in `/etc/hosts` instead of what is there; only root can do that.
+    pub names: Option<String>,
 }
 
 impl Options {
@@ -104,7 +106,7 @@ impl Cloud {
             None => address.to_string(),
         };
         let child = self
-            .program(program())
+            .start_command()
             .args(["start", "--data"])
             .arg(self.data())
             .args(["--sql", &listen(self.sql), "--http", &listen(self.http)])
@@ -129,6 +131,17 @@ impl Cloud {
             let is_ours = endpoint["pid"].as_u64() == Some(u64::from(pid));
             (is_ours && run(&mut self.command(["status"])).status.success()).then_some(())
         });
+    }
+
+    /// The program with names of its own, if it is to have any. Every step becomes the next, so its number stays the same.
+    fn start_command(&self) -> Command {
+        let Some(names) = &self.options.names else { return self.program(program()) };
+        let file = self.directory.path().join("hosts");
+        fs::write(&file, names).expect("a scratch file");
+        let mut command = self.program("unshare");
+        let steps = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
+        command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program());
+        command
     }
 
     /// Where the cloud keeps everything.

@@ -145,6 +145,11 @@ impl Default for Hosts {
 }
 
 impl Host {
+    /// What `ip netns` calls its network.
+    pub fn name(&self) -> &str {
+        &self.0.own.0
+    }
+
     /// Its first IPv4 address, which its connections come from.
     pub fn ipv4(&self) -> IpAddr {
         self.ipv4_at(1)

@@ -5,6 +5,7 @@ pub mod api;
 pub mod authority;
 pub mod balancer;
 pub mod browser;
+pub mod capture;
 pub mod caller;
 pub mod cloud;
 pub mod command;

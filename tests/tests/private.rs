@@ -1,0 +1,31 @@
+//! Clusters in networks of their own, joined with others, and what leaves them: real programs in network namespaces.
+
+#[path = "private/clusters.rs"]
+mod clusters;
+#[path = "private/world.rs"]
+mod world;
+
+use house::Hosts;
+use house::runner::{Impossible, Test};
+
+fn all() -> Vec<Test> {
+    house::tests![
+        clusters::t59_a_cluster_that_becomes_private_cuts_public_sessions_and_goes_back,
+        clusters::t57_a_private_cluster_looks_from_outside_like_one_that_does_not_exist,
+        clusters::the_pages_of_a_private_cluster_are_in_its_network_only_and_the_api_is_not_there,
+        clusters::t64_cancel_keys_of_private_sessions_do_nothing_at_the_public_door,
+        clusters::inside_the_certificate_is_for_the_address_and_the_name_and_the_url_works_as_it_is,
+        clusters::another_private_clusters_network_leads_to_no_other_cluster,
+        clusters::t73_a_private_cluster_sleeps_and_wakes_by_a_sign_in_from_inside,
+        clusters::ranges_that_cannot_be_a_private_network_are_refused_with_the_next_step,
+    ]
+}
+
+fn main() -> std::process::ExitCode {
+    let (tests, impossible) = match Hosts::missing() {
+        None => (all(), None),
+        Some(why) => (Vec::new(), Some(Impossible { tests: all(), why })),
+    };
+    let ended = house::runner::run_all(5, tests, Vec::new(), impossible);
+    if world::stop() { ended } else { std::process::ExitCode::FAILURE }
+}
