@@ -73,8 +73,7 @@ impl Capture {
             .expect("tcpdump starts; ./test installs it");
         let said = BufReader::new(process.stderr.take().expect("piped"));
         let mut lines = said.lines();
-        let listens =
-            lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
+        let listens = lines.by_ref().map_while(Result::ok).any(|line| line.contains("listening on"));
         assert!(listens, "tcpdump did not begin; ./test installs it");
         std::thread::spawn(move || lines.for_each(drop));
         Self { process, file, _scratch: scratch }

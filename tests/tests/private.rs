@@ -2,6 +2,8 @@
 
 #[path = "private/clusters.rs"]
 mod clusters;
+#[path = "private/peering.rs"]
+mod peering;
 #[path = "private/world.rs"]
 mod world;
 
@@ -10,6 +12,15 @@ use house::runner::{Impossible, Test};
 
 fn all() -> Vec<Test> {
     house::tests![
+        // First those that wait for long, so that the others run meanwhile.
+        peering::networks_are_made_again_after_every_end_and_whenever_somebody_removes_a_link,
+        peering::t73_a_peering_that_is_deleted_cuts_its_sessions_and_leaves_nothing,
+        peering::two_clouds_use_the_same_addresses_and_neither_sees_the_other,
+        peering::a_peering_with_a_namespace_that_is_not_there_fails_with_a_reason_and_follows_by_itself,
+        peering::nothing_passes_before_a_peering_is_accepted_and_then_the_front_doors_two_ports,
+        peering::a_bridge_and_an_interface_lead_to_the_front_door_and_to_nothing_else,
+        peering::clients_behind_a_peering_come_in_from_its_ranges_only,
+        peering::ranges_that_lead_to_two_places_are_refused,
         clusters::t59_a_cluster_that_becomes_private_cuts_public_sessions_and_goes_back,
         clusters::t57_a_private_cluster_looks_from_outside_like_one_that_does_not_exist,
         clusters::the_pages_of_a_private_cluster_are_in_its_network_only_and_the_api_is_not_there,

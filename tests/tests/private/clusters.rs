@@ -12,7 +12,7 @@ use house::wire::{PROTOCOL_3_0, cancel_request, startup, text};
 use house::{Caller, Cluster, Host, Refusal, Wire};
 
 use crate::world::{
-    assert_cut, assert_unreachable, attempt, enter, on, peer, private, soon, status, show, world,
+    assert_cut, assert_unreachable, attempt, enter, on, peer, private, show, soon, status, world,
 };
 
 /// A private cluster that tests share, with a host that is joined and one that is not.
@@ -103,9 +103,8 @@ pub fn t57_a_private_cluster_looks_from_outside_like_one_that_does_not_exist() {
             assert_eq!(said, of_ghost, "{way}, from {}", from.name());
         }
         // With the right password too, every step done right.
-        let refusals = [cluster, &ghost].map(|one| {
-            world().enter_publicly(one, from).map(drop).expect_err("it is private, or not there")
-        });
+        let refusals = [cluster, &ghost]
+            .map(|one| world().enter_publicly(one, from).map(drop).expect_err("it is private, or not there"));
         assert_eq!(refusals[0], refusals[1]);
         assert_eq!(refusals[0].code, "28P01", "{refusals:?}");
     }

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::net::{IpAddr, SocketAddr, TcpStream};
+use std::process::Command;
 use std::sync::OnceLock;
 use std::time::Duration;
 
@@ -121,6 +122,27 @@ pub(crate) fn attempt(from: &Host, to: IpAddr, port: u16) -> io::Result<()> {
     from.within(|| TcpStream::connect_timeout(&SocketAddr::new(to, port), ATTEMPT_MAX)).map(drop)
 }
 
+/// As [`attempt`], from an address that the host has.
+pub(crate) fn attempt_from(from: &Host, source: IpAddr, to: IpAddr, port: u16) -> io::Result<()> {
+    use rustix::net::sockopt::{Timeout, set_socket_timeout};
+    use rustix::net::{AddressFamily, SocketType, bind, connect, socket};
+    from.within(|| {
+        let family = if source.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
+        let descriptor = socket(family, SocketType::STREAM, None)?;
+        // It bounds connecting, too.
+        set_socket_timeout(&descriptor, Timeout::Send, Some(ATTEMPT_MAX))?;
+        bind(&descriptor, &SocketAddr::new(source, 0))?;
+        Ok(connect(&descriptor, &SocketAddr::new(to, port))?)
+    })
+}
+
+/// A new private key of WireGuard, and its public key.
+pub(crate) fn wireguard_keys() -> (String, String) {
+    let own = run(Command::new("wg").arg("genkey")).ok();
+    let public = run_with(Command::new("wg").arg("pubkey"), own.as_bytes(), PATIENCE).ok();
+    (own.trim().to_owned(), public.trim().to_owned())
+}
+
 /// Whether a host reaches neither of the front door's ports.
 #[track_caller]
 pub(crate) fn assert_unreachable(from: &Host, door: IpAddr) {
@@ -168,7 +190,8 @@ pub(crate) fn on(host: &Host, words: &str) -> String {
 
 /// Links, addresses, routes and rules of a host, for comparing.
 pub(crate) fn network_of(host: &Host) -> Vec<String> {
-    let looks = ["-o link", "-o address", "-4 route show table all", "-6 route show table all", "rule", "-6 rule"];
+    let looks =
+        ["-o link", "-o address", "-4 route show table all", "-6 route show table all", "rule", "-6 rule"];
     let lines = looks.iter().flat_map(|look| {
         let said = on(host, &format!("ip {look}"));
         said.lines().map(|line| format!("{look}: {}", line.trim())).collect::<Vec<_>>()
@@ -197,7 +220,8 @@ fn without_lifetimes(line: &str) -> String {
 pub(crate) fn eventually_as_before(host: &Host, before: &[String]) {
     let differs = |now: &[String]| -> Vec<String> {
         let gone = before.iter().filter(|line| !now.contains(line)).map(|line| format!("gone: {line}"));
-        gone.chain(now.iter().filter(|line| !before.contains(line)).map(|line| format!("new: {line}"))).collect()
+        gone.chain(now.iter().filter(|line| !before.contains(line)).map(|line| format!("new: {line}")))
+            .collect()
     };
     let until = std::time::Instant::now() + Duration::from_secs(20);
     loop {
