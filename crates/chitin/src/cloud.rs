@@ -315,6 +315,8 @@ impl Cloud {
             gateway.clone(),
             certificates.clone(),
             store.clone(),
+            presence.clone(),
+            directory.clone(),
             control::pages(desk.clone()),
         );
         let networks = NetworkReconciler::new(

@@ -2,23 +2,36 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use axum::Router;
+use futures::future::BoxFuture;
 use gateway::{Door, Gateway};
-use model::ClusterId;
+use model::{ClusterId, Way};
 use store::Store;
 use tokio::net::TcpListener;
+use tokio::time::{sleep, timeout};
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::certificates::{Certificates, Inside};
+use crate::directory::Directory;
 use crate::http::{self, HttpDoor};
+use crate::presence::Presence;
+use crate::watch;
+
+/// For those inside who may not stay to be told so. Who does not read is not waited for longer.
+const TOLD_MAX: Duration = Duration::from_secs(2);
+/// How often it is looked whether they are gone.
+const TOLD_LOOK: Duration = Duration::from_millis(10);
 
 /// Opens and closes them.
 pub struct FrontDoors {
     gateway: Arc<Gateway>,
     certificates: Arc<Certificates>,
     store: Arc<Store>,
+    presence: Arc<Presence>,
+    directory: Arc<Directory>,
     /// Without the API, which is the operator's.
     pages: Router,
     open: Mutex<HashMap<ClusterId, CancellationToken>>,
@@ -31,10 +44,12 @@ impl FrontDoors {
         gateway: Arc<Gateway>,
         certificates: Arc<Certificates>,
         store: Arc<Store>,
+        presence: Arc<Presence>,
+        directory: Arc<Directory>,
         pages: Router,
     ) -> Arc<Self> {
         let (open, tasks) = (Mutex::default(), TaskTracker::new());
-        Arc::new(Self { gateway, certificates, store, pages, open, tasks })
+        Arc::new(Self { gateway, certificates, store, presence, directory, pages, open, tasks })
     }
 
     /// Closes them all and waits for requests that were begun. Sessions are the gateway's to end.
@@ -44,6 +59,15 @@ impl FrontDoors {
         }
         self.tasks.close();
         self.tasks.wait().await;
+    }
+
+    /// Whether somebody is in the cluster's private network who may not stay.
+    fn is_anybody_to_go(&self, cluster: ClusterId) -> bool {
+        let snapshot = self.store.snapshot();
+        self.presence.any(|facts| {
+            let is_inside = facts.cluster == cluster && facts.origin.way == Way::Private(cluster);
+            is_inside && watch::verdict(&snapshot, &self.directory, facts).is_some()
+        })
     }
 
     fn doors(&self) -> MutexGuard<'_, HashMap<ClusterId, CancellationToken>> {
@@ -76,5 +100,18 @@ impl reconcile::FrontDoors for FrontDoors {
         if let Some(stop) = self.doors().remove(&cluster) {
             stop.cancel();
         }
+    }
+
+    fn told(&self, cluster: ClusterId) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let gone = async {
+                while self.is_anybody_to_go(cluster) {
+                    sleep(TOLD_LOOK).await;
+                }
+            };
+            if timeout(TOLD_MAX, gone).await.is_err() {
+                tracing::warn!(%cluster, "somebody in a private network did not read that the session is over");
+            }
+        })
     }
 }

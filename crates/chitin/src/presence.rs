@@ -49,6 +49,11 @@ impl Presence {
         self.gateway.get().map_or(0, |sessions| sessions.cut(verdict))
     }
 
+    /// Whether there is a SQL session for which this holds.
+    pub fn any(&self, holds: impl Fn(&SessionFacts) -> bool) -> bool {
+        self.gateway.get().is_some_and(|sessions| sessions.any(holds))
+    }
+
     /// Every SQL session that stands on a certificate.
     pub fn certificates(&self) -> Vec<(ClusterId, Arc<Verified>)> {
         self.gateway.get().map_or_else(Vec::new, |sessions| sessions.certificates())

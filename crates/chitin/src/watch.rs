@@ -58,7 +58,8 @@ pub async fn run(
     }
 }
 
-fn verdict(snapshot: &Snapshot, directory: &Directory, facts: &SessionFacts) -> Option<Cut> {
+/// Why a session may not stay.
+pub(crate) fn verdict(snapshot: &Snapshot, directory: &Directory, facts: &SessionFacts) -> Option<Cut> {
     let cluster = match snapshot.get(&facts.cluster) {
         None => return Some(Cut::Deleted),
         Some(entry) if entry.cluster.wish == Wish::Deleted => return Some(Cut::Deleted),

@@ -182,6 +182,12 @@ impl Sessions {
         count
     }
 
+    /// Whether there is a session for which this holds. One that was cut is there until its client has been told, or could
+    /// not be.
+    pub fn any(&self, holds: impl Fn(&SessionFacts) -> bool) -> bool {
+        self.lock().seats.values().any(|entry| holds(&entry.facts))
+    }
+
     /// Every session that stands on a certificate: its cluster and the certificate.
     pub fn certificates(&self) -> Vec<(ClusterId, Arc<Verified>)> {
         let inner = self.lock();
@@ -340,11 +346,14 @@ mod tests {
     fn a_cut_reaches_those_it_concerns_once() {
         let sessions = Sessions::new();
         let (one, other) = (ClusterId::random(), ClusterId::random());
-        let (_a, mut a_cut) = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
+        let (a, mut a_cut) = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
         let (_b, mut b_cut) = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
         let verdict = |facts: &SessionFacts| (facts.cluster == one).then_some(Cut::Deleted);
         assert_eq!((sessions.cut(verdict), sessions.cut(verdict)), (1, 0));
+        assert!(sessions.any(|facts| facts.cluster == one), "its client was not told yet");
         assert_eq!(a_cut.try_recv(), Ok(Cut::Deleted));
         assert!(b_cut.try_recv().is_err());
+        drop(a);
+        assert!(!sessions.any(|facts| facts.cluster == one));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use futures::future::join_all;
+use futures::future::{BoxFuture, join_all};
 use model::{Cluster, ClusterId, Network, NetworkSeen, PeeringPhase, Wish};
 use network::private::PrivateNetworks;
 use store::Store;
@@ -25,6 +25,10 @@ pub trait FrontDoors: Send + Sync + 'static {
 
     /// Closes them, and with them the sessions that came through. Closing what is closed changes nothing.
     fn close(&self, cluster: ClusterId);
+
+    /// Returns when nobody is left inside who may not stay by the documents as they are now, or after a moment: links are
+    /// removed after that, or the last words to those clients would go nowhere.
+    fn told(&self, cluster: ClusterId) -> BoxFuture<'_, ()>;
 }
 
 /// Where front doors listen.
@@ -100,6 +104,9 @@ impl NetworkReconciler {
     /// whether the doors are open.
     async fn make(&self, cluster: &Cluster, is_open: bool) -> bool {
         let id = cluster.id;
+        if is_open {
+            self.doors.told(id).await;
+        }
         let mut seen = self.networks.ensure(id, cluster.routing_id, &cluster.network).await;
         let mut is_open = is_open;
         if seen.front_door.is_some() && !is_open {
@@ -127,6 +134,7 @@ impl NetworkReconciler {
     /// The doors first: who is inside is told, and the listeners no longer hold the network.
     async fn take_apart(&self, id: ClusterId) {
         self.doors.close(id);
+        self.doors.told(id).await;
         self.networks.remove(id).await;
     }
 

@@ -30,6 +30,8 @@ const SILENT_MAX: Duration = Duration::from_secs(180);
 /// Tries to take a port that we may just have given back.
 const BIND_TRIES_MAX: u32 = 10;
 const BIND_PAUSE: Duration = Duration::from_millis(50);
+/// For what was sent into the tunnel to leave it: it is encrypted and passed on in the tunnel's own time.
+const LAST_WORDS: Duration = Duration::from_millis(100);
 /// Seconds between packets that keep the way to the other side open through routers that forget, where we know its
 /// address and so may be the one that is behind such a router.
 const KEEPALIVE_SECONDS: u16 = 25;
@@ -156,8 +158,9 @@ impl Tunnel {
         peers.iter().all(|peer| peer.stats.last_handshake.is_none_or(|since| since > SILENT_MAX))
     }
 
-    /// Ends the tunnel; its link and its socket are gone with it.
+    /// Ends the tunnel; its link and its socket are gone with it. The last words to those behind it were said a moment ago.
     pub(crate) async fn close(self) {
+        sleep(LAST_WORDS).await;
         self.device.stop().await;
     }
 }
