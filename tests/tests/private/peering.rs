@@ -161,7 +161,7 @@ pub fn t73_a_peering_that_is_deleted_cuts_its_sessions_and_leaves_nothing() {
     let world = World::new();
     let (office, shop, yard) = (world.hosts.host(), world.hosts.host(), world.hosts.host());
     let hosts = [&world.home, &office, &shop, &yard];
-    let untouched = (network_of(&office), networks_held(&world), udp_sockets(&world.home));
+    let (untouched, unheard) = (networks_held(&world), udp_sockets(&world.home));
     lan(&world.home, "br0", &shop, "192.168.7.9/24");
     cable(&world.home, "wan0", &yard, "192.168.8.9/24");
     // Neighbours that come and go by themselves settle first.
@@ -178,7 +178,7 @@ pub fn t73_a_peering_that_is_deleted_cuts_its_sessions_and_leaves_nothing() {
     for name in ["lan", "wan", "far"] {
         accept(&one, name);
     }
-    assert_ne!(udp_sockets(&world.home), untouched.2, "the tunnel listens");
+    assert_ne!(udp_sockets(&world.home), unheard, "the tunnel listens");
     let mut sessions = [
         ("office", enter(&one, &office, door)),
         ("lan", enter(&one, &shop, address("192.168.7.2"))),
@@ -196,13 +196,16 @@ pub fn t73_a_peering_that_is_deleted_cuts_its_sessions_and_leaves_nothing() {
     for (host, before) in hosts.iter().zip(&before) {
         eventually_as_before(host, before);
     }
-    soon("the tunnel listens no more", || udp_sockets(&world.home) == untouched.2);
+    soon("the tunnel listens no more", || udp_sockets(&world.home) == unheard);
     assert_unreachable(&office, door);
 
-    // And with the cluster its network.
+    // With the cluster goes its network, and whoever is in it is told first.
+    peer(&one, "office", &office, &[]);
+    let mut last = enter(&one, &office, door);
     world.cloud.chitin(["cluster", "delete", &one.name, "--yes"]).ok();
-    soon("its network is gone", || networks_held(&world) == untouched.1);
-    assert_eq!(network_of(&office), untouched.0);
+    assert_cut(&mut last, "terminating connection: the cluster is being deleted");
+    soon("its network is gone", || networks_held(&world) == untouched);
+    eventually_as_before(&office, &before[1]);
 }
 
 pub fn networks_are_made_again_after_every_end_and_whenever_somebody_removes_a_link() {
