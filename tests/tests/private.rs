@@ -2,8 +2,12 @@
 
 #[path = "private/clusters.rs"]
 mod clusters;
+#[path = "private/egress.rs"]
+mod egress;
 #[path = "private/peering.rs"]
 mod peering;
+#[path = "private/wireguard.rs"]
+mod wireguard;
 #[path = "private/world.rs"]
 mod world;
 
@@ -21,6 +25,13 @@ fn all() -> Vec<Test> {
         peering::a_bridge_and_an_interface_lead_to_the_front_door_and_to_nothing_else,
         peering::clients_behind_a_peering_come_in_from_its_ranges_only,
         peering::ranges_that_lead_to_two_places_are_refused,
+        wireguard::psql_goes_through_a_tunnel_and_the_internet_sees_nothing_but_wireguard,
+        wireguard::t54_a_tunnel_with_another_key_gets_nothing,
+        wireguard::t59_a_tunnel_s_peer_is_a_private_endpoint_that_can_be_rejected,
+        wireguard::a_peering_on_this_machine_carries_tls_and_nothing_in_plaintext,
+        egress::t51_only_the_named_host_and_port_are_asked_and_everything_else_fails_closed,
+        egress::t51_a_responder_that_is_permitted_redirects_to_nowhere,
+        egress::t51_a_policy_counts_at_once_also_for_what_is_under_way,
         clusters::t59_a_cluster_that_becomes_private_cuts_public_sessions_and_goes_back,
         clusters::t57_a_private_cluster_looks_from_outside_like_one_that_does_not_exist,
         clusters::the_pages_of_a_private_cluster_are_in_its_network_only_and_the_api_is_not_there,
@@ -38,5 +49,7 @@ fn main() -> std::process::ExitCode {
         Some(why) => (Vec::new(), Some(Impossible { tests: all(), why })),
     };
     let ended = house::runner::run_all(5, tests, Vec::new(), impossible);
-    if world::stop() { ended } else { std::process::ExitCode::FAILURE }
+    // All three, whatever becomes of the first.
+    let are_clean = [world::stop(), egress::stop(), house::hosts::remove_all()];
+    if are_clean.iter().all(|is_clean| *is_clean) { ended } else { std::process::ExitCode::FAILURE }
 }

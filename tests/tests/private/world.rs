@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use house::cloud::{HTTP_PORT, PATIENCE, SQL_PORT};
 use house::command::{eventually, run, run_with};
-use house::{Caller, Cloud, Cluster, Host, Hosts, Options, Refusal, Wire, hosts};
+use house::{Caller, Cloud, Cluster, Host, Hosts, Options, Refusal, Wire};
 
 /// For a client to learn that nobody answers.
 const ATTEMPT_MAX: Duration = Duration::from_millis(1_500);
@@ -26,14 +26,25 @@ pub(crate) struct World {
 }
 
 impl World {
-    /// A cloud of a test's own.
+    /// A cloud of a test's own. Providers and responders of these tests are on the cloud's own host.
     pub(crate) fn new() -> Self {
+        Self::with(&["--fetch-allow", "127.0.0.1/32"], None)
+    }
+
+    /// As [`World::new`], started with these arguments, and with names of its own.
+    pub(crate) fn with(arguments: &[&str], names: Option<&str>) -> Self {
         let hosts = Hosts::new();
         let home = hosts.host();
-        // Providers and responders of these tests are on the cloud's own host.
-        let options = Options::with(&["--fetch-allow", "127.0.0.1/32"]);
-        let cloud = Cloud::start(Options { host: Some(home.clone()), ..options });
-        Self { hosts, home, cloud }
+        let names = names.map(str::to_owned);
+        let options = Options { host: Some(home.clone()), names, ..Options::with(arguments) };
+        Self { hosts, home, cloud: Cloud::start(options) }
+    }
+
+    /// Stops the cloud of a world that is never dropped; says whether it left nothing behind.
+    pub(crate) fn stop(&self) -> bool {
+        let stop = std::panic::AssertUnwindSafe(|| self.cloud.stop());
+        // After a bad end the directory stays, with its log.
+        std::panic::catch_unwind(stop).is_ok() && std::fs::remove_dir_all(self.cloud.scratch()).is_ok()
     }
 
     /// Signs in at the public door, from another host.
@@ -57,14 +68,9 @@ pub(crate) fn world() -> &'static World {
     })
 }
 
-/// Stops the shared cloud and removes every host; says whether nothing was left behind.
+/// Stops the shared cloud; says whether it left nothing behind.
 pub(crate) fn stop() -> bool {
-    let stopped = WORLD.get().is_none_or(|world| {
-        let stop = std::panic::AssertUnwindSafe(|| world.cloud.stop());
-        // A static is never dropped; after a bad end the directory stays, with its log.
-        std::panic::catch_unwind(stop).is_ok() && std::fs::remove_dir_all(world.cloud.scratch()).is_ok()
-    });
-    hosts::remove_all() && stopped
+    WORLD.get().is_none_or(World::stop)
 }
 
 /// A private cluster with a user, and the address of its front door.
