@@ -128,6 +128,8 @@ pub fn psql_goes_through_a_tunnel_and_the_internet_sees_nothing_but_wireguard() 
         &mut session,
         "terminating connection: this address is no longer behind a peering of the cluster",
     );
+    // The tunnel stays open for a moment, for those words.
+    soon("the tunnel is closed", || attempt(&branch.host, door, SQL_PORT).is_err());
     assert_unreachable(&branch.host, door);
 }
 
