@@ -34,6 +34,8 @@ static NEXT: AtomicU32 = AtomicU32::new(0);
 #[derive(Default)]
 struct Doors {
     open: Mutex<HashMap<ClusterId, [TcpListener; 2]>>,
+    /// Whoever holds it lets nobody be told.
+    telling: tokio::sync::Mutex<()>,
 }
 
 impl FrontDoors for Doors {
@@ -47,7 +49,7 @@ impl FrontDoors for Doors {
     }
 
     fn told(&self, _: ClusterId) -> BoxFuture<'_, ()> {
-        Box::pin(std::future::ready(()))
+        Box::pin(async { drop(self.telling.lock().await) })
     }
 }
 
@@ -224,6 +226,34 @@ fn a_wish_becomes_a_network_with_open_doors_and_its_end_leaves_nothing() {
             .until(id, "the deleted cluster's network is gone", |seen| *seen == NetworkSeen::default())
             .await;
         assert_eq!((ground.doors.ports(id), office.links()), (vec![], String::new()));
+    });
+}
+
+#[test]
+fn links_go_after_those_who_came_by_them_were_told() {
+    on_a_machine(|| async {
+        let (ground, office) = (Ground::new(), Office::new());
+        let id = ground.create("shop-one", network("10.77.0.0/24", vec![office.peering("10.77.0.2")]));
+        let front_door: IpAddr = "10.77.0.1".parse().unwrap();
+        ground.until(id, "the front door is open", |seen| seen.front_door.is_some()).await;
+        for is_deleted in [false, true] {
+            let talk = ground.doors.telling.lock().await;
+            if is_deleted {
+                ground.store.wish(id, Wish::Deleted, OffsetDateTime::now_utc()).unwrap();
+            } else {
+                ground.edit(id, |network| network.peerings.clear());
+            }
+            sleep(Duration::from_millis(300)).await;
+            assert_ne!(office.links(), "", "the last words would go nowhere");
+            drop(talk);
+            ground.until(id, "the peering is gone", |seen| seen.peerings.is_empty()).await;
+            assert_eq!(office.links(), "");
+            if !is_deleted {
+                ground.edit(id, |network| network.peerings.push(office.peering("10.77.0.2")));
+                ground.until(id, "joined again", |seen| !seen.peerings.is_empty()).await;
+                assert!(office.is_let_in(front_door, SETTINGS.sql_port));
+            }
+        }
     });
 }
 
