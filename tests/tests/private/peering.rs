@@ -7,13 +7,10 @@ use house::cloud::{HTTP_PORT, SQL_PORT};
 use house::{Cluster, Host};
 
 use crate::world::{
-    World, accept, assert_cut, assert_unreachable, attempt, attempt_from, enter, enter_from,
+    PARTED, World, accept, assert_cut, assert_unreachable, attempt, attempt_from, enter, enter_from,
     eventually_active, eventually_as_before, network_of, on, peer, private, propose, show, soon, status,
     wireguard_keys, world,
 };
-
-/// What a session reads when its peering goes.
-const PARTED: &str = "terminating connection: this address is no longer behind a peering of the cluster";
 
 fn address(text: &str) -> IpAddr {
     text.parse().expect("an address")
@@ -232,7 +229,9 @@ pub fn networks_are_made_again_after_every_end_and_whenever_somebody_removes_a_l
         enter_both("a removed link is made again");
     }
 
+    let mut open = enter(&one, &office, door);
     world.cloud.stop();
+    assert_cut(&mut open, "terminating connection due to administrator command");
     eventually_as_before(&world.home, &before[0]);
     eventually_as_before(&office, &before[1]);
     world.cloud.boot();

@@ -15,6 +15,10 @@ const ATTEMPT_MAX: Duration = Duration::from_millis(1_500);
 
 static WORLD: OnceLock<World> = OnceLock::new();
 
+/// What a session reads when its peering goes.
+pub(crate) const PARTED: &str =
+    "terminating connection: this address is no longer behind a peering of the cluster";
+
 /// A cloud on a host, and room for more hosts.
 pub(crate) struct World {
     /// The internet between them.
