@@ -1,5 +1,7 @@
 //! Cancel requests, with keys of our own: inside TLS only, from an admitted address only, and silent in every case.
 
+use std::io;
+use std::path::Path;
 use std::time::Duration;
 
 use model::Origin;
@@ -35,13 +37,31 @@ pub(crate) async fn cancel(
         tracing::warn!(cluster = %facts.cluster, %origin, "a cancel was dropped: too many at once");
         return;
     };
-    let pass_on = async {
-        let mut engine = UnixStream::connect(socket).await?;
-        engine.write_all(&engine_key.to_request()).await?;
-        // The engine closes once the signal is sent.
-        engine.read(&mut [0]).await.map(drop)
-    };
-    if timeout(ENGINE_MAX, pass_on).await.is_ok_and(|sent| sent.is_ok()) {
+    if timeout(ENGINE_MAX, pass_on(&socket, &engine_key)).await.is_ok_and(|sent| sent.is_ok()) {
         tracing::info!(cluster = %facts.cluster, user = %facts.user, %origin, "canceled a query");
     }
+}
+
+/// Ends what the engine does for a session that was cut. Unlike a client's request it waits for its turn.
+pub(crate) async fn interrupt(slots: &Semaphore, socket: &Path, engine_key: Option<&CancelKey>) {
+    let Some(engine_key) = engine_key else {
+        return;
+    };
+    let sent = timeout(ENGINE_MAX, async {
+        let _slot = slots.acquire().await;
+        pass_on(socket, engine_key).await
+    });
+    match sent.await {
+        Ok(Ok(())) => {}
+        // An engine that stops takes no more requests, and needs none.
+        Ok(Err(cause)) => tracing::debug!(%cause, "the engine of a session that was cut was not interrupted"),
+        Err(_) => tracing::warn!("the engine of a session that was cut was not interrupted in time"),
+    }
+}
+
+async fn pass_on(socket: &Path, engine_key: &CancelKey) -> io::Result<()> {
+    let mut engine = UnixStream::connect(socket).await?;
+    engine.write_all(&engine_key.to_request()).await?;
+    // The engine closes once the signal is sent.
+    engine.read(&mut [0]).await.map(drop)
 }

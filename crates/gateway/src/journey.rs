@@ -69,7 +69,9 @@ pub(crate) async fn travel(
     match entered {
         Ok(Some(Seated { attached, seat, cut })) => {
             let facts = seat.facts.clone();
-            let ended = relay(client, attached.engine, cut, &house.settings).await;
+            let Attached { engine, socket, engine_key, .. } = attached;
+            let interrupt = async || cancel::interrupt(&house.cancels, &socket, engine_key.as_ref()).await;
+            let ended = relay(client, engine, cut, &house.settings, interrupt).await;
             drop(seat);
             tracing::info!(cluster = %facts.cluster, user = %facts.user, from = %origin, ?ended, "session ended");
         }

@@ -46,25 +46,35 @@ pub(crate) enum Ended {
     Protocol,
 }
 
-/// Relays until one side ends or the session is cut, then tells the client why if a frame boundary allows it.
+/// Relays until one side ends or the session is cut, then tells the client why if a frame boundary allows it. `interrupt`
+/// makes the engine stop what it does for the session, and is asked for where it may be doing something as it is cut.
 pub(crate) async fn relay(
     mut client: ClientStream,
     mut engine: UnixStream,
     mut cut: oneshot::Receiver<Cut>,
     settings: &Settings,
+    interrupt: impl AsyncFnOnce(),
 ) -> Ended {
     let mut relay = Relay::new(settings);
     let ended = poll_fn(|cx| relay.poll(cx, &mut client, &mut engine, &mut cut)).await;
     drop(engine);
     let farewell = relay.farewell(ended);
+    // An engine notices that its client is gone when it next has something to say to it; until then it would work on, and
+    // commit, for somebody who may no longer be here.
+    let is_working = matches!(ended, Ended::Cut(_)) && relay.may_work();
     drop(relay);
-    let _ = timeout(FAREWELL_MAX, async {
+    let say = timeout(FAREWELL_MAX, async {
         if let Some(farewell) = farewell {
             client.write_all(&farewell).await?;
         }
         client.shutdown().await
-    })
-    .await;
+    });
+    if is_working {
+        // Boxed, so that the many who are never cut need no room for it.
+        let _ = tokio::join!(say, Box::pin(interrupt()));
+    } else {
+        let _ = say.await;
+    }
     ended
 }
 
@@ -205,6 +215,11 @@ impl<'a> Relay<'a> {
     /// Whether the client waits for an answer.
     fn is_busy(&self) -> bool {
         self.up.asked != self.down.answered
+    }
+
+    /// Whether the engine may be at work for the client: also for messages that ask for no `ReadyForQuery`.
+    fn may_work(&self) -> bool {
+        self.is_busy() || !matches!(self.up.last_tag, 0 | b'Q' | b'F' | b'S')
     }
 
     fn poll_timer(&mut self, cx: &mut Context<'_>, has_moved: bool) -> Poll<Ended> {
