@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use model::{
-    Clock, ClusterId, ENDPOINTS_MAX, ENDPOINTS_WAITING_MAX, EndpointConnection, EndpointId, EndpointState,
-    Plan,
+    Clock, Cluster, ClusterId, ENDPOINT_WAIT_DAYS, ENDPOINTS_MAX, ENDPOINTS_WAITING_MAX, EndpointConnection,
+    EndpointId, EndpointState, Plan,
 };
 use store::Store;
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -69,22 +69,87 @@ fn note(
     id: EndpointId,
     now: OffsetDateTime,
 ) -> Result<bool, store::Error> {
-    // Most knocks are repeated; those cost no writer's turn.
-    if store.snapshot().get(&cluster).is_none_or(|entry| entry.cluster.network.endpoint(&id).is_some()) {
+    // Most knocks change nothing, and a stranger may send many: those cost no writer's turn.
+    let is_in_vain = store
+        .snapshot()
+        .get(&cluster)
+        .is_none_or(|entry| !remember(&mut entry.cluster.clone(), id.clone(), now));
+    if is_in_vain {
         return Ok(false);
     }
-    store.edit(cluster, now, |cluster| {
-        let network = &mut cluster.network;
-        let has_service = network.has_endpoint_service || cluster.plan == Plan::Serverless;
-        let waiting =
-            network.endpoints.iter().filter(|known| known.state == EndpointState::PendingAcceptance);
-        let has_room = waiting.count() < ENDPOINTS_WAITING_MAX && network.endpoints.len() < ENDPOINTS_MAX;
-        let is_new = network.endpoint(&id).is_none();
-        if !(has_service && has_room && is_new) {
-            return Ok(false);
+    store.edit(cluster, now, |cluster| Ok(remember(cluster, id, now)))
+}
+
+fn remember(cluster: &mut Cluster, id: EndpointId, now: OffsetDateTime) -> bool {
+    let network = &mut cluster.network;
+    let has_service = network.has_endpoint_service || cluster.plan == Plan::Serverless;
+    if !has_service || network.endpoint(&id).is_some() {
+        return false;
+    }
+    let is_pending = |known: &EndpointConnection| known.state == EndpointState::PendingAcceptance;
+    let is_expired = |known: &EndpointConnection| {
+        is_pending(known) && now - known.created_at > Duration::days(ENDPOINT_WAIT_DAYS)
+    };
+    // One that is expired takes no place: or whoever once filled the list would keep it full.
+    let waiting = network.endpoints.iter().filter(|known| is_pending(known) && !is_expired(known)).count();
+    if waiting >= ENDPOINTS_WAITING_MAX {
+        return false;
+    }
+    if network.endpoints.len() >= ENDPOINTS_MAX {
+        let Some(expired) = network.endpoints.iter().position(is_expired) else {
+            return false;
+        };
+        network.endpoints.remove(expired);
+    }
+    let state = EndpointState::PendingAcceptance;
+    network.endpoints.push(EndpointConnection { id, owner: None, state, created_at: now });
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::cluster;
+
+    fn knock(cluster: &mut Cluster, number: u64, now: OffsetDateTime) -> bool {
+        remember(cluster, EndpointId::Gcp(number), now)
+    }
+
+    #[test]
+    fn there_is_a_most_of_endpoints_that_wait_and_none_is_remembered_twice() {
+        let (mut own, now) = (cluster(), OffsetDateTime::now_utc());
+        assert!(knock(&mut own, 0, now) && !knock(&mut own, 0, now));
+        let remembered = (0..100).filter(|number| knock(&mut own, *number, now)).count();
+        assert_eq!(
+            (remembered + 1, own.network.endpoints.len()),
+            (ENDPOINTS_WAITING_MAX, ENDPOINTS_WAITING_MAX)
+        );
+        let mut closed = Cluster { plan: Plan::Dedicated, ..cluster() };
+        assert!(!knock(&mut closed, 0, now), "it has no service");
+        closed.network.has_endpoint_service = true;
+        assert!(knock(&mut closed, 0, now));
+    }
+
+    #[test]
+    fn those_that_expired_make_room() {
+        let (mut own, begun) = (cluster(), OffsetDateTime::now_utc());
+        let most = ENDPOINTS_MAX as u64;
+        let mut now = begun;
+        for number in 0..most {
+            if number % ENDPOINTS_WAITING_MAX as u64 == 0 {
+                now += Duration::days(ENDPOINT_WAIT_DAYS + 1);
+            }
+            assert!(knock(&mut own, number, now), "{number}");
         }
-        let state = EndpointState::PendingAcceptance;
-        network.endpoints.push(EndpointConnection { id, owner: None, state, created_at: now });
-        Ok(true)
-    })
+        assert!(!knock(&mut own, most, now), "all places of those that wait are taken");
+        now += Duration::days(ENDPOINT_WAIT_DAYS + 1);
+        assert!(knock(&mut own, most, now));
+        assert_eq!(own.network.endpoints.len(), ENDPOINTS_MAX);
+        assert!(own.network.endpoint(&EndpointId::Gcp(0)).is_none(), "the oldest went");
+        // Whoever was accepted or rejected stays, however long ago.
+        for known in &mut own.network.endpoints {
+            known.state = EndpointState::Rejected;
+        }
+        assert!(!knock(&mut own, most + 1, now + Duration::days(400)));
+    }
 }
