@@ -202,9 +202,13 @@ fn tests_that_threats_name_exist() {
 
 #[test]
 fn every_registered_test_file_runs_all_its_tests() {
-    for (runner, folder) in
-        [("wire", "wire"), ("clients", "clients"), ("life", "life"), ("sign_in", "sign_in")]
-    {
+    for (runner, folder) in [
+        ("wire", "wire"),
+        ("clients", "clients"),
+        ("life", "life"),
+        ("sign_in", "sign_in"),
+        ("network", "network"),
+    ] {
         let base = root().join("tests/tests");
         let registered = fs::read_to_string(base.join(format!("{runner}.rs"))).expect("the runner");
         for path in files(&base.join(folder), ".rs") {
