@@ -1,8 +1,10 @@
-//! Who reaches a cluster at all, by address and by way: allowlists from real hosts, doors behind balancers, and
-//! every attack on them.
+//! Who reaches a cluster at all, by address and by way: allowlists from real hosts, doors behind balancers, private
+//! endpoints, and every attack on them.
 
 #[path = "network/allowlist.rs"]
 mod allowlist;
+#[path = "network/endpoints.rs"]
+mod endpoints;
 #[path = "network/proxy.rs"]
 mod proxy;
 #[path = "network/world.rs"]
@@ -22,6 +24,16 @@ fn on_this_machine() -> Vec<Test> {
         proxy::t56_the_allowlist_decides_on_the_headers_address,
         proxy::t59_a_balanced_clients_session_is_cut_by_the_headers_address,
         proxy::t67_failed_sign_ins_count_against_the_headers_address_and_not_the_balancer,
+        endpoints::t54_every_cloud_s_endpoints_are_read_as_its_balancers_send_them,
+        endpoints::t54_tlvs_that_no_cloud_sends_are_refused_and_break_nothing,
+        endpoints::an_accepted_endpoint_needs_no_entry_and_opens_nothing_else,
+        endpoints::endpoints_that_are_not_accepted_hear_the_same_whether_a_cluster_exists_or_not,
+        endpoints::t56_each_door_goes_by_what_it_establishes_and_by_nothing_else,
+        endpoints::an_endpoint_that_knocks_waits_to_be_accepted_and_there_is_a_most_of_them,
+        endpoints::only_endpoints_of_trusted_owners_come_in,
+        endpoints::the_command_line_takes_an_endpoint_from_its_knock_to_its_end,
+        endpoints::a_cancel_over_an_endpoint_that_is_not_accepted_is_silent,
+        endpoints::t48_a_connecting_proxy_is_known_by_the_key_that_it_holds,
         proxy::doors_behind_balancers_are_not_opened_without_peers_to_believe,
     ]
 }
@@ -30,6 +42,7 @@ fn on_this_machine() -> Vec<Test> {
 fn between_hosts() -> Vec<Test> {
     house::tests![
         proxy::a_real_balancer_carries_the_clients_address,
+        endpoints::a_real_connecting_proxy_carries_psql_by_its_key,
         allowlist::real_hosts_are_let_in_by_their_address_and_no_other,
         allowlist::t57_a_mapped_client_is_ipv4_and_no_ipv6_entry_lets_it_in,
         allowlist::a_refused_address_gets_an_alert_and_no_certificate,
@@ -46,6 +59,7 @@ fn measured_between_hosts() -> Vec<Test> {
         allowlist::t59_an_added_entry_holds_at_once_and_a_removed_one_cuts_within_200_ms,
         allowlist::t59_an_entry_that_ends_by_itself_cuts_within_200_ms,
         allowlist::t59_hundreds_of_sessions_are_cut_within_a_second_and_others_stay,
+        endpoints::t59_rejecting_or_removing_an_endpoint_cuts_its_sessions_within_200_ms,
         allowlist::t59_nobody_slips_in_while_the_entry_is_being_removed,
     ]
 }
