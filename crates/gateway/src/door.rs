@@ -37,6 +37,14 @@ pub enum Door {
 }
 
 impl Door {
+    /// The private network that the door is inside.
+    pub(crate) fn network(&self) -> Option<ClusterId> {
+        match self {
+            Self::Private(cluster) => Some(*cluster),
+            Self::Public | Self::Balanced(_) | Self::Endpoints(_) | Self::Proxies => None,
+        }
+    }
+
     /// Whether the peer of a connection is the client itself.
     pub(crate) fn shows_clients(&self) -> bool {
         match self {

@@ -99,7 +99,7 @@ async fn become_private(
     let Arrived { line, origin, inside } = arrive(tcp, peer, &door, &*house.certificates).await?;
     if !door.shows_clients() {
         // Until now only the proxy was known, and it speaks for many.
-        let counted = stranger.take().and_then(|stranger| stranger.at(house, origin.address));
+        let counted = stranger.take().and_then(|stranger| stranger.at(&house.settings, origin.address));
         *stranger = Some(counted.ok_or(Refusal::Lost)?);
     }
     let Greeted { handshake, server_name } = greet(line).await?;

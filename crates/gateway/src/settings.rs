@@ -21,10 +21,12 @@ pub struct Settings {
     pub cut_max: Duration,
     /// For open sessions to finish what they are doing when the program stops.
     pub drain_max: Duration,
-    /// Connections that are not signed in yet, all together.
+    /// Connections that are not signed in yet, at all doors outside private networks.
     pub strangers_max: usize,
     /// Connections that are not signed in yet, from one address (one /64 of IPv6).
     pub strangers_per_address_max: usize,
+    /// Connections that are not signed in yet, from one private network; one address there gets half of it.
+    pub strangers_per_network_max: usize,
     /// Cancel requests at work at a time; more are dropped, as PostgreSQL allows.
     pub cancels_max: usize,
     /// Before the salt is sent, time passes in steps of this, so that a look-up's own time does not show.
@@ -44,6 +46,7 @@ impl Default for Settings {
             drain_max: Duration::from_secs(10),
             strangers_max: 16_384,
             strangers_per_address_max: 8_192,
+            strangers_per_network_max: 1_024,
             cancels_max: 64,
             answer_step: Duration::from_millis(4),
         }
