@@ -45,11 +45,12 @@ impl Door {
         }
     }
 
-    /// Whether the peer of a connection is the client itself.
+    /// Whether the peer of a connection is who it is counted as: the client itself, or a proxy that nobody vouches for until
+    /// it has shown a certificate. The others are listed by the operator, and speak for many.
     pub(crate) fn shows_clients(&self) -> bool {
         match self {
-            Self::Public | Self::Private(_) => true,
-            Self::Balanced(_) | Self::Endpoints(_) | Self::Proxies => false,
+            Self::Public | Self::Proxies | Self::Private(_) => true,
+            Self::Balanced(_) | Self::Endpoints(_) => false,
         }
     }
 }
@@ -136,5 +137,20 @@ fn endpoint_id(endpoint: CloudEndpoint) -> EndpointId {
         CloudEndpoint::Aws(id) => EndpointId::Aws(id),
         CloudEndpoint::Gcp(number) => EndpointId::Gcp(number),
         CloudEndpoint::Azure(number) => EndpointId::Azure(number),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn t09_a_stranger_at_the_door_for_proxies_is_counted_before_it_shows_a_certificate() {
+        let trusted: Arc<[AddressRange]> = Arc::from(["10.0.0.0/28".parse().unwrap()]);
+        // A balancer that is listed speaks for many; nobody vouches for who knocks at the door for proxies.
+        assert!(Door::Proxies.shows_clients() && Door::Public.shows_clients());
+        assert!(
+            !Door::Balanced(trusted.clone()).shows_clients() && !Door::Endpoints(trusted).shows_clients()
+        );
     }
 }
