@@ -150,7 +150,7 @@ pub(crate) async fn prove(
     binding: &ChannelBinding,
     deadline: Instant,
 ) -> Result<Identity, Refusal> {
-    let handle = claim.handle.to_string();
+    let handle = counted_as(claim.handle, claim.cluster.as_ref());
     let attempt = Attempt { cluster: &handle, user: claim.user, address: claim.origin.address };
     let heard_at = Moment::now();
     match house.throttle.check(&attempt, heard_at) {
@@ -164,6 +164,15 @@ pub(crate) async fn prove(
         Err(_) => {}
     }
     proven
+}
+
+/// The cluster's name at the throttle. One that does not exist on this way is counted apart, so that who only guesses at
+/// the name of a cluster in another network neither slows the people there nor learns from a delay that there are any.
+fn counted_as(handle: &ClusterHandle, cluster: Option<&Found>) -> String {
+    match cluster {
+        Some(_) => handle.to_string(),
+        None => format!("?{handle}"),
+    }
 }
 
 async fn attempt_once(
@@ -274,4 +283,28 @@ fn whole_steps(time: Duration, step: Duration) -> Duration {
     let step = step.as_nanos().max(1);
     let steps = time.as_nanos() / step + 1;
     Duration::from_nanos(u64::try_from(steps * step).unwrap_or(u64::MAX))
+}
+
+#[cfg(test)]
+mod tests {
+    use identity::throttle::{Settings, Throttle};
+    use model::ClusterId;
+
+    use super::*;
+
+    #[test]
+    fn t31_guesses_from_where_a_cluster_is_not_cost_the_people_there_nothing() {
+        let (throttle, now) = (Throttle::new(Settings::default()), Moment::now());
+        let handle: ClusterHandle = "my-bank-3".parse().unwrap();
+        let found = Found { id: ClusterId::random(), connections_max: 10, connections_per_user_max: 10 };
+        let address = "192.168.5.9".parse().unwrap();
+        let (outside, inside) = (counted_as(&handle, None), counted_as(&handle, Some(&found)));
+        let attempt = |cluster| Attempt { cluster, user: "maria", address };
+        for _ in 0..100 {
+            throttle.failed(&attempt(&outside), now);
+        }
+        assert!(matches!(throttle.check(&attempt(&outside), now), Verdict::Refuse { .. }));
+        assert_eq!(throttle.check(&attempt(&inside), now), Verdict::Go { wait: Duration::ZERO });
+        assert!(outside.parse::<ClusterHandle>().is_err(), "no cluster's own name is written like it");
+    }
 }

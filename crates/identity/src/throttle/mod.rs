@@ -122,7 +122,8 @@ impl State {
 /// One count, for people. With a user and an address it is what this address failed as this user.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Line {
-    /// The cluster as clients said it; `*` for all clusters at which an address has no count of its own.
+    /// The cluster as clients said it, after a `?` where there is none on their way; `*` for all clusters at which an
+    /// address has no count of its own.
     pub cluster: String,
     /// The user as clients said it, where failures are counted by user.
     pub user: Option<String>,
