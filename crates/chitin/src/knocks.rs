@@ -15,6 +15,9 @@ use tokio_util::sync::CancellationToken;
 /// Knocks that wait to be written down; further ones are forgotten, and whoever knocks again is heard again.
 const WAITING_MAX: usize = 64;
 
+/// Most of those that wait which are certificates: anybody can make as many as it likes, and no cloud vouches for them.
+const CERTIFICATES_WAITING_MAX: usize = 10;
+
 /// Hears of endpoints, without waiting.
 #[derive(Clone)]
 pub struct Knocks(mpsc::Sender<(ClusterId, EndpointId)>);
@@ -69,41 +72,43 @@ fn note(
     id: EndpointId,
     now: OffsetDateTime,
 ) -> Result<bool, store::Error> {
-    // Most knocks change nothing, and a stranger may send many: those cost no writer's turn.
-    let is_in_vain = store
-        .snapshot()
-        .get(&cluster)
-        .is_none_or(|entry| !remember(&mut entry.cluster.clone(), id.clone(), now));
-    if is_in_vain {
+    // Most knocks change nothing; those cost no writer's turn.
+    if store.snapshot().get(&cluster).is_none_or(|entry| !may_wait(&entry.cluster, &id, now)) {
         return Ok(false);
     }
     store.edit(cluster, now, |cluster| Ok(remember(cluster, id, now)))
 }
 
 fn remember(cluster: &mut Cluster, id: EndpointId, now: OffsetDateTime) -> bool {
-    let network = &mut cluster.network;
-    let has_service = network.has_endpoint_service || cluster.plan == Plan::Serverless;
-    if !has_service || network.endpoint(&id).is_some() {
+    if !may_wait(cluster, &id, now) {
         return false;
     }
-    let is_pending = |known: &EndpointConnection| known.state == EndpointState::PendingAcceptance;
-    let is_expired = |known: &EndpointConnection| {
-        is_pending(known) && now - known.created_at > Duration::days(ENDPOINT_WAIT_DAYS)
-    };
-    // One that is expired takes no place: or whoever once filled the list would keep it full.
-    let waiting = network.endpoints.iter().filter(|known| is_pending(known) && !is_expired(known)).count();
-    if waiting >= ENDPOINTS_WAITING_MAX {
-        return false;
-    }
-    if network.endpoints.len() >= ENDPOINTS_MAX {
-        let Some(expired) = network.endpoints.iter().position(is_expired) else {
-            return false;
-        };
-        network.endpoints.remove(expired);
-    }
+    let endpoints = &mut cluster.network.endpoints;
+    endpoints.retain(|known| !is_expired(known, now));
     let state = EndpointState::PendingAcceptance;
-    network.endpoints.push(EndpointConnection { id, owner: None, state, created_at: now });
+    endpoints.push(EndpointConnection { id, owner: None, state, created_at: now });
     true
+}
+
+/// Whether the endpoint is to be remembered as waiting. Those that waited too long make room.
+fn may_wait(cluster: &Cluster, id: &EndpointId, now: OffsetDateTime) -> bool {
+    let network = &cluster.network;
+    let has_service = network.has_endpoint_service || cluster.plan == Plan::Serverless;
+    let left = || network.endpoints.iter().filter(|known| !is_expired(known, now));
+    let is_new = left().all(|known| known.id != *id);
+    let waits = |known: &&EndpointConnection| known.state == EndpointState::PendingAcceptance;
+    let is_certificate = |id: &EndpointId| matches!(id, EndpointId::Certificate(_));
+    let certificates = left().filter(waits).filter(|known| is_certificate(&known.id)).count();
+    has_service
+        && is_new
+        && left().count() < ENDPOINTS_MAX
+        && left().filter(waits).count() < ENDPOINTS_WAITING_MAX
+        && (!is_certificate(id) || certificates < CERTIFICATES_WAITING_MAX)
+}
+
+fn is_expired(endpoint: &EndpointConnection, now: OffsetDateTime) -> bool {
+    endpoint.state == EndpointState::PendingAcceptance
+        && now - endpoint.created_at > Duration::days(ENDPOINT_WAIT_DAYS)
 }
 
 #[cfg(test)]
@@ -111,45 +116,44 @@ mod tests {
     use super::*;
     use crate::testing::cluster;
 
-    fn knock(cluster: &mut Cluster, number: u64, now: OffsetDateTime) -> bool {
-        remember(cluster, EndpointId::Gcp(number), now)
+    fn certificate(number: usize) -> EndpointId {
+        EndpointId::Certificate(format!("{number:064x}"))
     }
 
     #[test]
-    fn there_is_a_most_of_endpoints_that_wait_and_none_is_remembered_twice() {
+    fn t56_certificates_that_anybody_can_make_leave_room_for_the_endpoints_of_clouds() {
         let (mut own, now) = (cluster(), OffsetDateTime::now_utc());
-        assert!(knock(&mut own, 0, now) && !knock(&mut own, 0, now));
-        let remembered = (0..100).filter(|number| knock(&mut own, *number, now)).count();
-        assert_eq!(
-            (remembered + 1, own.network.endpoints.len()),
-            (ENDPOINTS_WAITING_MAX, ENDPOINTS_WAITING_MAX)
-        );
-        let mut closed = Cluster { plan: Plan::Dedicated, ..cluster() };
-        assert!(!knock(&mut closed, 0, now), "it has no service");
-        closed.network.has_endpoint_service = true;
-        assert!(knock(&mut closed, 0, now));
+        let heard = (0..1_000).filter(|number| remember(&mut own, certificate(*number), now)).count();
+        assert_eq!(heard, CERTIFICATES_WAITING_MAX);
+        assert!(remember(&mut own, EndpointId::Gcp(1), now), "strangers took every place");
+        let heard = (2..100).filter(|number| remember(&mut own, EndpointId::Gcp(*number), now)).count();
+        assert_eq!(heard + 1 + CERTIFICATES_WAITING_MAX, ENDPOINTS_WAITING_MAX);
     }
 
     #[test]
-    fn those_that_expired_make_room() {
-        let (mut own, begun) = (cluster(), OffsetDateTime::now_utc());
-        let most = ENDPOINTS_MAX as u64;
-        let mut now = begun;
-        for number in 0..most {
-            if number % ENDPOINTS_WAITING_MAX as u64 == 0 {
-                now += Duration::days(ENDPOINT_WAIT_DAYS + 1);
-            }
-            assert!(knock(&mut own, number, now), "{number}");
+    fn t56_who_waited_too_long_makes_room_and_may_knock_again() {
+        let (mut own, now) = (cluster(), OffsetDateTime::now_utc());
+        for number in 0..1_000 {
+            remember(&mut own, EndpointId::Gcp(number), now);
         }
-        assert!(!knock(&mut own, most, now), "all places of those that wait are taken");
-        now += Duration::days(ENDPOINT_WAIT_DAYS + 1);
-        assert!(knock(&mut own, most, now));
-        assert_eq!(own.network.endpoints.len(), ENDPOINTS_MAX);
-        assert!(own.network.endpoint(&EndpointId::Gcp(0)).is_none(), "the oldest went");
-        // Whoever was accepted or rejected stays, however long ago.
-        for known in &mut own.network.endpoints {
-            known.state = EndpointState::Rejected;
-        }
-        assert!(!knock(&mut own, most + 1, now + Duration::days(400)));
+        let week = Duration::days(ENDPOINT_WAIT_DAYS);
+        assert!(!remember(&mut own, EndpointId::Azure(1), now + week));
+        let later = now + week + Duration::SECOND;
+        assert!(remember(&mut own, EndpointId::Azure(1), later), "the expired keep everybody out");
+        assert!(remember(&mut own, EndpointId::Gcp(0), later), "who has expired is never heard again");
+        // What somebody decided stays, however old it is.
+        own.network.endpoints[0].state = EndpointState::Rejected;
+        assert!(!remember(&mut own, EndpointId::Azure(1), later + week + week));
+        assert!(remember(&mut own, EndpointId::Gcp(9), later + week + week));
+        assert_eq!(own.network.endpoints.len(), 2);
+    }
+
+    #[test]
+    fn a_cluster_without_a_service_hears_nobody() {
+        let (mut own, now) = (cluster(), OffsetDateTime::now_utc());
+        own.plan = Plan::Dedicated;
+        assert!(!remember(&mut own, EndpointId::Gcp(1), now));
+        own.network.has_endpoint_service = true;
+        assert!(remember(&mut own, EndpointId::Gcp(1), now) && !remember(&mut own, EndpointId::Gcp(1), now));
     }
 }
