@@ -317,7 +317,7 @@ impl Cloud {
             store.clone(),
             presence.clone(),
             directory.clone(),
-            control::pages(desk.clone()),
+            desk.clone(),
         );
         let networks = NetworkReconciler::new(
             store.clone(),

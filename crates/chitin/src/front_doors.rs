@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use axum::Router;
+use control::SignInDesk;
 use futures::future::BoxFuture;
 use gateway::{Door, Gateway};
 use model::{ClusterId, Way};
@@ -32,8 +32,8 @@ pub struct FrontDoors {
     store: Arc<Store>,
     presence: Arc<Presence>,
     directory: Arc<Directory>,
-    /// Without the API, which is the operator's.
-    pages: Router,
+    /// Whose pages are shown, without the API, which is the operator's.
+    desk: Arc<dyn SignInDesk>,
     open: Mutex<HashMap<ClusterId, CancellationToken>>,
     tasks: TaskTracker,
 }
@@ -46,10 +46,10 @@ impl FrontDoors {
         store: Arc<Store>,
         presence: Arc<Presence>,
         directory: Arc<Directory>,
-        pages: Router,
+        desk: Arc<dyn SignInDesk>,
     ) -> Arc<Self> {
         let (open, tasks) = (Mutex::default(), TaskTracker::new());
-        Arc::new(Self { gateway, certificates, store, presence, directory, pages, open, tasks })
+        Arc::new(Self { gateway, certificates, store, presence, directory, desk, open, tasks })
     }
 
     /// Closes them all and waits for requests that were begun. Sessions are the gateway's to end.
@@ -81,7 +81,9 @@ impl reconcile::FrontDoors for FrontDoors {
         let snapshot = self.store.snapshot();
         let address = snapshot.get(&cluster).and_then(|entry| entry.cluster.network.front_door());
         let inside = Arc::new(Inside::new(self.certificates.clone(), address));
-        let web = match http::Server::new(inside, self.pages.clone()) {
+        // Pages of its own: they count their visitors by address, and other networks have the same addresses.
+        let pages = control::pages(self.desk.clone());
+        let web = match http::Server::new(inside, pages) {
             Ok(web) => web,
             Err(cause) => {
                 return tracing::error!(%cluster, %cause, "the front door in a private network could not be opened");

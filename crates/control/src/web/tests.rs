@@ -443,3 +443,26 @@ async fn one_address_cannot_ask_without_end_and_bodies_are_short() {
     }
     assert_eq!(last, 429);
 }
+
+#[tokio::test]
+async fn t57_visitors_in_one_private_network_use_up_nobody_else_s_turns() {
+    let desk: Arc<dyn SignInDesk> = Arc::new(Double::default());
+    let doors = [crate::pages(desk.clone()), crate::pages(desk)];
+    let ask = async |door: usize| {
+        let way = model::Way::Private(model::ClusterId::random());
+        let from = Origin { address: "192.168.5.9".parse().unwrap(), way };
+        let mut request = Request::get(SESSION).body(Body::empty()).unwrap();
+        request.extensions_mut().insert(from);
+        doors[door].clone().oneshot(request).await.unwrap().status()
+    };
+    let mut last = StatusCode::OK;
+    for _ in 0..100 {
+        last = ask(0).await;
+    }
+    assert_eq!(last, StatusCode::TOO_MANY_REQUESTS);
+    assert_ne!(
+        ask(1).await,
+        StatusCode::TOO_MANY_REQUESTS,
+        "the same address in another network pays for it"
+    );
+}
