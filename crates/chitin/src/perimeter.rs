@@ -1,10 +1,10 @@
 //! What may leave each cluster: its own policy, and that nobody reaches into another's network.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::Arc;
 
 use api::{EgressAddress, EgressVerdict};
-use model::{Cluster, ClusterId, EgressPolicy, FetchFailure, FqdnName, Wish};
+use model::{Cluster, ClusterId, EgressDestination, EgressPolicy, FetchFailure, FqdnName, Wish};
 use network::{Destination, Target};
 use store::{Snapshot, Store};
 use tokio::sync::watch;
@@ -26,7 +26,23 @@ impl network::Perimeter for Perimeter {
         let snapshot = self.store.snapshot();
         match snapshot.get(&cluster).map(|entry| &entry.cluster) {
             Some(known) if known.wish != Wish::Deleted => judge(&snapshot, known, to),
-            _ => Err("the cluster is gone, and nothing leaves on its behalf".to_owned()),
+            _ => Err(gone()),
+        }
+    }
+
+    fn may_look_up(&self, cluster: ClusterId, target: &Target) -> Result<(), String> {
+        let snapshot = self.store.snapshot();
+        let known = snapshot.get(&cluster).map(|entry| &entry.cluster);
+        let known = known.filter(|known| known.wish != Wish::Deleted).ok_or_else(gone)?;
+        let Target { host, port } = target;
+        // A rule for a range may permit any name; which, only its addresses tell.
+        let is_possible = known.egress.rules.iter().any(|rule| match &rule.destination {
+            EgressDestination::Cidr(range) => rule.names(host, range.address(), *port),
+            EgressDestination::Fqdn(_) => rule.names(host, Ipv4Addr::UNSPECIFIED.into(), *port),
+        });
+        match known.egress.policy {
+            EgressPolicy::DefaultDeny if !is_possible => Err(unnamed(known, target, None)),
+            EgressPolicy::DefaultDeny | EgressPolicy::AllowAll => Ok(()),
         }
     }
 
@@ -53,13 +69,27 @@ fn judge(snapshot: &Snapshot, cluster: &Cluster, to: &Destination<'_>) -> Result
     if cluster.egress.permits(host, *address, *port) {
         return Ok(());
     }
+    Err(unnamed(cluster, target, Some(*address)))
+}
+
+fn gone() -> String {
+    "the cluster is gone, and nothing leaves on its behalf".to_owned()
+}
+
+/// What is said where no rule names a destination; `address` is where it is, once that is known.
+fn unnamed(cluster: &Cluster, target: &Target, address: Option<IpAddr>) -> String {
     let (policy, name) = (EgressPolicy::DefaultDeny.as_str(), &cluster.name);
+    let Target { host, port } = target;
+    let at = address.map(|address| format!(" (at {address})")).unwrap_or_default();
     // A rule for a name must be one that rules can have.
-    let wanted = host.to_string().parse::<FqdnName>().map_or(address.to_string(), String::from);
-    Err(format!(
-        "the egress policy of {name} is {policy} and no rule names {host} port {port} (at {address}); if that is meant: \
+    let wanted = host.to_string().parse::<FqdnName>().map_or_else(
+        |_| address.map_or_else(|| host.to_string(), |address| address.to_string()),
+        String::from,
+    );
+    format!(
+        "the egress policy of {name} is {policy} and no rule names {host} port {port}{at}; if that is meant: \
          chitin egress add {name} RULE {wanted} --port {port}"
-    ))
+    )
 }
 
 /// Says what would become of a connection to a URL or `HOST:PORT`, without opening one.
@@ -188,6 +218,45 @@ mod tests {
     }
 
     #[test]
+    fn t51_a_closed_cluster_asks_for_no_name_that_its_rules_cannot_permit() {
+        let world = World::new();
+        let closed = world.cluster("shop-one", Network::default(), EgressPolicy::DefaultDeny);
+        let open = world.cluster("shop-two", Network::default(), EgressPolicy::AllowAll);
+        let ask = |cluster, text: &str| world.perimeter.may_look_up(cluster, &Target::read(text).unwrap());
+        let why = ask(closed, "https://the-secret.evil.example/").unwrap_err();
+        assert!(why.contains("chitin egress add shop-one RULE the-secret.evil.example --port 443"), "{why}");
+        assert_eq!(ask(open, "https://a.example/"), Ok(()));
+        let add = |destination, ports: &[u16]| {
+            let rule = model::EgressRule {
+                id: uuid::Uuid::new_v4(),
+                name: "one".parse().unwrap(),
+                destination,
+                written: String::new(),
+                ports: ports.to_vec(),
+                description: String::new(),
+                created_at: OffsetDateTime::UNIX_EPOCH,
+                idempotency_key: None,
+            };
+            let edited = world.store.edit(closed, OffsetDateTime::now_utc(), |cluster| {
+                cluster.egress.rules = vec![rule];
+                Ok::<_, store::Error>(())
+            });
+            edited.unwrap();
+        };
+        add(EgressDestination::Fqdn("a.example".parse().unwrap()), &[443]);
+        assert_eq!(ask(closed, "https://a.example/"), Ok(()));
+        assert!(ask(closed, "http://a.example/").is_err() && ask(closed, "https://b.example/").is_err());
+        add(EgressDestination::Cidr("8.8.0.0/16".parse().unwrap()), &[443]);
+        assert_eq!(ask(closed, "https://b.example/"), Ok(()));
+        assert!(ask(closed, "http://b.example/").is_err());
+        world.store.wish(open, Wish::Deleted, OffsetDateTime::now_utc()).unwrap();
+        assert!(
+            ask(open, "https://a.example/").is_err()
+                && ask(ClusterId::random(), "https://a.example/").is_err()
+        );
+    }
+
+    #[test]
     fn no_cluster_reaches_into_the_network_of_another() {
         let world = World::new();
         world.cluster("shop-one", private("10.77.0.0/24"), EgressPolicy::AllowAll);
@@ -219,7 +288,7 @@ mod tests {
             cluster.egress.rules.push(model::EgressRule {
                 id: uuid::Uuid::new_v4(),
                 name: "range".parse().unwrap(),
-                destination: model::EgressDestination::Cidr("8.8.0.0/16".parse().unwrap()),
+                destination: EgressDestination::Cidr("8.8.0.0/16".parse().unwrap()),
                 written: "8.8.0.0/16".to_owned(),
                 ports: vec![443],
                 description: String::new(),

@@ -231,6 +231,9 @@ impl Gate {
         target: Target,
         places: &Places,
     ) -> Result<Way, FetchFailure> {
+        if let Some(cluster) = cluster {
+            self.perimeter.may_look_up(cluster, &target).map_err(refused)?;
+        }
         let found = self.addresses(&target.host, places).await?;
         for address in &found {
             self.judge(cluster, &Destination { target: &target, address: *address })?;

@@ -35,6 +35,10 @@ pub trait Perimeter: Send + Sync + 'static {
     /// A cluster that is not known may go nowhere.
     fn judge(&self, cluster: ClusterId, to: &Destination<'_>) -> Result<(), String>;
 
+    /// Whether the cluster might be let through there, whatever the host's addresses are. Asked before a name is resolved:
+    /// a question to a name's own servers leaves too, and carries whatever is written in the name. The text as above.
+    fn may_look_up(&self, cluster: ClusterId, target: &Target) -> Result<(), String>;
+
     /// Tells of every moment at which an answer may have become another one.
     fn changes(&self) -> watch::Receiver<u64>;
 }

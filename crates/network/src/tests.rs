@@ -14,7 +14,7 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 
-use crate::{Destination, Gate, GateSettings, Perimeter, Resolver};
+use crate::{Destination, Gate, GateSettings, Perimeter, Resolver, Target};
 
 /// Says what it was told to, one answer after the other; the last one again and again.
 struct Names(Mutex<Vec<Vec<IpAddr>>>, AtomicUsize);
@@ -49,6 +49,10 @@ impl Resolver for Silent {
 struct Open;
 
 impl Perimeter for Open {
+    fn may_look_up(&self, _: ClusterId, _: &Target) -> Result<(), String> {
+        Ok(())
+    }
+
     fn judge(&self, _: ClusterId, _: &Destination<'_>) -> Result<(), String> {
         Ok(())
     }

@@ -3,7 +3,6 @@
 use model::{Egress, EgressDestination, EgressPolicy, EgressRule};
 
 use super::*;
-use crate::Target;
 
 /// Knows one cluster; everybody else goes nowhere.
 struct Policy {
@@ -34,6 +33,16 @@ impl Perimeter for Policy {
         let Target { host, port } = to.target;
         let is_permitted = cluster == self.cluster && self.egress.borrow().permits(host, to.address, *port);
         is_permitted.then_some(()).ok_or_else(|| format!("no rule names {}", to.target))
+    }
+
+    fn may_look_up(&self, cluster: ClusterId, target: &Target) -> Result<(), String> {
+        let egress = self.egress.borrow();
+        let is_named = egress.rules.iter().any(|rule| match &rule.destination {
+            EgressDestination::Cidr(range) => rule.names(&target.host, range.address(), target.port),
+            EgressDestination::Fqdn(_) => rule.names(&target.host, [0; 4].into(), target.port),
+        });
+        let is_permitted = cluster == self.cluster && (is_named || egress.policy == EgressPolicy::AllowAll);
+        is_permitted.then_some(()).ok_or_else(|| format!("no rule names {target}"))
     }
 
     fn changes(&self) -> watch::Receiver<u64> {
@@ -254,4 +263,28 @@ async fn what_engines_dial_takes_no_turn_of_a_fetch() {
     assert_eq!(gate.fetch(policy.get(server.url("/"))).await.unwrap().body, b"ok");
     assert!(!hanging.is_finished());
     hanging.abort();
+}
+/// Remembers the names that it was asked for.
+struct Listening(Mutex<Vec<String>>);
+
+#[async_trait]
+impl Resolver for Listening {
+    async fn resolve(&self, host: &str) -> std::io::Result<Vec<IpAddr>> {
+        self.0.lock().unwrap().push(host.to_owned());
+        Ok(vec!["127.0.0.2".parse().unwrap()])
+    }
+}
+
+#[tokio::test]
+async fn t51_a_name_that_no_rule_can_permit_is_not_even_looked_up() {
+    let rules: [(&str, &[u16]); 2] = [("good.example", &[]), ("127.0.0.3/32", &[443])];
+    let policy = Policy::new(EgressPolicy::DefaultDeny, &rules);
+    let names = Arc::new(Listening(Mutex::default()));
+    let gate = Gate::with_resolver(settings(LOOPBACK), policy.clone(), names.clone()).unwrap();
+    // The name's own server would read what is written in it.
+    assert!(is_refused(gate.fetch(policy.get("http://the-secret.evil.example/")).await));
+    assert_eq!(names.0.lock().unwrap().as_slice(), [""; 0]);
+    // Where a range may permit it, only its addresses can tell.
+    assert!(is_refused(gate.fetch(policy.get("https://any.example/")).await));
+    assert_eq!(names.0.lock().unwrap().as_slice(), ["any.example"]);
 }
