@@ -222,11 +222,20 @@ async fn resolve(peer: &WireGuardPeer) -> Result<Option<SocketAddr>, Failure> {
     let Some(endpoint) = &peer.endpoint else {
         return Ok(None);
     };
-    let found = match timeout(RESOLVE_MAX, tokio::net::lookup_host(endpoint)).await {
-        Ok(Ok(mut addresses)) => addresses.next(),
-        Ok(Err(_)) | Err(_) => None,
+    let mut found = match timeout(RESOLVE_MAX, tokio::net::lookup_host(endpoint)).await {
+        Ok(Ok(addresses)) => addresses.collect(),
+        Ok(Err(_)) | Err(_) => Vec::new(),
     };
-    found.map(Some).ok_or_else(|| {
+    let any = found.first().copied();
+    // The name's owner chooses its addresses, and our packets would go wherever they point.
+    found.retain(|address| model::never_reached(address.ip()).is_none());
+    if let (Some(address), []) = (any, found.as_slice()) {
+        return Err(Failure(format!(
+            "the other side's address '{endpoint}' is {}, which is never reached from here; correct it",
+            address.ip()
+        )));
+    }
+    found.first().copied().map(Some).ok_or_else(|| {
         Failure(format!(
             "the other side's address '{endpoint}' was not found; correct it, or check this machine's DNS"
         ))
@@ -242,4 +251,31 @@ fn describe(public_key: PublicKey, endpoint: Option<SocketAddr>, allowed: &[IpNe
 
 fn to_network(range: &IpNet) -> ipnetwork::IpNetwork {
     ipnetwork::IpNetwork::new(range.addr(), range.prefix_len()).expect("a range's prefix fits its address")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(endpoint: &str) -> WireGuardPeer {
+        WireGuardPeer {
+            private_key: String::new(),
+            public_key: None,
+            listen_port: 51_820,
+            endpoint: Some(endpoint.to_owned()),
+            address: "10.77.0.2".parse().unwrap(),
+        }
+    }
+
+    #[tokio::test]
+    async fn t51_a_tunnel_calls_no_metadata_and_nobody_s_neighbours() {
+        for never in
+            ["169.254.169.254:80", "[fd00:ec2::254]:80", "[::ffff:169.254.169.254]:80", "[fe80::1]:9"]
+        {
+            let Failure(why) = resolve(&peer(never)).await.unwrap_err();
+            assert!(why.contains("never reached"), "{never}: {why}");
+        }
+        let good = resolve(&peer("192.0.2.7:51820")).await.unwrap();
+        assert_eq!(good, Some("192.0.2.7:51820".parse().unwrap()));
+    }
 }
