@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::UnixStream;
 use tokio::sync::oneshot;
-use tokio::time::{Instant, Sleep, sleep_until, timeout};
+use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use wire::backend::{Report, Severity};
 use wire::frame::{Frames, Header};
 
@@ -21,6 +21,8 @@ use crate::{Cut, Settings};
 const PIECE_BYTES: usize = 64 * 1024;
 /// Pieces that one session may move before others have their turn.
 const PIECES_PER_TURN: usize = 16;
+/// From the last words to the client until the engine's session is let go.
+const PARTING: Duration = Duration::from_millis(250);
 /// For a client to take our last words.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
 
@@ -57,7 +59,9 @@ pub(crate) async fn relay(
 ) -> Ended {
     let mut relay = Relay::new(settings);
     let ended = poll_fn(|cx| relay.poll(cx, &mut client, &mut engine, &mut cut)).await;
-    drop(engine);
+    let is_cut = matches!(ended, Ended::Cut(reason) if reason != Cut::Stopping);
+    // A thousand engines' processes that end at once would take the processors from us while clients still have to be told.
+    let kept = is_cut.then_some(engine);
     let farewell = relay.farewell(ended);
     // An engine notices that its client is gone when it next has something to say to it; until then it would work on, and
     // commit, for somebody who may no longer be here.
@@ -74,6 +78,11 @@ pub(crate) async fn relay(
         let _ = tokio::join!(say, Box::pin(interrupt()));
     } else {
         let _ = say.await;
+    }
+    if let Some(engine) = kept {
+        drop(client);
+        sleep(PARTING).await;
+        drop(engine);
     }
     ended
 }
