@@ -58,9 +58,12 @@ fn judge(snapshot: &Snapshot, cluster: &Cluster, to: &Destination<'_>) -> Result
         IpAddr::V4(_) => None,
         IpAddr::V6(address) => model::carried_ipv4(*address).map(IpAddr::V4),
     };
+    // What is everybody's is nobody's own, also where one cluster reaches it by a peering: from here it is another way.
+    let owns = |other: &Cluster, address: IpAddr| {
+        network::judge(address, &[]).is_err() && other.network.owns(address)
+    };
     let is_foreign = snapshot.apart().map(|entry| &entry.cluster).any(|other| {
-        other.id != cluster.id
-            && (other.network.owns(*address) || carried.is_some_and(|inner| other.network.owns(inner)))
+        other.id != cluster.id && (owns(other, *address) || carried.is_some_and(|inner| owns(other, inner)))
     });
     if is_foreign {
         return Err(format!("{} is at {address}, in another cluster's private network", target.host));
@@ -215,6 +218,19 @@ mod tests {
         assert!(why.contains("chitin egress add shop-one RULE 127.0.0.1 --port 80"), "{why}");
         let open = world.cluster("shop-two", Network::default(), EgressPolicy::AllowAll);
         assert_eq!(world.judge(open, "https://a.example/", "192.0.2.1"), Ok(()));
+    }
+
+    #[test]
+    fn a_peering_with_public_addresses_takes_them_from_nobody() {
+        let world = World::new();
+        let mut wide = private("10.77.0.0/24");
+        wide.peerings[0].ranges = vec!["8.0.0.0/8".parse().unwrap(), "192.168.5.0/24".parse().unwrap()];
+        world.cluster("wide-one", wide, EgressPolicy::AllowAll);
+        let other = world.cluster("other-one", Network::default(), EgressPolicy::AllowAll);
+        assert_eq!(world.judge(other, "https://a.example/", "8.8.8.8"), Ok(()));
+        for address in ["192.168.5.9", "10.77.0.1", "::ffff:192.168.5.9", "64:ff9b::c0a8:509"] {
+            assert!(world.judge(other, "https://a.example/", address).is_err(), "{address}");
+        }
     }
 
     #[test]

@@ -141,6 +141,7 @@ fn request(wanted: &CreateCluster) -> Request {
         delete_protection: wanted.protect.then_some(Protection::Enabled),
         ..CreateSpec::default()
     };
+    let restrict_egress_traffic = wanted.restrict_egress.then_some(true);
     let network_visibility = wanted.network.visibility.map(|name| Visibility::from(name).as_str().to_owned());
     let cidr_range = wanted.network.cidr.map(|range| range.to_string());
     match Plan::from(wanted.plan) {
@@ -152,6 +153,7 @@ fn request(wanted: &CreateCluster) -> Request {
                 with_empty_ip_allowlist: (!wanted.allow.is_empty()).then_some(true),
                 network_visibility,
                 cidr_range,
+                restrict_egress_traffic,
                 ..CreateServerless::default()
             });
         }
@@ -161,6 +163,7 @@ fn request(wanted: &CreateCluster) -> Request {
                 region_nodes: BTreeMap::from([(REGION.to_owned(), 1)]),
                 network_visibility,
                 cidr_range,
+                restrict_egress_traffic,
                 ..CreateDedicated::default()
             });
         }
@@ -317,6 +320,7 @@ mod tests {
             plan,
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
             protect: true,
+            restrict_egress: false,
             network: NetworkChoice::default(),
         }
     }

@@ -228,6 +228,9 @@ pub struct CreateCluster {
     /// Refuse deletion until the protection is lifted: chitin cluster protect NAME --off
     #[arg(long)]
     pub protect: bool,
+    /// Let nothing leave it that no egress rule names: chitin egress add
+    #[arg(long)]
+    pub restrict_egress: bool,
     /// Who can see it
     #[command(flatten)]
     pub network: NetworkChoice,
