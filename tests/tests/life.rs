@@ -25,6 +25,7 @@ fn side_by_side() -> Vec<house::runner::Test> {
         crash::a_stop_drains_and_tells_open_sessions,
         admit::t12_a_stricter_allowlist_ends_old_sessions_within_a_second,
         admit::t57_a_dedicated_cluster_begins_closed_and_bad_rules_are_refused,
+        admit::t58_what_is_closed_stays_closed_and_no_text_shows_the_inside,
         admit::t64_a_cancel_from_outside_the_allowlist_or_for_another_cluster_is_silent,
         program::verify_proves_every_row,
         program::exit_codes_tell_what_happened,

@@ -81,6 +81,45 @@ pub fn t57_a_dedicated_cluster_begins_closed_and_bad_rules_are_refused() {
     drop(wire);
 }
 
+pub fn t58_what_is_closed_stays_closed_and_no_text_shows_the_inside() {
+    let cloud = Cloud::plain();
+    let closed = cloud.cluster("denied-one", &["--plan", "dedicated", "--allow", "127.0.0.0/8"]);
+    let open = cloud.cluster("opened-two", &[]);
+    cloud.chitin(["allowlist", "edit", "denied-one", "127.0.0.0/8", "--sql", "false"]).ok();
+    let is_refused = || {
+        let refusal = closed.try_sign_in().err().expect("the entry gives no right to SQL");
+        assert_eq!(refusal.code, "28000", "{refusal:?}");
+    };
+    is_refused();
+    // An entry without an end holds for ever: over a change of another entry, and over a restart.
+    cloud.chitin(["allowlist", "add", "denied-one", "203.0.113.0/24"]).ok();
+    cloud.chitin(["allowlist", "remove", "denied-one", "203.0.113.0/24"]).ok();
+    is_refused();
+    cloud.stop();
+    cloud.boot();
+    is_refused();
+    drop(open.sign_in());
+    for named in [
+        "opened-two-0",
+        "opened-two-1",
+        "opened-two-00",
+        "opened-two--1",
+        "opened-two-4294967296",
+        "-2",
+        "%n%n",
+        "'",
+    ] {
+        let mut knock = open.knock_with(&[("options", &format!("--cluster={named}"))]);
+        let refusal = knock.expect_refusal();
+        assert_eq!(refusal.code, "08004", "{named}: {refusal:?}");
+        assert_eq!(refusal.message, format!("invalid cluster identifier '{named}'"));
+        let said = format!("{refusal:?}").to_lowercase();
+        for inside in ["panick", ".rs", "/tmp", "parse", "unwrap", "u32"] {
+            assert!(!said.contains(inside), "{named}: {said}");
+        }
+    }
+}
+
 pub fn t64_a_cancel_from_outside_the_allowlist_or_for_another_cluster_is_silent() {
     let cloud = Cloud::plain();
     let one = cloud.cluster("cancel-one", &["--plan", "dedicated", "--allow", "127.0.0.1/32"]);
