@@ -214,6 +214,13 @@ pub fn inside_the_certificate_is_for_the_address_and_the_name_and_the_url_works_
     let said = psql(cluster, office, &wrong).refused();
     assert!(said.contains("does not match host name"), "{said}");
     psql(cluster, stranger, &format!("{url} connect_timeout=2")).refused();
+    let verified = world().cloud.chitin(["verify", &cluster.name]);
+    assert_eq!(verified.code(), 1, "{}", verified.stdout);
+    assert!(
+        verified.stderr.contains("is private") && verified.stderr.contains("cluster visibility"),
+        "{}",
+        verified.stderr
+    );
 }
 
 pub fn another_private_clusters_network_leads_to_no_other_cluster() {

@@ -31,6 +31,7 @@ mod fakes;
 use std::sync::Arc;
 
 use api::Cluster;
+use model::Visibility;
 use rustls::RootCertStore;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -48,6 +49,17 @@ use wire::Fault;
 /// Attacks the cluster and prints the table; fails if any claim does.
 pub async fn run(cloud: &Cloud, text: &str, printer: Printer) -> Result<(), Failure> {
     let cluster = cloud.cluster(text).await?;
+    if cluster.network_visibility == Visibility::Private {
+        let name = &cluster.name;
+        return Err(Failure::new(
+            Kind::Failed,
+            format!("{name} is private: it has no door that can be attacked from here"),
+        )
+        .next(format!(
+            "verify a public cluster of the same cloud, which attacks a private one of its own too; or, for the length of \
+             the check: chitin cluster visibility {name} public"
+        )));
+    }
     let door = front_door(cloud, &cluster).await?;
     let api_door = api_door(cloud, &door.roots).await?;
     let user = format!("verify_{}", hex::encode(random()?));
