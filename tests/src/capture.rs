@@ -60,11 +60,19 @@ pub type Direction = ((Ipv4Addr, u16), (Ipv4Addr, u16));
 impl Capture {
     /// Begins on a host's link; everything from now on is seen.
     pub fn begin(host: &Host, link: &str) -> Self {
+        Self::begin_of(host, link, &[])
+    }
+
+    /// Begins on a host's link with a filter of `tcpdump`: a bridge may bring what is for others, too.
+    pub fn begin_of(host: &Host, link: &str, filter: &[&str]) -> Self {
         let scratch = tempfile::tempdir().expect("a scratch directory");
         let file = scratch.path().join("packets");
         let mut command = host.command("tcpdump");
         // As root: the file lies where nobody else may write.
-        command.args(["-i", link, "-s", "0", "-U", "--immediate-mode", "-n", "-Z", "root", "-w"]).arg(&file);
+        command
+            .args(["-i", link, "-s", "0", "-U", "--immediate-mode", "-n", "-Z", "root", "-w"])
+            .arg(&file)
+            .args(filter);
         let mut process = command
             .stdin(Stdio::null())
             .stdout(Stdio::null())

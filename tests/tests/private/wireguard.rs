@@ -89,7 +89,7 @@ pub fn psql_goes_through_a_tunnel_and_the_internet_sees_nothing_but_wireguard() 
 
     one.cloud.chitin(["peering", "accept", &one.name, "branch", "--public-key", &branch.public_key]).ok();
     eventually_active(&one, "branch");
-    let capture = Capture::begin(&branch.host, "eth0");
+    let capture = Capture::begin_of(&branch.host, "eth0", &["host", &branch.host.ipv4().to_string()]);
     branch.up(&one, "branch", &branch.private_key);
     soon("the tunnel carries", || attempt(&branch.host, door, SQL_PORT).is_ok());
     psql(&one, &branch.host, door, &format!("create table kept as select '{CANARY}' as line")).ok();
@@ -141,7 +141,7 @@ pub fn t54_a_tunnel_with_another_key_gets_nothing() {
     accept(&one, "branch");
     soon("the tunnel carries", || attempt(&branch.host, door, SQL_PORT).is_ok());
     enter(&one, &branch.host, door);
-    let capture = Capture::begin(&thief.host, "eth0");
+    let capture = Capture::begin_of(&thief.host, "eth0", &["host", &thief.host.ipv4().to_string()]);
     thief.up(&one, "branch", &thief.private_key);
     assert_unreachable(&thief.host, door);
     // It called, and was not answered.
