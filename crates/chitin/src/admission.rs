@@ -1,7 +1,6 @@
 //! Whether a cluster lets somebody in from there: by its allowlist, an accepted private endpoint, or an accepted peering.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use model::{AllowlistEntry, Cluster, ClusterId, Origin, Surface, Visibility, Way, Wish};
@@ -36,7 +35,7 @@ impl Admissions {
         }
         match &origin.way {
             Way::Public => {
-                is_visible(cluster, &origin.way) && self.lists(cluster, origin.address, surface, now)
+                is_visible(cluster, &origin.way) && self.ready(cluster).admits(origin.address, surface, now)
             }
             Way::Endpoint(id) => {
                 cluster.network.endpoint(id).is_some_and(model::EndpointConnection::is_available)
@@ -97,10 +96,6 @@ impl Admissions {
     /// Forgets clusters that are gone.
     pub fn retain(&self, exists: impl Fn(&ClusterId) -> bool) {
         self.kept().retain(|id, _| exists(id));
-    }
-
-    fn lists(&self, cluster: &Cluster, address: IpAddr, surface: Surface, now: OffsetDateTime) -> bool {
-        self.ready(cluster).admits(address, surface, now)
     }
 
     fn ready(&self, cluster: &Cluster) -> Arc<Matcher> {

@@ -4,11 +4,11 @@
 use std::sync::Arc;
 
 use model::{
-    Clock, Cluster, ClusterId, ENDPOINT_WAIT_DAYS, ENDPOINTS_MAX, ENDPOINTS_WAITING_MAX, EndpointConnection,
-    EndpointId, EndpointState, Plan,
+    Clock, Cluster, ClusterId, ENDPOINTS_MAX, ENDPOINTS_WAITING_MAX, EndpointConnection, EndpointId,
+    EndpointState,
 };
 use store::Store;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -84,7 +84,7 @@ fn remember(cluster: &mut Cluster, id: EndpointId, now: OffsetDateTime) -> bool 
         return false;
     }
     let endpoints = &mut cluster.network.endpoints;
-    endpoints.retain(|known| !is_expired(known, now));
+    endpoints.retain(|known| !known.is_expired(now));
     let state = EndpointState::PendingAcceptance;
     endpoints.push(EndpointConnection { id, owner: None, state, created_at: now });
     true
@@ -93,26 +93,23 @@ fn remember(cluster: &mut Cluster, id: EndpointId, now: OffsetDateTime) -> bool 
 /// Whether the endpoint is to be remembered as waiting. Those that waited too long make room.
 fn may_wait(cluster: &Cluster, id: &EndpointId, now: OffsetDateTime) -> bool {
     let network = &cluster.network;
-    let has_service = network.has_endpoint_service || cluster.plan == Plan::Serverless;
-    let left = || network.endpoints.iter().filter(|known| !is_expired(known, now));
+    let left = || network.endpoints.iter().filter(|known| !known.is_expired(now));
     let is_new = left().all(|known| known.id != *id);
     let waits = |known: &&EndpointConnection| known.state == EndpointState::PendingAcceptance;
     let is_certificate = |id: &EndpointId| matches!(id, EndpointId::Certificate(_));
     let certificates = left().filter(waits).filter(|known| is_certificate(&known.id)).count();
-    has_service
+    cluster.has_endpoint_service()
         && is_new
         && left().count() < ENDPOINTS_MAX
         && left().filter(waits).count() < ENDPOINTS_WAITING_MAX
         && (!is_certificate(id) || certificates < CERTIFICATES_WAITING_MAX)
 }
 
-fn is_expired(endpoint: &EndpointConnection, now: OffsetDateTime) -> bool {
-    endpoint.state == EndpointState::PendingAcceptance
-        && now - endpoint.created_at > Duration::days(ENDPOINT_WAIT_DAYS)
-}
-
 #[cfg(test)]
 mod tests {
+    use model::{ENDPOINT_WAIT_DAYS, Plan};
+    use time::Duration;
+
     use super::*;
     use crate::testing::cluster;
 

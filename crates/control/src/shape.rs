@@ -4,7 +4,6 @@ use api::{ClusterConfig, DedicatedConfig, Protection, Region, ServerlessConfig, 
 use model::{Asked, Cluster, Observation, Plan, Tier};
 
 use crate::Settings;
-use crate::network::endpoints;
 
 /// Nobody in particular: who made a cluster is not recorded.
 const CREATOR: &str = "00000000-0000-0000-0000-000000000000";
@@ -38,7 +37,7 @@ pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings
         sql_dns: sql_dns.clone(),
         ui_dns: String::new(),
         internal_dns: name_if(cluster.network.range.is_some()),
-        private_endpoint_dns: name_if(endpoints::has_service(cluster)),
+        private_endpoint_dns: name_if(cluster.has_endpoint_service()),
         node_count: asked.region_nodes.get(name).copied().unwrap_or_default(),
         primary: (asked.primary_region.as_ref() == Some(name) && cluster.regions.len() > 1).then_some(true),
     };

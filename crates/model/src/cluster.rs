@@ -248,6 +248,14 @@ impl Cluster {
         self.allowlist.iter().any(|entry| entry.sql && entry.range.contains(address))
     }
 
+    /// Whether private endpoints may lead to it: on serverless clusters the service is there by itself.
+    pub fn has_endpoint_service(&self) -> bool {
+        match self.plan {
+            Plan::Serverless => true,
+            Plan::Dedicated => self.network.has_endpoint_service,
+        }
+    }
+
     /// The Cloud API's state for this document and what was last seen of it.
     pub fn state(&self, seen: &Observation) -> ClusterState {
         match (self.wish, &seen.phase) {

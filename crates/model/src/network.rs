@@ -336,6 +336,12 @@ impl EndpointConnection {
     pub fn is_available(&self) -> bool {
         self.state == EndpointState::Available
     }
+
+    /// Whether nobody decided about it in time ([`ENDPOINT_WAIT_DAYS`]).
+    pub fn is_expired(&self, now: OffsetDateTime) -> bool {
+        self.state == EndpointState::PendingAcceptance
+            && now - self.created_at > time::Duration::days(ENDPOINT_WAIT_DAYS)
+    }
 }
 
 /// Whether a private endpoint may come in. The Cloud API's further states are derived or pass at once.

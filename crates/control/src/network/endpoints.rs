@@ -14,7 +14,7 @@ use model::{
     Plan, Provider,
 };
 use store::Snapshot;
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use crate::network::owners;
 use crate::network::ranges::Others;
@@ -155,16 +155,8 @@ pub(crate) async fn decide(
     Ok(Json(before))
 }
 
-/// Whether private endpoints find the cluster: on a serverless one always, on a dedicated one once that is wished.
-pub(crate) fn has_service(cluster: &Cluster) -> bool {
-    match cluster.plan {
-        Plan::Serverless => true,
-        Plan::Dedicated => cluster.network.has_endpoint_service,
-    }
-}
-
 fn needs_service(cluster: &Cluster) -> Result<(), Refusal> {
-    if has_service(cluster) {
+    if cluster.has_endpoint_service() {
         return Ok(());
     }
     Err(Refusal::wrong_state(format!(
@@ -242,11 +234,7 @@ fn by_id(cluster: &Cluster) -> Vec<&EndpointConnection> {
 
 fn status(connection: &EndpointConnection, now: OffsetDateTime) -> EndpointStatus {
     match connection.state {
-        EndpointState::PendingAcceptance
-            if now - connection.created_at > Duration::days(ENDPOINT_WAIT_DAYS) =>
-        {
-            EndpointStatus::Expired
-        }
+        EndpointState::PendingAcceptance if connection.is_expired(now) => EndpointStatus::Expired,
         EndpointState::PendingAcceptance => EndpointStatus::PendingAcceptance,
         EndpointState::Available => EndpointStatus::Available,
         EndpointState::Rejected => EndpointStatus::Rejected,
@@ -282,7 +270,7 @@ fn older(cluster: &Cluster, connection: &EndpointConnection, now: OffsetDateTime
 }
 
 fn services_of(cluster: &Cluster, settings: &Settings) -> Vec<PrivateEndpointService> {
-    if !has_service(cluster) {
+    if !cluster.has_endpoint_service() {
         return Vec::new();
     }
     let aws = || AwsServiceDetail {
