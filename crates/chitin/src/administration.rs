@@ -412,7 +412,7 @@ fn refusal(cause: engine::Error) -> Refusal {
         engine::Error::NotFound { .. } => Refusal::not_found(text),
         engine::Error::AlreadyExists { .. } => Refusal::exists(text),
         engine::Error::Refused(_) => Refusal::wrong_state(text),
-        engine::Error::Unready(_) | engine::Error::Asleep => Refusal::busy(text),
+        engine::Error::Unready(_) | engine::Error::Asleep | engine::Error::DataKey(_) => Refusal::busy(text),
         engine::Error::NoPostgres { .. }
         | engine::Error::NoSandbox { .. }
         | engine::Error::NoEncryption { .. }

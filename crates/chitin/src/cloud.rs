@@ -154,7 +154,7 @@ impl Cloud {
         let kek = Arc::new(KeyEncryptionKey::open_or_create(&paths.key_encryption_key())?);
         let host = Host::open(HostConfig {
             data: paths.data().to_owned(),
-            kek: kek.clone(),
+            keys: kek.clone(),
             allow_unencrypted: options.allow_unencrypted,
             postgres_bin: options.postgres_bin.clone(),
             encryption: options.encryption.map(Into::into),

@@ -65,6 +65,8 @@ fn main() -> ExitCode {
 
 fn start(options: &StartOptions) -> ExitCode {
     logging::start();
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     // Opened before the mounts are our own: names that `ip netns` gives later are seen through it only.
     let root = match std::fs::File::open("/") {
         Ok(root) => root,

@@ -168,6 +168,7 @@ impl Stapler {
             }),
             accept: "application/ocsp-response",
             authorization: None,
+            headers: Vec::new(),
             ca_pem: None,
             bytes_max: ocsp::RESPONSE_BYTES_MAX,
             time_max: ASK_MAX,

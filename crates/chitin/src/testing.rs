@@ -22,6 +22,7 @@ pub fn cluster() -> Cluster {
         sign_in: SignIn::default(),
         network: Network::default(),
         egress: model::Egress::default(),
+        keys: model::KeyWish::default(),
         wish: Wish::Exists(Power::Running),
         revision: 1,
         created_at: now,

@@ -1,5 +1,7 @@
 //! The engines of this machine: made, started, stopped, destroyed. One thing at a time for each cluster.
 
+mod data_key;
+
 use std::collections::{HashMap, HashSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -7,7 +9,7 @@ use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use keys::{DataKey, KeyEncryptionKey};
+use keys::{DataKey, KeyRing, WrappedKey};
 use model::{Cluster, ClusterId, Encryption, RoleName, RoutingId};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use tokio::time::{Instant, sleep};
@@ -29,13 +31,15 @@ const ADMIT_MAX: Duration = Duration::from_secs(5);
 /// Deaths that a slow listener may lag behind; it looks at everything then.
 const DEATHS_BUFFERED: usize = 64;
 
+pub use data_key::KeyUse;
+
 /// What the host needs to know.
 #[derive(Clone, Debug)]
 pub struct HostConfig {
     /// The data directory.
     pub data: PathBuf,
     /// Wraps the clusters' data keys.
-    pub kek: Arc<KeyEncryptionKey>,
+    pub keys: Arc<dyn KeyRing>,
     /// Whether clusters may be made where nothing encrypts.
     pub allow_unencrypted: bool,
     /// PostgreSQL's programs, if they are to be others than the newest found.
@@ -63,7 +67,7 @@ pub struct Started {
 /// The engines of this machine.
 pub struct Host {
     places: Places,
-    kek: Arc<KeyEncryptionKey>,
+    keys: Arc<dyn KeyRing>,
     postgres: Postgres,
     posture: Posture,
     limits: Option<PathBuf>,
@@ -93,12 +97,12 @@ impl Host {
         let claim = claim(&data)?;
         make_folder(&places.clusters(), 0o711)?;
         make_folder(&data.join("run"), 0o711)?;
-        leftovers::clear(&places, &config.kek);
+        leftovers::clear(&places);
         let postgres = Postgres::find(config.postgres_bin.as_deref())?;
         let posture = Posture::probe(config, &postgres, &places)?;
         Ok(Arc::new(Self {
             places,
-            kek: config.kek.clone(),
+            keys: config.keys.clone(),
             postgres,
             posture,
             limits: cgroup::probe().ok(),
@@ -136,8 +140,10 @@ impl Host {
         }
         let kind = self.posture.encryption_of_new()?;
         self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
+        let key = DataKey::random();
+        let wrapped = self.keys.wrap(cluster, &key).await?;
         let (host, wanted) = (self.clone(), cluster.clone());
-        let volume = blocking(move || host.make_files(&wanted, kind)).await?;
+        let volume = blocking(move || host.make_files(&wanted, kind, &key, &wrapped)).await?;
         let made = self.furnish(&slot, cluster, volume).await;
         if made.is_err() {
             // Nothing half made stays; the next attempt begins at the beginning.
@@ -151,15 +157,18 @@ impl Host {
         Ok(Made { encryption: kind, engine_version: self.postgres.version.clone() })
     }
 
-    fn make_files(&self, cluster: &Cluster, kind: Encryption) -> Result<Unlocked, Error> {
+    fn make_files(
+        &self,
+        cluster: &Cluster,
+        kind: Encryption,
+        key: &DataKey,
+        wrapped: &WrappedKey,
+    ) -> Result<Unlocked, Error> {
         let owner = Owner::of(cluster);
         make_folder(&self.places.cluster(cluster.id), 0o711)?;
-        let key = DataKey::random();
-        let wrapped = self.kek.wrap(&key, cluster.id)?;
-        let text = serde_json::to_vec(&wrapped).map_err(|cause| Error::Unready(cause.to_string()))?;
         // The key before the volume: a volume whose key was never kept could never be opened.
-        keys::write_private(&self.places.key(cluster.id), &text)?;
-        let volume = volume::create(&self.places, cluster.id, kind, &key, owner)?;
+        volume::keep_wrapped_key(&self.places, cluster.id, wrapped)?;
+        let volume = volume::create(&self.places, cluster.id, kind, key, owner)?;
         let made = (|| {
             for folder in ["pg", "log"] {
                 make_folder(&volume.base.join(folder), 0o700)?;
@@ -209,22 +218,30 @@ impl Host {
         }
         // One that died left its volume unlocked.
         self.stop_in(slot).await?;
-        let (host, wanted) = (self.clone(), cluster.clone());
-        let (volume, admitted) = blocking(move || host.unlock(&wanted)).await?;
+        let (volume, admitted) = self.unlock(cluster).await?;
         self.launch(slot, cluster, volume, &admitted).await?;
         Ok(Started { engine_version })
     }
 
-    fn unlock(&self, cluster: &Cluster) -> Result<(Unlocked, Vec<String>), Error> {
-        let marker = self.places.read_marker(cluster.id).ok_or_else(|| Error::File {
-            action: "read",
-            path: self.places.marker(cluster.id),
-            source: std::io::Error::other("the cluster was not completely made"),
-        })?;
-        let key = volume::key(&self.places, cluster.id, &self.kek)?;
-        let volume = volume::unlock(&self.places, cluster.id, marker.encryption, &key)?;
-        let admitted = admitted_before(&volume.base);
-        Ok((volume, admitted))
+    async fn unlock(&self, cluster: &Cluster) -> Result<(Unlocked, Vec<String>), Error> {
+        let (places, id) = (self.places.clone(), cluster.id);
+        let (marker, wrapped) = blocking(move || {
+            let marker = places.read_marker(id).ok_or_else(|| Error::File {
+                action: "read",
+                path: places.marker(id),
+                source: std::io::Error::other("the cluster was not completely made"),
+            })?;
+            Ok((marker, volume::wrapped_key(&places, id)?))
+        })
+        .await?;
+        let key = self.keys.unwrap(id, &wrapped).await?;
+        let places = self.places.clone();
+        blocking(move || {
+            let volume = volume::unlock(&places, id, marker.encryption, &key)?;
+            let admitted = admitted_before(&volume.base);
+            Ok((volume, admitted))
+        })
+        .await
     }
 
     /// Starts the engine on an unlocked volume and waits until it answers; locks the volume where it does not.

@@ -5,8 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use keys::KeyEncryptionKey;
-use model::{ClusterId, Encryption};
+use model::Encryption;
 use rustix::process::Signal;
 
 use crate::Error;
@@ -19,7 +18,7 @@ const GONE_MAX: Duration = Duration::from_secs(5);
 
 /// Clears the data directory. We hold its claim, so nothing in it belongs to anybody alive. What cannot be cleared of
 /// one cluster does not keep the others from being cleared.
-pub(crate) fn clear(places: &Places, kek: &KeyEncryptionKey) {
+pub(crate) fn clear(places: &Places) {
     end_processes_of(places.data());
     put_away(&places.clusters());
     for entry in std::fs::read_dir(places.clusters()).into_iter().flatten().flatten() {
@@ -27,7 +26,7 @@ pub(crate) fn clear(places: &Places, kek: &KeyEncryptionKey) {
             continue;
         };
         let cleared = match places.read_marker(id) {
-            Some(marker) if marker.encryption == Encryption::Fscrypt => lock_native(places, id, kek),
+            Some(marker) if marker.encryption == Encryption::Fscrypt => volume::lock_native(places, id),
             Some(_) => Ok(()),
             // A damaged marker is no proof that nothing was made: only an absent one is.
             None if places.marker(id).exists() => Ok(()),
@@ -41,12 +40,6 @@ pub(crate) fn clear(places: &Places, kek: &KeyEncryptionKey) {
         // Sockets without engines; one that cannot go is replaced when its engine starts.
         let _ = std::fs::remove_dir_all(entry.path());
     }
-}
-
-/// Takes a key out of a file system that outlives us. Which key it is, the kernel says when it is added once more.
-fn lock_native(places: &Places, id: ClusterId, kek: &KeyEncryptionKey) -> Result<(), Error> {
-    let key = volume::key(places, id, kek)?;
-    volume::unlock(places, id, Encryption::Fscrypt, &key)?.lock()
 }
 
 /// Ends jails and volume servers that name a path below the folder in their arguments.

@@ -24,7 +24,7 @@ mod volume;
 pub use administration::{Administration, Database};
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
-pub use host::{Host, HostConfig, Made, Started};
+pub use host::{Host, HostConfig, KeyUse, Made, Started};
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};
 pub use running::Run;
@@ -87,6 +87,9 @@ pub enum Error {
     /// A key problem.
     #[error(transparent)]
     Key(#[from] keys::Error),
+    /// The data key was not wrapped or unwrapped.
+    #[error(transparent)]
+    DataKey(#[from] keys::KeyFailure),
     /// The engine did not become ready, or does not answer.
     #[error("the engine does not answer: {0}")]
     Unready(String),

@@ -23,6 +23,17 @@ pub(crate) enum KeyStatus {
     IncompletelyRemoved,
 }
 
+/// What the kernel says of an encrypted folder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Policy {
+    /// `FSCRYPT_MODE_*` of the contents.
+    pub(crate) contents_mode: u8,
+    /// `FSCRYPT_MODE_*` of the names.
+    pub(crate) filenames_mode: u8,
+    /// The key's name.
+    pub(crate) identifier: KeyIdentifier,
+}
+
 const KEY_SPEC_TYPE_IDENTIFIER: u32 = 2;
 const MODE_AES_256_XTS: u8 = 1;
 const MODE_AES_256_CTS: u8 = 4;
@@ -72,6 +83,13 @@ struct PolicyV2 {
     identifier: KeyIdentifier,
 }
 
+#[repr(C)]
+struct GetPolicy {
+    size: u64,
+    policy: PolicyV2,
+}
+
+const FS_IOC_GET_ENCRYPTION_POLICY_EX: u64 = 0xc009_6616;
 const FS_IOC_SET_ENCRYPTION_POLICY: u64 = 0x800c_6613;
 const FS_IOC_ADD_ENCRYPTION_KEY: u64 = 0xc050_6617;
 const FS_IOC_REMOVE_ENCRYPTION_KEY: u64 = 0xc040_6618;
@@ -147,6 +165,28 @@ pub(crate) fn set_policy(folder: &File, identifier: KeyIdentifier) -> io::Result
     ioctl(folder, FS_IOC_SET_ENCRYPTION_POLICY, &mut policy)
 }
 
+/// How a folder is encrypted, as the kernel says. Also a locked folder tells.
+pub(crate) fn policy(folder: &File) -> io::Result<Policy> {
+    let mut argument = GetPolicy {
+        size: size_of::<PolicyV2>() as u64,
+        policy: PolicyV2 {
+            version: 0,
+            contents_mode: 0,
+            filenames_mode: 0,
+            flags: 0,
+            log2_data_unit_size: 0,
+            reserved: [0; 3],
+            identifier: [0; 16],
+        },
+    };
+    ioctl(folder, FS_IOC_GET_ENCRYPTION_POLICY_EX, &mut argument)?;
+    let PolicyV2 { version, contents_mode, filenames_mode, identifier, .. } = argument.policy;
+    if version != 2 {
+        return Err(io::Error::other("the folder has an encryption policy of another version"));
+    }
+    Ok(Policy { contents_mode, filenames_mode, identifier })
+}
+
 /// Gives the process a mount namespace of its own. Only for a process that has one thread.
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: the call takes no pointer and changes nothing that Rust relies on.
@@ -165,5 +205,7 @@ mod tests {
         assert_eq!(size_of::<RemoveKey>(), size(FS_IOC_REMOVE_ENCRYPTION_KEY));
         assert_eq!(size_of::<GetKeyStatus>(), size(FS_IOC_GET_ENCRYPTION_KEY_STATUS));
         assert_eq!(size_of::<PolicyV2>(), 24);
+        // The kernel writes no more than `size` says, whatever the number says (`u8[9]`).
+        assert_eq!(size_of::<GetPolicy>(), 32);
     }
 }

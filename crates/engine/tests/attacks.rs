@@ -24,7 +24,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
     let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap());
     let config = HostConfig {
         data: folder.path().to_owned(),
-        kek,
+        keys: kek,
         allow_unencrypted: true,
         postgres_bin: None,
         encryption: Some(Encryption::None),
@@ -43,6 +43,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),
+        keys: model::KeyWish::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

@@ -23,7 +23,7 @@ async fn open(data: &Path, encryption: Encryption) -> Arc<Host> {
     let kek = Arc::new(KeyEncryptionKey::open_or_create(&data.join("kek")).unwrap());
     let config = HostConfig {
         data: data.to_owned(),
-        kek,
+        keys: kek,
         allow_unencrypted: encryption == Encryption::None,
         postgres_bin: None,
         encryption: Some(encryption),
@@ -45,6 +45,7 @@ fn cluster(routing_id: u32) -> Cluster {
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),
+        keys: model::KeyWish::default(),
         is_delete_protected: false,
         allowlist: Vec::new(),
         wish: Wish::Exists(Power::Running),

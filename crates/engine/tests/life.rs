@@ -22,7 +22,7 @@ async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>
     let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap());
     let config = HostConfig {
         data: folder.to_owned(),
-        kek,
+        keys: kek,
         allow_unencrypted: encryption == Some(Encryption::None),
         postgres_bin: None,
         encryption,
@@ -53,6 +53,7 @@ fn cluster(routing_id: u32) -> Cluster {
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),
+        keys: model::KeyWish::default(),
         wish: Wish::Exists(Power::Running),
         revision: 1,
         created_at: now,
@@ -374,7 +375,8 @@ async fn a_key_of_another_cluster_opens_nothing() {
     let key =
         |cluster: &Cluster| folder.path().join("clusters").join(cluster.id.to_string()).join("key.json");
     std::fs::copy(key(&other), key(&one)).unwrap();
-    assert!(matches!(host.start(&one).await, Err(Error::Key(keys::Error::Unsealable))));
+    let refused = host.start(&one).await;
+    assert!(matches!(refused, Err(Error::DataKey(keys::KeyFailure::DoesNotOpen { .. }))));
     host.destroy(&one).await.unwrap();
     host.destroy(&other).await.unwrap();
 }
@@ -385,7 +387,7 @@ async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
     let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap());
     let config = HostConfig {
         data: folder.path().to_owned(),
-        kek,
+        keys: kek,
         allow_unencrypted: false,
         postgres_bin: None,
         encryption: Some(Encryption::None),

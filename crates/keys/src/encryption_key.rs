@@ -2,38 +2,26 @@
 
 use std::path::Path;
 
+use async_trait::async_trait;
 use aws_lc_rs::digest;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use model::ClusterId;
-use serde::{Deserialize, Serialize};
+use model::{Cluster, ClusterId, KeySpec};
 use zeroize::Zeroizing;
 
 use crate::private_file::{read_private, write_private};
 use crate::secret::fill_random;
-use crate::{DataKey, Error, Sealer};
+use crate::{Binding, DataKey, Error, KeyEncryption, KeyFailure, KeyRing, Sealer, WrappedKey};
 
 const PREFIX: &str = "chitin-kek-1 ";
 const ALGORITHM: &str = "AES-256-GCM";
+const VERSION: &str = "1";
 
 /// Wraps data keys and derives the keys that seal the cloud's own state.
 pub struct KeyEncryptionKey {
     id: String,
     root: Zeroizing<[u8; 32]>,
     wrapper: Sealer,
-}
-
-/// A data key that only its key-encryption key can open, and only for its own cluster.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct WrappedKey {
-    /// The key-encryption key's id.
-    pub key_id: String,
-    /// The key-encryption key's version.
-    pub key_version: u32,
-    /// How the data key is wrapped.
-    pub algorithm: String,
-    /// The wrapped key in base64.
-    pub wrapped: String,
 }
 
 impl KeyEncryptionKey {
@@ -71,34 +59,61 @@ impl KeyEncryptionKey {
         &self.id
     }
 
-    /// Wraps a data key for one cluster; it does not open for another.
-    pub fn wrap(&self, key: &DataKey, cluster: ClusterId) -> Result<WrappedKey, Error> {
-        let sealed = self.wrapper.seal(self.context(cluster).as_bytes(), key.expose())?;
-        Ok(WrappedKey {
-            key_id: self.id.clone(),
-            key_version: 1,
-            algorithm: ALGORITHM.to_owned(),
-            wrapped: STANDARD.encode(sealed),
-        })
-    }
-
-    /// Opens a wrapped data key of this cluster.
-    pub fn unwrap(&self, wrapped: &WrappedKey, cluster: ClusterId) -> Result<DataKey, Error> {
-        if wrapped.key_id != self.id || wrapped.key_version != 1 || wrapped.algorithm != ALGORITHM {
-            return Err(Error::OtherKey { wanted: wrapped.key_id.clone(), have: self.id.clone() });
-        }
-        let sealed = STANDARD.decode(&wrapped.wrapped).map_err(|_| Error::Unsealable)?;
-        let plain = self.wrapper.open(self.context(cluster).as_bytes(), &sealed)?;
-        DataKey::from_bytes(plain.expose()).ok_or(Error::Unsealable)
-    }
-
     /// A sealer whose key is good for this purpose only.
     pub fn sealer(&self, purpose: &str) -> Result<Sealer, Error> {
         Sealer::derive(&self.root, &format!("purpose {purpose}"))
     }
 
-    fn context(&self, cluster: ClusterId) -> String {
-        format!("data key of cluster {cluster} under {} version 1", self.id)
+    fn context(&self, place: &Binding) -> String {
+        format!("{} under {} version {VERSION}", place.context(), self.id)
+    }
+}
+
+#[async_trait]
+impl KeyEncryption for KeyEncryptionKey {
+    async fn wrap(&self, key: &DataKey, place: &Binding) -> Result<WrappedKey, KeyFailure> {
+        let sealed = self.wrapper.seal(self.context(place).as_bytes(), key.expose());
+        let sealed = sealed.map_err(|cause| KeyFailure::Unusable {
+            key: KeySpec::root().to_string(),
+            reason: cause.to_string(),
+        })?;
+        Ok(WrappedKey {
+            key: KeySpec::root(),
+            key_id: self.id.clone(),
+            key_version: VERSION.to_owned(),
+            algorithm: ALGORITHM.to_owned(),
+            wrapped: STANDARD.encode(sealed),
+        })
+    }
+
+    async fn unwrap(&self, wrapped: &WrappedKey, place: &Binding) -> Result<DataKey, KeyFailure> {
+        if wrapped.key_id != self.id || wrapped.key_version != VERSION || wrapped.algorithm != ALGORITHM {
+            return Err(KeyFailure::Unusable {
+                key: KeySpec::root().to_string(),
+                reason: format!(
+                    "the data key is wrapped by root key {}, and this cloud has root key {}; restore the key file that \
+                     belongs to this data",
+                    wrapped.key_id, self.id
+                ),
+            });
+        }
+        let does_not_open = || KeyFailure::DoesNotOpen { key: KeySpec::root().to_string() };
+        let sealed = STANDARD.decode(&wrapped.wrapped).map_err(|_| does_not_open())?;
+        let plain =
+            self.wrapper.open(self.context(place).as_bytes(), &sealed).map_err(|_| does_not_open())?;
+        DataKey::from_bytes(plain.expose()).ok_or_else(does_not_open)
+    }
+}
+
+/// The ring of a cloud without keys of customers'.
+#[async_trait]
+impl KeyRing for KeyEncryptionKey {
+    async fn wrap(&self, cluster: &Cluster, key: &DataKey) -> Result<WrappedKey, KeyFailure> {
+        KeyEncryption::wrap(self, key, &Binding::Volume(cluster.id)).await
+    }
+
+    async fn unwrap(&self, cluster: ClusterId, wrapped: &WrappedKey) -> Result<DataKey, KeyFailure> {
+        KeyEncryption::unwrap(self, wrapped, &Binding::Volume(cluster)).await
     }
 }
 
@@ -112,28 +127,32 @@ impl std::fmt::Debug for KeyEncryptionKey {
 mod tests {
     use super::*;
 
-    #[test]
-    fn a_wrapped_key_opens_for_its_own_cluster_only() {
+    #[tokio::test]
+    async fn a_wrapped_key_opens_for_its_own_cluster_only() {
         let folder = tempfile::tempdir().unwrap();
         let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
-        let (cluster, other) = (ClusterId::random(), ClusterId::random());
+        let (place, other) = (Binding::Volume(ClusterId::random()), Binding::Volume(ClusterId::random()));
         let key = DataKey::random();
-        let wrapped = kek.wrap(&key, cluster).unwrap();
-        assert_eq!(kek.unwrap(&wrapped, cluster).unwrap().expose(), key.expose());
-        assert!(matches!(kek.unwrap(&wrapped, other), Err(Error::Unsealable)));
+        let wrapped = KeyEncryption::wrap(&kek, &key, &place).await.unwrap();
+        assert_eq!(KeyEncryption::unwrap(&kek, &wrapped, &place).await.unwrap().expose(), key.expose());
+        assert!(matches!(
+            KeyEncryption::unwrap(&kek, &wrapped, &other).await,
+            Err(KeyFailure::DoesNotOpen { .. })
+        ));
 
         let again = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
-        assert_eq!(again.unwrap(&wrapped, cluster).unwrap().expose(), key.expose());
+        assert_eq!(KeyEncryption::unwrap(&again, &wrapped, &place).await.unwrap().expose(), key.expose());
     }
 
-    #[test]
-    fn another_cloud_s_key_is_named_and_refused() {
+    #[tokio::test]
+    async fn another_cloud_s_key_is_named_and_refused() {
         let folder = tempfile::tempdir().unwrap();
         let first = KeyEncryptionKey::open_or_create(&folder.path().join("one")).unwrap();
         let second = KeyEncryptionKey::open_or_create(&folder.path().join("two")).unwrap();
-        let cluster = ClusterId::random();
-        let wrapped = first.wrap(&DataKey::random(), cluster).unwrap();
-        assert!(matches!(second.unwrap(&wrapped, cluster), Err(Error::OtherKey { .. })));
+        let place = Binding::Volume(ClusterId::random());
+        let wrapped = KeyEncryption::wrap(&first, &DataKey::random(), &place).await.unwrap();
+        let refused = KeyEncryption::unwrap(&second, &wrapped, &place).await.unwrap_err().to_string();
+        assert!(refused.contains(first.id()) && refused.contains(second.id()), "{refused}");
     }
 
     #[test]

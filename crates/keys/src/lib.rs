@@ -8,6 +8,7 @@ pub mod client;
 mod encryption_key;
 pub mod ocsp;
 mod private_file;
+mod ring;
 mod sealer;
 mod secret;
 mod signed;
@@ -17,8 +18,9 @@ mod testing;
 pub use authority::{Authority, ROOT_VALIDITY, SERVER_VALIDITY};
 pub use binding::{ChannelBinding, Unbindable};
 pub use certificate::ServerCertificate;
-pub use encryption_key::{KeyEncryptionKey, WrappedKey};
+pub use encryption_key::KeyEncryptionKey;
 pub use private_file::{read_private, write_atomically, write_private};
+pub use ring::{Binding, KeyEncryption, KeyFailure, KeyRing, WrappedKey};
 pub use sealer::Sealer;
 pub use secret::{DataKey, Secret, SecretText, fill_random};
 
@@ -56,16 +58,6 @@ pub enum Error {
     /// Sealed bytes do not open: another key, another place, or changed bytes.
     #[error("sealed data does not open: it was changed, moved, or sealed with another key")]
     Unsealable,
-    /// The wrapped key names another key-encryption key.
-    #[error(
-        "the data key is wrapped by key {wanted}, and this cloud has key {have}; restore the key file that belongs to this data"
-    )]
-    OtherKey {
-        /// The id in the wrapped key.
-        wanted: String,
-        /// The id of the key at hand.
-        have: String,
-    },
     /// A certificate cannot be made or used.
     #[error("certificate: {0}")]
     Certificate(String),

@@ -158,6 +158,9 @@ pub struct Observation {
     /// Its private network.
     #[serde(default)]
     pub network: crate::NetworkSeen,
+    /// Its keys.
+    #[serde(default)]
+    pub keys: crate::KeysSeen,
 }
 
 impl Observation {
@@ -169,6 +172,7 @@ impl Observation {
             engine_version: None,
             is_initialized: false,
             network: crate::NetworkSeen::default(),
+            keys: crate::KeysSeen::default(),
         }
     }
 }
@@ -222,6 +226,9 @@ pub struct Cluster {
     /// What may leave it.
     #[serde(default)]
     pub egress: crate::Egress,
+    /// What encrypts it at rest.
+    #[serde(default)]
+    pub keys: crate::KeyWish,
     /// What should be true.
     pub wish: Wish,
     /// Goes up by one with each change of the document; lost updates are refused by it.

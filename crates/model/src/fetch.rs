@@ -18,6 +18,8 @@ pub struct Fetch {
     pub accept: &'static str,
     /// A bearer token or basic credentials for the `Authorization` header, whole. A secret.
     pub authorization: Option<Hidden>,
+    /// Further headers, whose values may be secrets. With any, as with `authorization`, nothing travels in plaintext.
+    pub headers: Vec<(&'static str, Hidden)>,
     /// Certificates (PEM) that are trusted instead of the machine's.
     pub ca_pem: Option<String>,
     /// Most bytes of the answer's body; a longer one is a failure, never cut.

@@ -7,6 +7,7 @@ mod cluster;
 mod egress;
 mod fetch;
 mod forbidden;
+mod key;
 mod names;
 mod network;
 mod origin;
@@ -27,8 +28,13 @@ pub use egress::{
 };
 pub use fetch::{Fetch, FetchBody, FetchFailure, Fetched, Fetcher, Hidden};
 pub use forbidden::{carried_ipv4, never_reached, never_reached_range};
+pub use key::{
+    CmekStatus, KEY_SERVICES_MAX, KEY_URI_BYTES_MAX, KEYS_KEPT_MAX, KeptSecret, KeyCredentials, KeyOutage,
+    KeySeen, KeyService, KeySpec, KeyType, KeyWish, KeysSeen,
+};
 pub use names::{
-    ClusterHandle, ClusterId, ClusterName, DatabaseName, InvalidHandle, InvalidName, RoleName, RoutingId,
+    ClusterHandle, ClusterId, ClusterName, DatabaseName, InvalidHandle, InvalidName, KeyServiceName,
+    RoleName, RoutingId,
 };
 pub use network::{
     ENDPOINT_WAIT_DAYS, ENDPOINTS_MAX, ENDPOINTS_WAITING_MAX, EndpointConnection, EndpointState, Network,

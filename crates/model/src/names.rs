@@ -241,6 +241,33 @@ impl FromStr for DatabaseName {
     }
 }
 
+/// A key service's name: 1 to 64 characters of `a-z`, `0-9` and `-`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct KeyServiceName(String);
+
+impl KeyServiceName {
+    /// The name as text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl FromStr for KeyServiceName {
+    type Err = InvalidName;
+
+    fn from_str(text: &str) -> Result<Self, InvalidName> {
+        let allowed = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+        if !(1..=64).contains(&text.len()) || !text.bytes().all(allowed) {
+            return Err(InvalidName {
+                what: "key service name",
+                rule: "it has 1 to 64 lower-case letters, digits and dashes",
+            });
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
 macro_rules! text_form {
     ($($name:ident),*) => {$(
         impl fmt::Display for $name {
@@ -265,7 +292,7 @@ macro_rules! text_form {
     )*};
 }
 
-text_form!(ClusterName, RoleName, DatabaseName);
+text_form!(ClusterName, RoleName, DatabaseName, KeyServiceName);
 
 #[cfg(test)]
 mod tests {

@@ -177,7 +177,8 @@ impl Gate {
         addresses: &[SocketAddr],
     ) -> Result<Fetched, FetchFailure> {
         let is_here = addresses.iter().all(|address| address.ip().is_loopback());
-        if fetch.authorization.is_some() && url.scheme() == "http" && !is_here {
+        let has_secrets = fetch.authorization.is_some() || !fetch.headers.is_empty();
+        if has_secrets && url.scheme() == "http" && !is_here {
             return Err(refused("credentials would travel in plaintext; use https"));
         }
         let tls = match &fetch.ca_pem {
@@ -205,6 +206,12 @@ impl Gate {
                 .map_err(|_| failed("the credentials cannot stand in a header"))?;
             value.set_sensitive(true);
             request = request.header(AUTHORIZATION, value);
+        }
+        for (name, value) in fetch.headers {
+            let mut value =
+                HeaderValue::try_from(value.0).map_err(|_| failed("a value cannot stand in a header"))?;
+            value.set_sensitive(true);
+            request = request.header(name, value);
         }
         let bytes_max = fetch.bytes_max.min(self.settings.bytes_max);
         let mut response = request.send().await.map_err(explain)?;

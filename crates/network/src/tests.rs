@@ -86,6 +86,7 @@ fn get(url: impl Into<String>) -> Fetch {
         body: None,
         accept: "application/json",
         authorization: None,
+        headers: Vec::new(),
         ca_pem: None,
         bytes_max: 64 * 1024,
         time_max: Duration::from_secs(5),

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use model::{
-    AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, Network, NetworkSeen, Observation, Plan, Power,
-    Provider, RoutingId, SqlRole, Wish,
+    AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, KeysSeen, Network, NetworkSeen, Observation,
+    Plan, Power, Provider, RoutingId, SqlRole, Wish,
 };
 use time::OffsetDateTime;
 
@@ -80,6 +80,7 @@ impl Store {
             sign_in: model::SignIn::default(),
             network: draft.network,
             egress: draft.egress,
+            keys: model::KeyWish::default(),
             wish: Wish::Exists(Power::Running),
             revision: 1,
             created_at: now,
@@ -156,9 +157,23 @@ impl Store {
         })
     }
 
-    /// Writes what was last seen true of a cluster's engine and volume. Its network is [`Self::observe_network`]'s.
+    /// Writes what was last seen true of a cluster's engine and volume. Its network is [`Self::observe_network`]'s, its
+    /// keys are [`Self::observe_keys`]'s.
     pub fn observe(&self, id: ClusterId, seen: Observation) -> Result<(), Error> {
-        self.look(id, |known| Observation { network: known.network.clone(), ..seen })
+        self.look(id, |known| Observation {
+            network: known.network.clone(),
+            keys: known.keys.clone(),
+            ..seen
+        })
+    }
+
+    /// Writes what was last seen true of a cluster's keys, and nothing else of it.
+    pub fn observe_keys(&self, id: ClusterId, change: impl FnOnce(&mut KeysSeen)) -> Result<(), Error> {
+        self.look(id, |known| {
+            let mut seen = known.clone();
+            change(&mut seen.keys);
+            seen
+        })
     }
 
     /// Writes what was last seen true of a cluster's private network, and nothing else of it.
@@ -166,7 +181,7 @@ impl Store {
         self.look(id, |known| Observation { network, ..known.clone() })
     }
 
-    /// Two loops look at one cluster; each changes its own part of what is there now.
+    /// Several loops look at one cluster; each changes its own part of what is there now.
     fn look(&self, id: ClusterId, change: impl FnOnce(&Observation) -> Observation) -> Result<(), Error> {
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();

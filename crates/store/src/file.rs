@@ -20,10 +20,11 @@ pub(crate) enum Table {
     Providers,
     Provisioned,
     Organization,
+    KeyServices,
 }
 
 impl Table {
-    const ALL: [Self; 8] = [
+    const ALL: [Self; 9] = [
         Self::Clusters,
         Self::Observations,
         Self::Roles,
@@ -32,6 +33,7 @@ impl Table {
         Self::Providers,
         Self::Provisioned,
         Self::Organization,
+        Self::KeyServices,
     ];
 
     fn name(self) -> &'static str {
@@ -44,6 +46,7 @@ impl Table {
             Self::Providers => "providers",
             Self::Provisioned => "provisioned",
             Self::Organization => "organization",
+            Self::KeyServices => "key_services",
         }
     }
 }

@@ -4,6 +4,7 @@
 
 mod clusters;
 mod file;
+mod key_services;
 mod keys;
 mod organization;
 mod providers;

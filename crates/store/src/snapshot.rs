@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use imbl::{HashMap, HashSet};
 use model::{
-    Cluster, ClusterHandle, ClusterId, ClusterName, IdentityProvider, Observation, Organization, RoutingId,
-    SqlRole,
+    Cluster, ClusterHandle, ClusterId, ClusterName, IdentityProvider, KeyService, KeyServiceName,
+    Observation, Organization, RoutingId, SqlRole,
 };
 
 use crate::file::{File, Table};
@@ -46,6 +46,7 @@ pub struct Snapshot {
     pub(crate) providers: HashMap<String, Arc<IdentityProvider>>,
     pub(crate) provisioned: HashMap<ClusterId, Arc<Users>>,
     pub(crate) organization: Organization,
+    pub(crate) key_services: HashMap<KeyServiceName, Arc<KeyService>>,
     pub(crate) next_routing_id: u32,
 }
 
@@ -81,6 +82,9 @@ impl Snapshot {
         }
         for (_, organization) in file.read_all::<Organization>(Table::Organization)? {
             snapshot.organization = organization;
+        }
+        for (_, service) in file.read_all::<KeyService>(Table::KeyServices)? {
+            snapshot.key_services.insert(service.name.clone(), Arc::new(service));
         }
         for (_, next) in file.read_all::<u32>(Table::Counters)? {
             snapshot.next_routing_id = next;

@@ -131,7 +131,7 @@ impl World {
         let store = Store::open(&folder.path().join("state"), kek.sealer("state").unwrap()).unwrap();
         let config = HostConfig {
             data: folder.path().to_owned(),
-            kek,
+            keys: kek,
             allow_unencrypted: true,
             postgres_bin: None,
             encryption: Some(Encryption::None),

@@ -42,6 +42,13 @@ pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
     Ok(Unlocked { place, folder: folder.to_owned(), identifier })
 }
 
+/// Removes the key of a folder that somebody else unlocked.
+pub(super) fn lock(folder: &Path) -> Result<(), Error> {
+    let policy = syscall::policy(&open_folder(folder)?).map_err(Error::file("look at", folder))?;
+    let place = open_folder(folder.parent().unwrap_or(folder))?;
+    Unlocked { place, folder: folder.to_owned(), identifier: policy.identifier }.lock()
+}
+
 impl Unlocked {
     /// Removes the key and insists that nothing of it is left.
     pub(super) fn lock(self) -> Result<(), Error> {

@@ -9,7 +9,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use keys::{DataKey, KeyEncryptionKey, WrappedKey};
+use keys::{DataKey, WrappedKey};
 use model::{ClusterId, Encryption};
 use serde::Serialize;
 
@@ -50,14 +50,23 @@ const TRIAL_MAX: Duration = Duration::from_secs(60);
 /// Names of what lies in a cluster's folder.
 const FILES: &str = "files";
 
-/// Opens a cluster's wrapped key.
-pub(crate) fn key(places: &Places, id: ClusterId, kek: &KeyEncryptionKey) -> Result<DataKey, Error> {
+/// A cluster's data key as it lies on the disk.
+pub(crate) fn wrapped_key(places: &Places, id: ClusterId) -> Result<WrappedKey, Error> {
     let path = places.key(id);
     let damaged = |reason| keys::Error::Damaged { path: path.clone(), reason };
     let text = keys::read_private(&path)?.ok_or_else(|| damaged("it is not there"))?;
-    let wrapped: WrappedKey =
-        serde_json::from_slice(text.expose()).map_err(|_| damaged("it is not a wrapped key"))?;
-    Ok(kek.unwrap(&wrapped, id)?)
+    Ok(serde_json::from_slice(text.expose()).map_err(|_| damaged("it is not a wrapped key"))?)
+}
+
+/// Keeps a wrapped data key, whole or not at all.
+pub(crate) fn keep_wrapped_key(places: &Places, id: ClusterId, wrapped: &WrappedKey) -> Result<(), Error> {
+    let text = serde_json::to_vec(wrapped).map_err(|cause| Error::Unready(cause.to_string()))?;
+    Ok(keys::write_private(&places.key(id), &text)?)
+}
+
+/// Takes the key out of a file system that outlives us, if it is there. The kernel says which key it is.
+pub(crate) fn lock_native(places: &Places, id: ClusterId) -> Result<(), Error> {
+    fscrypt::lock(&places.cluster(id).join(FILES))
 }
 
 /// Makes an empty volume and unlocks it.

@@ -278,6 +278,7 @@ impl Revocation {
             body: Some(FetchBody { kind: ocsp::REQUEST_KIND, bytes: Hidden(ocsp::request(step, &nonce)) }),
             accept: ocsp::RESPONSE_KIND,
             authorization: None,
+            headers: Vec::new(),
             ca_pem: None,
             bytes_max: ocsp::RESPONSE_BYTES_MAX,
             time_max: deadline.saturating_duration_since(Instant::now()),

@@ -349,6 +349,7 @@ pub(crate) async fn fetch(
         body: question.body,
         accept: "application/json",
         authorization: question.authorization,
+        headers: Vec::new(),
         ca_pem: provider.ca_pem.clone(),
         bytes_max: ANSWER_BYTES_MAX,
         time_max: FETCH_TIME_MAX,

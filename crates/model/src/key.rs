@@ -1,0 +1,333 @@
+//! Key-encryption keys: which key wraps a cluster's data key, what is wished for it and what was last seen of it.
+//!
+//! Names and states are those of the Cloud API's CMEK (`docs: cockroachcloud/managing-cmek.md`).
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+use zeroize::Zeroizing;
+
+use crate::KeyServiceName;
+
+/// Most key services of one cloud.
+pub const KEY_SERVICES_MAX: usize = 100;
+/// Longest name of a key at its service, in bytes.
+pub const KEY_URI_BYTES_MAX: usize = 1_024;
+/// Most keys of one cluster that are remembered after they are no longer used.
+pub const KEYS_KEPT_MAX: usize = 32;
+
+/// What kind of service keeps a key-encryption key. The first four are the Cloud API's names, the others are ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum KeyType {
+    /// No key of the customer's: the cloud's own root key.
+    #[serde(rename = "NULL_KMS")]
+    Null,
+    /// AWS Key Management Service. The URI is the key's ARN.
+    #[serde(rename = "AWS_KMS")]
+    Aws,
+    /// Google Cloud KMS. The URI is `projects/P/locations/L/keyRings/R/cryptoKeys/K`.
+    #[serde(rename = "GCP_CLOUD_KMS")]
+    Gcp,
+    /// Azure Key Vault. Known by name only: it is refused.
+    #[serde(rename = "AZURE_KEY_VAULT")]
+    Azure,
+    /// The transit engine of Vault or OpenBao. The URI is `MOUNT/keys/NAME`, for instance `transit/keys/shop`.
+    #[serde(rename = "VAULT_TRANSIT")]
+    Vault,
+    /// A hardware security module. The URI is the key's PKCS #11 URI (RFC 7512), for instance
+    /// `pkcs11:token=chitin;object=shop`.
+    #[serde(rename = "PKCS11")]
+    Pkcs11,
+}
+
+impl KeyType {
+    /// The name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Null => "NULL_KMS",
+            Self::Aws => "AWS_KMS",
+            Self::Gcp => "GCP_CLOUD_KMS",
+            Self::Azure => "AZURE_KEY_VAULT",
+            Self::Vault => "VAULT_TRANSIT",
+            Self::Pkcs11 => "PKCS11",
+        }
+    }
+}
+
+/// A key-encryption key: where it is kept and how it is named there. Holds no secret.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct KeySpec {
+    /// What keeps it.
+    #[serde(rename = "type")]
+    pub kind: KeyType,
+    /// The key's name there; empty for the cloud's root key.
+    #[serde(default)]
+    pub uri: String,
+    /// As whom the key is used: a role's ARN for AWS, a service account's address for GCP. Empty: as whom the service's
+    /// own credentials say.
+    #[serde(default)]
+    pub auth_principal: String,
+    /// The key service that leads to it; `None` for the cloud's root key.
+    #[serde(default)]
+    pub service: Option<KeyServiceName>,
+}
+
+impl KeySpec {
+    /// The cloud's own root key.
+    pub fn root() -> Self {
+        Self { kind: KeyType::Null, uri: String::new(), auth_principal: String::new(), service: None }
+    }
+
+    /// Whether it is a key of the customer's.
+    pub fn is_customers(&self) -> bool {
+        self.kind != KeyType::Null
+    }
+}
+
+impl fmt::Display for KeySpec {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if self.is_customers() {
+            write!(f, "{} {}", self.kind.as_str(), self.uri)
+        } else {
+            f.write_str("the cloud's root key")
+        }
+    }
+}
+
+/// A secret that is kept sealed in the state: wiped when dropped, silent when printed. Never part of an answer.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct KeptSecret(Zeroizing<String>);
+
+impl KeptSecret {
+    /// Takes the text over.
+    pub fn new(text: String) -> Self {
+        Self(Zeroizing::new(text))
+    }
+
+    /// The text, for the one place that needs it.
+    pub fn expose(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Debug for KeptSecret {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[hidden]")
+    }
+}
+
+/// A service that keeps keys, and how we sign in there. Set by the operator.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyService {
+    /// Its name in this cloud.
+    pub name: KeyServiceName,
+    /// What it is. Never [`KeyType::Null`] or [`KeyType::Azure`].
+    pub kind: KeyType,
+    /// Vault: its `https` URL. AWS and GCP: another endpoint than the provider's own, or empty. PKCS #11: the path of the
+    /// module (`.so`).
+    pub address: String,
+    /// Certificates (PEM) that are trusted instead of the machine's.
+    pub ca_pem: Option<String>,
+    /// Vault's namespace, where it has them.
+    pub namespace: Option<String>,
+    /// How we sign in.
+    pub credentials: KeyCredentials,
+    /// When it was set.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+/// How a key service knows us.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum KeyCredentials {
+    /// A token of Vault's.
+    VaultToken(KeptSecret),
+    /// Vault's AppRole.
+    VaultAppRole {
+        /// The role's id.
+        role_id: String,
+        /// Its secret id.
+        secret_id: KeptSecret,
+        /// Where the method is mounted, `approle` by default.
+        mount: String,
+    },
+    /// An access key of AWS.
+    AwsAccessKey {
+        /// The key's id.
+        access_key_id: String,
+        /// The key's secret.
+        secret_access_key: KeptSecret,
+        /// With temporary keys.
+        session_token: Option<KeptSecret>,
+        /// What a role that we assume wants to hear as its external id.
+        external_id: Option<String>,
+    },
+    /// A service account's key file (JSON) of Google's.
+    GcpServiceAccount(KeptSecret),
+    /// The PIN of a PKCS #11 token's user.
+    Pkcs11Pin(KeptSecret),
+}
+
+/// What should be true of a cluster's keys. Counts are wishes that can be repeated: they go up with each demand, and the
+/// observation says up to which one it was met.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeyWish {
+    /// The key that wraps the data key; `None` if CMEK was never enabled.
+    pub cmek: Option<KeySpec>,
+    /// The customer took the key away.
+    pub is_revoked: bool,
+    /// Demands to wrap the data key anew, with the key's newest version.
+    pub rewraps: u64,
+    /// Demands for another data key, for which the volume is encrypted anew.
+    pub data_keys: u64,
+}
+
+impl KeyWish {
+    /// The key that should wrap the data key.
+    pub fn spec(&self) -> KeySpec {
+        self.cmek.clone().unwrap_or_else(KeySpec::root)
+    }
+}
+
+/// The Cloud API's states of CMEK: of a cluster, of a region, of a key.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "SCREAMING_SNAKE_CASE")]
+pub enum CmekStatus {
+    /// Not used.
+    #[default]
+    Disabled,
+    /// On the way to not used.
+    Disabling,
+    /// Could not be left.
+    DisableFailed,
+    /// Used.
+    Enabled,
+    /// On the way to be used for the first time.
+    Enabling,
+    /// Could not be used.
+    EnableFailed,
+    /// On the way from one key or version to another.
+    Rotating,
+    /// That failed; the earlier key is still used.
+    RotateFailed,
+    /// Taken away: the cluster cannot start.
+    Revoked,
+    /// Being taken away.
+    Revoking,
+    /// Could not be taken away.
+    RevokeFailed,
+}
+
+impl CmekStatus {
+    /// The name in the API.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Disabled => "DISABLED",
+            Self::Disabling => "DISABLING",
+            Self::DisableFailed => "DISABLE_FAILED",
+            Self::Enabled => "ENABLED",
+            Self::Enabling => "ENABLING",
+            Self::EnableFailed => "ENABLE_FAILED",
+            Self::Rotating => "ROTATING",
+            Self::RotateFailed => "ROTATE_FAILED",
+            Self::Revoked => "REVOKED",
+            Self::Revoking => "REVOKING",
+            Self::RevokeFailed => "REVOKE_FAILED",
+        }
+    }
+}
+
+/// A key that wraps, or wrapped, a cluster's data key.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeySeen {
+    /// Which key.
+    pub spec: KeySpec,
+    /// What the service calls the version in use; empty where it does not say.
+    pub version: String,
+    /// Where it stands.
+    pub status: CmekStatus,
+    /// Why, for people.
+    pub user_message: String,
+    /// When it was first asked for.
+    #[serde(with = "time::serde::rfc3339")]
+    pub created_at: OffsetDateTime,
+    /// When anything of this last changed.
+    #[serde(with = "time::serde::rfc3339")]
+    pub updated_at: OffsetDateTime,
+}
+
+/// A key service that does not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KeyOutage {
+    /// Since when.
+    #[serde(with = "time::serde::rfc3339")]
+    pub since: OffsetDateTime,
+    /// What was seen, for the operator.
+    pub reason: String,
+}
+
+/// What was last seen of a cluster's keys, written by the keeper of keys alone.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct KeysSeen {
+    /// What wraps the data key now; `None` until it was first looked at, which means the cloud's root key.
+    pub wrapped_by: Option<KeySpec>,
+    /// Where CMEK stands.
+    pub status: CmekStatus,
+    /// Every key that was asked for, newest first. At most [`KEYS_KEPT_MAX`].
+    pub keys: Vec<KeySeen>,
+    /// Up to which demand the data key was wrapped anew.
+    pub rewraps: u64,
+    /// Up to which demand the volume was encrypted anew.
+    pub data_keys: u64,
+    /// When the data key in use was made, where that is known.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub data_key_since: Option<OffsetDateTime>,
+    /// The service said that the key may not be used: it is disabled, destroyed, or not ours to use. Holds until the
+    /// service says otherwise.
+    pub denied: Option<String>,
+    /// The service said so since the customer revoked the key here: when it allows it again, the revocation is over.
+    pub was_denied_since_revocation: bool,
+    /// The service does not answer.
+    pub outage: Option<KeyOutage>,
+}
+
+impl KeysSeen {
+    /// Why the cluster may not start, if its keys are the reason.
+    pub fn is_usable(&self) -> bool {
+        self.denied.is_none()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn specs_and_states_have_the_cloud_api_s_names() {
+        let spec = KeySpec { kind: KeyType::Gcp, uri: "projects/p".into(), ..KeySpec::root() };
+        let text = serde_json::to_string(&spec).unwrap();
+        assert!(text.contains(r#""type":"GCP_CLOUD_KMS""#), "{text}");
+        assert_eq!(serde_json::to_string(&CmekStatus::RotateFailed).unwrap(), r#""ROTATE_FAILED""#);
+        for status in [CmekStatus::Disabled, CmekStatus::EnableFailed, CmekStatus::Revoked] {
+            assert_eq!(serde_json::to_string(&status).unwrap(), format!("\"{}\"", status.as_str()));
+        }
+    }
+
+    #[test]
+    fn kept_secrets_do_not_print() {
+        let credentials = KeyCredentials::VaultToken(KeptSecret::new("canary".into()));
+        assert!(!format!("{credentials:?}").contains("canary"));
+    }
+
+    #[test]
+    fn a_cluster_without_a_wish_uses_the_root_key() {
+        let wish: KeyWish = serde_json::from_str("{}").unwrap();
+        assert_eq!(wish.spec(), KeySpec::root());
+        assert!(!wish.spec().is_customers());
+    }
+}
