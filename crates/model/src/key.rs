@@ -178,6 +178,9 @@ pub enum KeyCredentials {
 pub struct KeyWish {
     /// The key that wraps the data key; `None` if CMEK was never enabled.
     pub cmek: Option<KeySpec>,
+    /// When that key was first asked for.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub cmek_since: Option<OffsetDateTime>,
     /// The customer took the key away.
     pub is_revoked: bool,
     /// Demands to wrap the data key anew, with the key's newest version.
@@ -190,6 +193,56 @@ impl KeyWish {
     /// The key that should wrap the data key.
     pub fn spec(&self) -> KeySpec {
         self.cmek.clone().unwrap_or_else(KeySpec::root)
+    }
+
+    /// Where CMEK stands, by what is wished for and what was last seen.
+    pub fn status(&self, seen: &KeysSeen) -> CmekStatus {
+        if self.cmek.is_none() {
+            return CmekStatus::Disabled;
+        }
+        if seen.is_locked_away && (self.is_revoked || seen.denied.is_some()) {
+            return CmekStatus::Revoked;
+        }
+        if self.is_revoked || seen.denied.is_some() {
+            return CmekStatus::Revoking;
+        }
+        if self.rewraps <= seen.rewraps {
+            return CmekStatus::Enabled;
+        }
+        let was_enabled = seen.rewraps > 0;
+        match (was_enabled, seen.failure.is_some()) {
+            (false, false) => CmekStatus::Enabling,
+            (false, true) => CmekStatus::EnableFailed,
+            (true, false) => CmekStatus::Rotating,
+            (true, true) => CmekStatus::RotateFailed,
+        }
+    }
+
+    /// Every key that was asked for, newest first: the one that is wished for with where CMEK stands, the one that still
+    /// wraps the data key as enabled, earlier ones as disabled.
+    pub fn keys(&self, seen: &KeysSeen) -> Vec<KeySeen> {
+        let Some(wanted) = &self.cmek else { return Vec::new() };
+        let status = self.status(seen);
+        let since = self.cmek_since.unwrap_or(OffsetDateTime::UNIX_EPOCH);
+        let known = seen.keys.iter().find(|key| key.spec == *wanted);
+        let message = seen.denied.as_ref().or(seen.failure.as_ref());
+        let outage = seen.outage.as_ref().map(|outage| &outage.reason);
+        let first = KeySeen {
+            spec: wanted.clone(),
+            version: known.map(|key| key.version.clone()).unwrap_or_default(),
+            status,
+            user_message: message.or(outage).cloned().unwrap_or_default(),
+            created_at: since,
+            updated_at: known.map_or(since, |key| key.updated_at.max(since)),
+        };
+        let others = seen.keys.iter().filter(|key| key.spec != *wanted).map(|key| {
+            let is_used = seen.wrapped_by.as_ref() == Some(&key.spec);
+            KeySeen {
+                status: if is_used { CmekStatus::Enabled } else { CmekStatus::Disabled },
+                ..key.clone()
+            }
+        });
+        std::iter::once(first).chain(others).collect()
     }
 }
 
@@ -276,9 +329,11 @@ pub struct KeyOutage {
 pub struct KeysSeen {
     /// What wraps the data key now; `None` until it was first looked at, which means the cloud's root key.
     pub wrapped_by: Option<KeySpec>,
-    /// Where CMEK stands.
-    pub status: CmekStatus,
-    /// Every key that was asked for, newest first. At most [`KEYS_KEPT_MAX`].
+    /// Why the newest demand was not met yet; it is tried again.
+    pub failure: Option<String>,
+    /// The engine is stopped and the data key is out of the kernel, because the key may not be used.
+    pub is_locked_away: bool,
+    /// Every key that wrapped the data key, newest first. At most [`KEYS_KEPT_MAX`].
     pub keys: Vec<KeySeen>,
     /// Up to which demand the data key was wrapped anew.
     pub rewraps: u64,
@@ -297,9 +352,12 @@ pub struct KeysSeen {
 }
 
 impl KeysSeen {
-    /// Why the cluster may not start, if its keys are the reason.
-    pub fn is_usable(&self) -> bool {
-        self.denied.is_none()
+    /// Why the cluster may not run, for people; `None` if its keys are no reason.
+    pub fn hindrance(&self, wish: &KeyWish) -> Option<String> {
+        if wish.is_revoked {
+            return Some(format!("{} was revoked", wish.spec()));
+        }
+        self.denied.clone()
     }
 }
 
@@ -316,6 +374,59 @@ mod tests {
         for status in [CmekStatus::Disabled, CmekStatus::EnableFailed, CmekStatus::Revoked] {
             assert_eq!(serde_json::to_string(&status).unwrap(), format!("\"{}\"", status.as_str()));
         }
+    }
+
+    #[test]
+    fn where_cmek_stands_follows_from_the_wish_and_what_was_seen() {
+        let key = KeySpec { kind: KeyType::Vault, uri: "transit/keys/shop".into(), ..KeySpec::root() };
+        let mut wish = KeyWish::default();
+        let mut seen = KeysSeen::default();
+        assert_eq!(wish.status(&seen), CmekStatus::Disabled);
+        wish = KeyWish { cmek: Some(key.clone()), rewraps: 1, ..wish };
+        assert_eq!(wish.status(&seen), CmekStatus::Enabling);
+        seen.failure = Some("no such key".into());
+        assert_eq!(wish.status(&seen), CmekStatus::EnableFailed);
+        assert_eq!(wish.keys(&seen)[0].user_message, "no such key");
+        seen = KeysSeen { rewraps: 1, wrapped_by: Some(key.clone()), ..KeysSeen::default() };
+        assert_eq!(wish.status(&seen), CmekStatus::Enabled);
+        wish.rewraps = 2;
+        assert_eq!(wish.status(&seen), CmekStatus::Rotating);
+        seen.failure = Some("denied".into());
+        assert_eq!(wish.status(&seen), CmekStatus::RotateFailed);
+        wish.is_revoked = true;
+        assert_eq!(wish.status(&seen), CmekStatus::Revoking);
+        seen.is_locked_away = true;
+        assert_eq!(wish.status(&seen), CmekStatus::Revoked);
+        assert!(seen.hindrance(&wish).is_some());
+        // A service that takes the key away is the same as a customer who does.
+        wish.is_revoked = false;
+        seen.denied = Some("the key is disabled".into());
+        assert_eq!(wish.status(&seen), CmekStatus::Revoked);
+        assert_eq!(seen.hindrance(&wish).as_deref(), Some("the key is disabled"));
+    }
+
+    #[test]
+    fn the_key_that_still_wraps_is_told_apart_from_earlier_ones() {
+        let key = |name: &str| KeySpec { kind: KeyType::Vault, uri: name.into(), ..KeySpec::root() };
+        let was = |name: &str| KeySeen {
+            spec: key(name),
+            version: "1".into(),
+            status: CmekStatus::Enabled,
+            user_message: String::new(),
+            created_at: OffsetDateTime::UNIX_EPOCH,
+            updated_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        let wish = KeyWish { cmek: Some(key("c")), rewraps: 3, ..KeyWish::default() };
+        let seen = KeysSeen {
+            rewraps: 2,
+            wrapped_by: Some(key("b")),
+            keys: vec![was("b"), was("a")],
+            ..KeysSeen::default()
+        };
+        let told: Vec<(String, CmekStatus)> =
+            wish.keys(&seen).into_iter().map(|key| (key.spec.uri, key.status)).collect();
+        let expected = [("c", CmekStatus::Rotating), ("b", CmekStatus::Enabled), ("a", CmekStatus::Disabled)];
+        assert_eq!(told, expected.map(|(uri, status)| (uri.to_owned(), status)));
     }
 
     #[test]
