@@ -22,6 +22,7 @@ use tokio::time::timeout;
 use crate::outlets::Outlets;
 use crate::perimeter;
 use crate::presence::{Errand, Presence};
+use crate::ring::Ring;
 use crate::waker::Waker;
 
 /// For one errand on an engine that is awake.
@@ -52,6 +53,8 @@ pub struct Administrator {
     pub throttle: Arc<Throttle>,
     /// What engines may reach, and the gate.
     pub outlets: Arc<Outlets>,
+    /// The keys that wrap data keys.
+    pub ring: Arc<Ring>,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
 }
@@ -65,6 +68,12 @@ impl Administrator {
         let errand = self.presence.errand(id);
         self.waker.wake(id).await.map_err(|reason| match reason {
             NotReady::Gone => Refusal::no_cluster(id),
+            NotReady::KeyRevoked => Refusal::wrong_state(
+                "the key that encrypts the cluster's data was revoked; it starts again when the key may be used again",
+            ),
+            NotReady::KeyServiceSilent => Refusal::busy(
+                "the service that keeps the key of the cluster's data gives no answer; see: chitin key list",
+            ),
             NotReady::Failed | NotReady::NotGranted => {
                 Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
             }

@@ -36,6 +36,7 @@ use crate::paths::{Endpoint, Paths, Unsuitable};
 use crate::perimeter::Perimeter;
 use crate::policy::Policies;
 use crate::presence::Presence;
+use crate::ring::Ring;
 use crate::staple::Stapler;
 use crate::waker::Waker;
 use crate::{http, knocks, revoked, watch};
@@ -152,9 +153,10 @@ impl Cloud {
         let paths = Paths::prepare(&options.data)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let kek = Arc::new(KeyEncryptionKey::open_or_create(&paths.key_encryption_key())?);
+        let ring = Ring::new(kek.clone());
         let host = Host::open(HostConfig {
             data: paths.data().to_owned(),
-            keys: kek.clone(),
+            keys: ring.clone(),
             allow_unencrypted: options.allow_unencrypted,
             postgres_bin: options.postgres_bin.clone(),
             encryption: options.encryption.map(Into::into),
@@ -201,6 +203,7 @@ impl Cloud {
         let gate_settings = GateSettings { allow: options.fetch_allow.clone(), ..GateSettings::default() };
         let gate_out = Arc::new(network::Gate::new(gate_settings, Perimeter::new(store.clone()))?);
         let fetcher: Arc<dyn Fetcher> = gate_out.clone();
+        ring.connect(store.clone(), fetcher.clone(), clock.clone());
         let stapler = (options.tls_staple || options.tls_ocsp_url.is_some()).then(|| {
             let responder = options.tls_ocsp_url.clone();
             Stapler::new(certificates.clone(), fetcher.clone(), clock.clone(), responder)
@@ -251,8 +254,13 @@ impl Cloud {
             host.clone(),
             presence.clone(),
             clock.clone(),
-            reconcile::Settings { idle_after: options.idle_after, ..reconcile::Settings::default() },
+            reconcile::Settings {
+                idle_after: options.idle_after,
+                keys_every: options.key_check_every,
+                ..reconcile::Settings::default()
+            },
             gate.clone(),
+            ring.clone(),
         );
         let private_networks = match PrivateNetworks::probe().await {
             Ok(()) => {
@@ -269,6 +277,7 @@ impl Cloud {
             clock: clock.clone(),
             throttle,
             outlets: outlets.clone(),
+            ring,
             private_networks: private_networks.clone(),
         });
         let settings = control::Settings {

@@ -84,6 +84,9 @@ pub struct StartOptions {
     /// How often the certificates of open sessions are checked for revocation
     #[arg(long, env = "CHITIN_REVOCATION_EVERY", value_name = "TIME", default_value = "2s", value_parser = duration)]
     pub revocation_every: Duration,
+    /// How often key services are asked whether a cluster's key may still be used
+    #[arg(long, env = "CHITIN_KEY_CHECK_EVERY", value_name = "TIME", default_value = "1m", value_parser = duration)]
+    pub key_check_every: Duration,
     /// The folder with PostgreSQL's programs, instead of the newest version found
     #[arg(long, env = "CHITIN_POSTGRES_BIN", value_name = "DIR")]
     pub postgres_bin: Option<PathBuf>,

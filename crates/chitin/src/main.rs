@@ -20,6 +20,7 @@ mod perimeter;
 mod policy;
 mod presence;
 mod revoked;
+mod ring;
 mod staple;
 mod start;
 #[cfg(test)]

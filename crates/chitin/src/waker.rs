@@ -63,7 +63,7 @@ enum Standing {
     /// Nobody wished for it to run yet.
     Unwished,
     Underway,
-    Broken,
+    Broken(NotReady),
     Refused(NotReady),
 }
 
@@ -83,10 +83,10 @@ impl Waker {
             match self.look_and_wish(id).await? {
                 Standing::Ready => return Ok(()),
                 Standing::Refused(reason) => return Err(reason),
-                Standing::Broken => {
+                Standing::Broken(reason) => {
                     let until = *broken_until.get_or_insert(Instant::now() + PATIENCE_WITH_BROKEN);
                     if Instant::now() >= until {
-                        return Err(NotReady::Failed);
+                        return Err(reason);
                     }
                 }
                 Standing::Unwished | Standing::Underway => {}
@@ -130,9 +130,15 @@ fn standing(entry: &Entry, is_running: bool) -> Standing {
     match (entry.cluster.wish, &entry.seen.phase) {
         (Wish::Deleted, _) | (_, Phase::Deleting) => Standing::Refused(NotReady::Gone),
         (_, Phase::Failed { .. }) => Standing::Refused(NotReady::Failed),
+        _ if entry.seen.keys.hindrance(&entry.cluster.keys).is_some() => {
+            Standing::Refused(NotReady::KeyRevoked)
+        }
         (Wish::Exists(Power::Asleep), _) => Standing::Unwished,
         (Wish::Exists(Power::Running), Phase::Running) if is_running => Standing::Ready,
-        (Wish::Exists(Power::Running), Phase::Broken { .. }) => Standing::Broken,
+        (Wish::Exists(Power::Running), Phase::Broken { .. }) if entry.seen.keys.outage.is_some() => {
+            Standing::Broken(NotReady::KeyServiceSilent)
+        }
+        (Wish::Exists(Power::Running), Phase::Broken { .. }) => Standing::Broken(NotReady::Failed),
         (
             Wish::Exists(Power::Running),
             Phase::Running | Phase::Creating | Phase::Asleep | Phase::Waking | Phase::Stopping,
@@ -242,5 +248,21 @@ mod tests {
         assert_eq!(standing(&entry(sleep, Phase::Running), true), Standing::Unwished);
         assert_eq!(standing(&entry(run, Phase::Stopping), true), Standing::Underway);
         assert_eq!(standing(&entry(Wish::Deleted, Phase::Running), true), Standing::Refused(NotReady::Gone));
+    }
+
+    #[test]
+    fn whoever_waits_hears_that_the_key_is_the_reason() {
+        let run = Wish::Exists(Power::Running);
+        let mut revoked = entry(run, Phase::Running);
+        revoked.cluster.keys.is_revoked = true;
+        assert_eq!(standing(&revoked, true), Standing::Refused(NotReady::KeyRevoked));
+        let mut denied = entry(Wish::Exists(Power::Asleep), Phase::Asleep);
+        denied.seen.keys.denied = Some("the key is disabled".to_owned());
+        assert_eq!(standing(&denied, false), Standing::Refused(NotReady::KeyRevoked));
+        let mut silent = entry(run, Phase::Broken { reason: "no answer".to_owned() });
+        assert_eq!(standing(&silent, false), Standing::Broken(NotReady::Failed));
+        let since = time::OffsetDateTime::UNIX_EPOCH;
+        silent.seen.keys.outage = Some(model::KeyOutage { since, reason: "no answer".to_owned() });
+        assert_eq!(standing(&silent, false), Standing::Broken(NotReady::KeyServiceSilent));
     }
 }

@@ -1,5 +1,6 @@
 //! Ends sessions that a change, or the time, took the ground from: an address no longer allowed, a line of an allowlist
-//! that has expired, an endpoint or a peering that is gone, a cluster that is private now or to be deleted.
+//! that has expired, an endpoint or a peering that is gone, a cluster that is private now or to be deleted, a key that was
+//! revoked.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -36,9 +37,11 @@ pub async fn run(
     loop {
         changes.mark_unchanged();
         let (snapshot, now) = (store.snapshot(), clock.now());
-        let seen: HashMap<ClusterId, u64> =
-            snapshot.iter().map(|entry| (entry.cluster.id, entry.cluster.revision)).collect();
-        // Observations change often and concern no session.
+        // Of observations only what was seen of keys concerns sessions.
+        let seen: HashMap<ClusterId, (u64, bool)> = snapshot
+            .iter()
+            .map(|entry| (entry.cluster.id, (entry.cluster.revision, entry.seen.keys.denied.is_some())))
+            .collect();
         if next_expiry.is_some_and(|end| end <= now) || seen != revisions {
             let count = presence.cut(|facts| verdict(&snapshot, &directory, facts));
             if count > 0 {
@@ -63,6 +66,9 @@ pub(crate) fn verdict(snapshot: &Snapshot, directory: &Directory, facts: &Sessio
     let cluster = match snapshot.get(&facts.cluster) {
         None => return Some(Cut::Deleted),
         Some(entry) if entry.cluster.wish == Wish::Deleted => return Some(Cut::Deleted),
+        Some(entry) if entry.seen.keys.hindrance(&entry.cluster.keys).is_some() => {
+            return Some(Cut::KeyRevoked);
+        }
         Some(entry) => &entry.cluster,
     };
     if directory.admits(facts.cluster, &facts.origin) {

@@ -91,6 +91,10 @@ pub enum NotReady {
     Failed,
     /// The engine did not start in time.
     TimedOut,
+    /// The key that encrypts its data was revoked.
+    KeyRevoked,
+    /// The service that keeps the key of its data gives no answer.
+    KeyServiceSilent,
     /// The user could not be made, or its roles could not be granted. The reason is in the operator's log.
     NotGranted,
 }

@@ -211,6 +211,16 @@ fn not_ready(reason: crate::directory::NotReady) -> (&'static str, String, Optio
         NotReady::TimedOut => {
             ("57P03", "the cluster's engine did not start in time".to_owned(), Some("Connect again."))
         }
+        NotReady::KeyRevoked => (
+            "57P03",
+            "the key that encrypts the cluster's data was revoked".to_owned(),
+            Some("It starts again by itself when the key may be used again."),
+        ),
+        NotReady::KeyServiceSilent => (
+            "57P03",
+            "the service that keeps the key of the cluster's data gives no answer".to_owned(),
+            Some("Connect again later; the operator finds more with: chitin key list NAME"),
+        ),
         NotReady::NotGranted => (
             "28000",
             "the user could not be made, or its roles could not be granted".to_owned(),

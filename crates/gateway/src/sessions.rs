@@ -28,6 +28,8 @@ pub enum Cut {
     Private,
     /// Its cluster is being deleted.
     Deleted,
+    /// The key that encrypts its cluster's data was revoked.
+    KeyRevoked,
     /// Its user may no longer sign in.
     User,
     /// The certificate that it signed in with was revoked, or no longer counts.
@@ -60,6 +62,10 @@ impl Cut {
             Self::Deleted => {
                 ("terminating connection: the cluster is being deleted", "Its data is gone for good.")
             }
+            Self::KeyRevoked => (
+                "terminating connection: the key that encrypts the cluster's data was revoked",
+                "The cluster starts again by itself when the key may be used again.",
+            ),
             Self::User => {
                 ("terminating connection: this user may no longer sign in", "Ask the cluster's operator.")
             }

@@ -329,6 +329,8 @@ pub struct KeyOutage {
 pub struct KeysSeen {
     /// What wraps the data key now; `None` until it was first looked at, which means the cloud's root key.
     pub wrapped_by: Option<KeySpec>,
+    /// Keys that the data key was about to be wrapped by when this was written: after a crash it may be one of them.
+    pub tried: Vec<KeySpec>,
     /// Why the newest demand was not met yet; it is tried again.
     pub failure: Option<String>,
     /// The engine is stopped and the data key is out of the kernel, because the key may not be used.

@@ -15,28 +15,46 @@ pub enum Step {
     Settle,
     /// Stop the engine and lock the volume.
     Stop,
+    /// Switch to the volume that was copied under another data key.
+    Switch,
     /// The engine ended although it should run.
     Bury,
     /// Destroy key and data, then forget the cluster.
     Destroy,
 }
 
-/// Decides. `is_running` is the machine's answer; `was_good` says that this process saw the engine work before.
-pub fn decide(wish: Wish, seen: &Observation, is_running: bool, was_good: bool) -> Step {
+/// What the machine says, and what the keys allow.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct EngineFacts {
+    /// The machine's answer.
+    pub is_running: bool,
+    /// This process saw the engine work before.
+    pub was_good: bool,
+    /// The data key may not be used: nothing may run, whatever is wished.
+    pub is_barred: bool,
+    /// A copy of the volume under another data key is ready.
+    pub is_copied: bool,
+}
+
+/// Decides.
+pub fn decide(wish: Wish, seen: &Observation, facts: EngineFacts) -> Step {
     let power = match wish {
         Wish::Deleted => return Step::Destroy,
+        Wish::Exists(_) if facts.is_barred => Power::Asleep,
         Wish::Exists(power) => power,
     };
     if let Phase::Failed { .. } = seen.phase {
         return Step::Rest;
     }
     if !seen.is_initialized {
-        return Step::Create;
+        return if facts.is_barred { Step::Rest } else { Step::Create };
     }
-    match (power, is_running, &seen.phase) {
+    match (power, facts.is_running, &seen.phase) {
+        (_, false, Phase::Asleep) if facts.is_copied && !facts.is_barred => Step::Switch,
+        (Power::Running, true, Phase::Running) if facts.is_copied => Step::Stop,
         (Power::Running, true, Phase::Running) | (Power::Asleep, false, Phase::Asleep) => Step::Rest,
         (Power::Running, true, _) => Step::Settle,
-        (Power::Running, false, Phase::Running) if was_good => Step::Bury,
+        (Power::Running, false, Phase::Running) if facts.was_good => Step::Bury,
         (Power::Running, false, _) => Step::Start,
         // Also where no process is left: the volume may still be unlocked, and stopping locks it.
         (Power::Asleep, _, _) => Step::Stop,
@@ -49,6 +67,10 @@ mod tests {
 
     fn seen(phase: Phase) -> Observation {
         Observation { phase, is_initialized: true, ..Observation::nothing_yet() }
+    }
+
+    fn facts(is_running: bool, was_good: bool) -> EngineFacts {
+        EngineFacts { is_running, was_good, ..EngineFacts::default() }
     }
 
     fn phases() -> Vec<Phase> {
@@ -69,7 +91,10 @@ mod tests {
     fn a_wish_for_deletion_wins_over_everything() {
         for phase in phases() {
             for is_running in [false, true] {
-                assert_eq!(decide(Wish::Deleted, &seen(phase.clone()), is_running, true), Step::Destroy);
+                assert_eq!(
+                    decide(Wish::Deleted, &seen(phase.clone()), facts(is_running, true)),
+                    Step::Destroy
+                );
             }
         }
     }
@@ -82,7 +107,7 @@ mod tests {
             }
             let half = Observation { is_initialized: false, ..seen(phase) };
             for power in [Power::Running, Power::Asleep] {
-                assert_eq!(decide(Wish::Exists(power), &half, false, false), Step::Create);
+                assert_eq!(decide(Wish::Exists(power), &half, facts(false, false)), Step::Create);
             }
         }
     }
@@ -93,7 +118,7 @@ mod tests {
             phase: Phase::Failed { reason: "no encryption".to_owned() },
             ..Observation::nothing_yet()
         };
-        assert_eq!(decide(Wish::Exists(Power::Running), &failed, false, false), Step::Rest);
+        assert_eq!(decide(Wish::Exists(Power::Running), &failed, facts(false, false)), Step::Rest);
     }
 
     #[test]
@@ -103,28 +128,77 @@ mod tests {
                 continue;
             }
             let found = seen(phase.clone());
-            assert_eq!(decide(Wish::Exists(Power::Running), &found, false, false), Step::Start, "{phase:?}");
+            assert_eq!(
+                decide(Wish::Exists(Power::Running), &found, facts(false, false)),
+                Step::Start,
+                "{phase:?}"
+            );
             let expected = if phase == Phase::Asleep { Step::Rest } else { Step::Stop };
-            assert_eq!(decide(Wish::Exists(Power::Asleep), &found, false, false), expected, "{phase:?}");
+            assert_eq!(
+                decide(Wish::Exists(Power::Asleep), &found, facts(false, false)),
+                expected,
+                "{phase:?}"
+            );
         }
     }
 
     #[test]
     fn a_running_engine_that_should_run_is_left_alone() {
-        assert_eq!(decide(Wish::Exists(Power::Running), &seen(Phase::Running), true, true), Step::Rest);
-        assert_eq!(decide(Wish::Exists(Power::Running), &seen(Phase::Waking), true, true), Step::Settle);
+        assert_eq!(
+            decide(Wish::Exists(Power::Running), &seen(Phase::Running), facts(true, true)),
+            Step::Rest
+        );
+        assert_eq!(
+            decide(Wish::Exists(Power::Running), &seen(Phase::Waking), facts(true, true)),
+            Step::Settle
+        );
     }
 
     #[test]
     fn an_engine_that_died_under_us_is_buried_before_it_is_started_again() {
         let running = Wish::Exists(Power::Running);
-        assert_eq!(decide(running, &seen(Phase::Running), false, true), Step::Bury);
+        assert_eq!(decide(running, &seen(Phase::Running), facts(false, true)), Step::Bury);
         let broken = seen(Phase::Broken { reason: "it died".to_owned() });
-        assert_eq!(decide(running, &broken, false, false), Step::Start);
+        assert_eq!(decide(running, &broken, facts(false, false)), Step::Start);
     }
 
     #[test]
     fn a_cluster_that_should_sleep_is_stopped() {
-        assert_eq!(decide(Wish::Exists(Power::Asleep), &seen(Phase::Running), true, true), Step::Stop);
+        assert_eq!(decide(Wish::Exists(Power::Asleep), &seen(Phase::Running), facts(true, true)), Step::Stop);
+    }
+
+    #[test]
+    fn nothing_runs_while_the_key_may_not_be_used() {
+        for phase in phases() {
+            let barred =
+                |is_running| EngineFacts { is_barred: true, is_copied: true, ..facts(is_running, true) };
+            for wish in [Wish::Exists(Power::Running), Wish::Exists(Power::Asleep)] {
+                for is_running in [false, true] {
+                    let step = decide(wish, &seen(phase.clone()), barred(is_running));
+                    assert!(
+                        matches!(step, Step::Stop | Step::Rest),
+                        "{wish:?} {phase:?} {is_running}: {step:?}"
+                    );
+                }
+                let half = Observation { is_initialized: false, ..seen(Phase::Creating) };
+                assert_eq!(decide(wish, &half, barred(false)), Step::Rest);
+            }
+        }
+        let stopped = EngineFacts { is_barred: true, ..facts(true, true) };
+        assert_eq!(decide(Wish::Exists(Power::Running), &seen(Phase::Running), stopped), Step::Stop);
+    }
+
+    #[test]
+    fn a_copied_volume_is_switched_to_between_a_stop_and_a_start() {
+        let run = Wish::Exists(Power::Running);
+        let copied = |is_running| EngineFacts { is_copied: true, ..facts(is_running, true) };
+        assert_eq!(decide(run, &seen(Phase::Running), copied(true)), Step::Stop);
+        assert_eq!(decide(run, &seen(Phase::Asleep), copied(false)), Step::Switch);
+        assert_eq!(decide(Wish::Exists(Power::Asleep), &seen(Phase::Asleep), copied(false)), Step::Switch);
+        assert_eq!(decide(run, &seen(Phase::Asleep), facts(false, true)), Step::Start);
+        // One that died starts first, so that what is copied is whole.
+        let broken = seen(Phase::Broken { reason: "it died".to_owned() });
+        assert_eq!(decide(run, &broken, copied(false)), Step::Start);
+        assert_eq!(decide(Wish::Deleted, &seen(Phase::Asleep), copied(false)), Step::Destroy);
     }
 }

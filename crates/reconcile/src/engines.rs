@@ -11,7 +11,7 @@ use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{BackOff, Reconciler, Step, decide, roles};
+use crate::{BackOff, EngineFacts, Reconciler, Step, decide, keys, roles};
 
 /// For a cluster to be made.
 const CREATE_MAX: Duration = Duration::from_secs(120);
@@ -21,6 +21,8 @@ const START_MAX: Duration = Duration::from_secs(600);
 const STOP_MAX: Duration = Duration::from_secs(120);
 /// For a cluster to be destroyed.
 const DESTROY_MAX: Duration = Duration::from_secs(120);
+/// For what changed since a volume was copied.
+const SWITCH_MAX: Duration = Duration::from_secs(3_600);
 /// For sessions that were told to end before their engine is stopped.
 const LEAVE_MAX: Duration = Duration::from_secs(3);
 /// Tries to make a cluster before it counts as failed for good.
@@ -48,8 +50,12 @@ pub(crate) async fn run(house: Arc<Reconciler>, stop: CancellationToken) {
     let mut changes = house.store.changes();
     let mut deaths = house.host.deaths();
     let look_every = house.settings.look_every;
-    let mut engines =
-        Engines { house, tasks: JoinSet::new(), busy: HashMap::new(), back_offs: HashMap::new() };
+    let mut engines = Engines {
+        house: house.clone(),
+        tasks: JoinSet::new(),
+        busy: HashMap::new(),
+        back_offs: HashMap::new(),
+    };
     clear_strays(&engines.house).await;
     loop {
         changes.mark_unchanged();
@@ -60,6 +66,7 @@ pub(crate) async fn run(house: Arc<Reconciler>, stop: CancellationToken) {
             () = stop.cancelled() => break,
             changed = changes.changed() => if changed.is_err() { break },
             Some(ended) = engines.tasks.join_next_with_id() => engines.ended(ended),
+            () = house.copied.notified() => {}
             died = deaths.recv() => match died {
                 // Too many at once are no loss: every cluster is looked at anyway.
                 Ok(_) | Err(RecvError::Lagged(_)) => {}
@@ -103,11 +110,18 @@ impl Engines {
                 continue;
             }
             let back_off = self.back_offs.get(&id).copied().unwrap_or_default();
-            let is_running = self.house.host.is_running(id);
-            let step = decide(entry.cluster.wish, &entry.seen, is_running, back_off.is_good());
+            let facts = EngineFacts {
+                is_running: self.house.host.is_running(id),
+                was_good: back_off.is_good(),
+                is_barred: is_barred(entry),
+                is_copied: is_copied(&self.house, entry),
+            };
+            let step = decide(entry.cluster.wish, &entry.seen, facts);
             match (step, back_off.next_try()) {
                 (Step::Rest, _) => {}
-                (Step::Bury | Step::Settle | Step::Stop, _) | (_, None) => due.push((step, entry.clone())),
+                (Step::Bury | Step::Settle | Step::Stop | Step::Switch, _) | (_, None) => {
+                    due.push((step, entry.clone()))
+                }
                 (_, Some(time)) if time <= now => due.push((step, entry.clone())),
                 (_, Some(time)) => next_try = Some(next_try.map_or(time, |earlier| earlier.min(time))),
             }
@@ -173,6 +187,7 @@ async fn take(house: &Reconciler, step: Step, entry: &Entry, failures: u32) -> O
         Step::Start => start(house, cluster).await,
         Step::Settle => settle(house, cluster, None).await,
         Step::Stop => stop(house, cluster).await,
+        Step::Switch => switch(house, entry).await,
         Step::Bury => bury(house, cluster.id).await,
         Step::Destroy => destroy(house, cluster).await,
     };
@@ -180,6 +195,21 @@ async fn take(house: &Reconciler, step: Step, entry: &Entry, failures: u32) -> O
         tracing::error!(cluster = %cluster.id, ?step, %cause, "could not write what was seen");
         Outcome::Failed
     })
+}
+
+/// Whether the keys forbid that it runs.
+fn is_barred(entry: &Entry) -> bool {
+    entry.seen.keys.hindrance(&entry.cluster.keys).is_some()
+}
+
+/// Whether the volume is copied under a data key that somebody asked for.
+fn is_copied(house: &Reconciler, entry: &Entry) -> bool {
+    entry.cluster.keys.data_keys > entry.seen.keys.data_keys && house.host.is_copied(entry.cluster.id)
+}
+
+/// Whether the engine should not run at this moment.
+fn should_rest(house: &Reconciler, entry: &Entry) -> bool {
+    entry.cluster.wish == Wish::Exists(Power::Asleep) || is_barred(entry) || is_copied(house, entry)
 }
 
 async fn create(house: &Reconciler, entry: &Entry, failures: u32) -> Result<Outcome, store::Error> {
@@ -250,7 +280,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
         let _closed = house.gate.close().await;
         // A client may have woken it since we looked. Before the mark it keeps its session, after it it waits.
         let snapshot = house.store.snapshot();
-        if !snapshot.get(&id).is_some_and(|now| now.cluster.wish == Wish::Exists(Power::Asleep)) {
+        if !snapshot.get(&id).is_some_and(|now| should_rest(house, now)) {
             return Ok(Outcome::Works);
         }
         see(house, id, Phase::Stopping).await?;
@@ -258,7 +288,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
     if house.host.is_running(id) {
         // Those who were told to leave do so at a message boundary; those who wait for the next start stay seated.
         let left = async {
-            while house.sessions.count(id) > 0 && wants_sleep(house, id) {
+            while house.sessions.count(id) > 0 && is_told_to_leave(house, id) {
                 tokio::time::sleep(Duration::from_millis(20)).await;
             }
         };
@@ -281,8 +311,40 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
     }
 }
 
-fn wants_sleep(house: &Reconciler, id: ClusterId) -> bool {
-    house.store.snapshot().get(&id).is_some_and(|entry| entry.cluster.wish == Wish::Exists(Power::Asleep))
+/// Whether its sessions hear from the gateway that they must end. Before a switch the engine tells them itself.
+fn is_told_to_leave(house: &Reconciler, id: ClusterId) -> bool {
+    let is_told = |entry: &Entry| entry.cluster.wish == Wish::Exists(Power::Asleep) || is_barred(entry);
+    house.store.snapshot().get(&id).is_some_and(|entry| is_told(entry))
+}
+
+/// Switches to the copied volume. One that cannot be switched to is given up: the cluster must not stand still for it.
+async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Error> {
+    let (id, demand) = (entry.cluster.id, entry.cluster.keys.data_keys);
+    keys::announce(house, id, &entry.cluster.keys.spec()).await?;
+    match within(SWITCH_MAX, house.host.switch_volume(&entry.cluster)).await {
+        Ok(used) => {
+            let encryption = house.host.volume_state(id).map(|state| state.encryption);
+            note(house, id, |seen| seen.encryption = encryption.or(seen.encryption)).await?;
+            let now = house.clock.now();
+            let noted = move |store: &store::Store| {
+                store.observe_keys(id, |seen| {
+                    keys::remember(seen, &used, now);
+                    seen.data_keys = seen.data_keys.max(demand);
+                    seen.data_key_since = Some(now);
+                    seen.failure = None;
+                })
+            };
+            house.write(noted).await?;
+            tracing::info!(target: "audit", cluster = %id, "the volume is encrypted with a new data key; the earlier one is destroyed");
+        }
+        Err(reason) => {
+            tracing::error!(cluster = %id, %reason, "the copied volume could not be switched to; it is copied again later");
+            house.host.give_up_copy(id);
+            let text = format!("the copied volume could not be switched to: {reason}");
+            house.write(move |store| store.observe_keys(id, |seen| seen.failure = Some(text))).await?;
+        }
+    }
+    Ok(Outcome::Rests)
 }
 
 async fn bury(house: &Reconciler, id: ClusterId) -> Result<Outcome, store::Error> {

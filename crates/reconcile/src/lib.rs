@@ -7,12 +7,14 @@ mod decide;
 mod engines;
 mod gate;
 mod idle;
+mod keys;
 mod networks;
 mod roles;
 
 pub use back_off::{BackOff, LONGEST, SHORTEST};
-pub use decide::{Step, decide};
+pub use decide::{EngineFacts, Step, decide};
 pub use gate::Gate;
+pub use keys::{KeyFacts, KeyStep, decide_keys};
 pub use networks::{FrontDoors, NetworkReconciler, NetworkSettings};
 
 use std::collections::HashMap;
@@ -22,6 +24,7 @@ use std::time::Duration;
 use engine::Host;
 use model::{Clock, ClusterId};
 use store::Store;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -34,6 +37,15 @@ pub trait Sessions: Send + Sync + 'static {
     fn idle_since(&self, cluster: ClusterId) -> Option<std::time::Instant>;
 }
 
+/// The cloud's root key while it is exchanged. Answered by the program.
+pub trait RootKey: Send + Sync + 'static {
+    /// The version that data keys should be wrapped by, while some may still be wrapped by earlier ones.
+    fn rotating_to(&self) -> Option<String>;
+
+    /// Nothing needs the earlier versions any more.
+    fn finish_rotation(&self);
+}
+
 /// What the operator may set.
 #[derive(Clone, Copy, Debug)]
 pub struct Settings {
@@ -43,6 +55,10 @@ pub struct Settings {
     pub look_every: Duration,
     /// The roles of running engines are read this often.
     pub roles_every: Duration,
+    /// Key services are asked this often whether a cluster's key may still be used.
+    pub keys_every: Duration,
+    /// The same while a cluster waits for its key.
+    pub keys_again_after: Duration,
     /// Most clusters that are worked on at a time.
     pub parallel_max: usize,
 }
@@ -53,6 +69,8 @@ impl Default for Settings {
             idle_after: Duration::from_secs(300),
             look_every: Duration::from_secs(10),
             roles_every: Duration::from_secs(60),
+            keys_every: Duration::from_secs(60),
+            keys_again_after: Duration::from_secs(5),
             parallel_max: 8,
         }
     }
@@ -66,6 +84,9 @@ pub struct Reconciler {
     clock: Arc<dyn Clock>,
     settings: Settings,
     gate: Arc<Gate>,
+    root: Arc<dyn RootKey>,
+    /// A volume was copied, and the engines' loop has to switch to it.
+    copied: Notify,
     /// When each engine was started by this process.
     awake_since: Mutex<HashMap<ClusterId, Instant>>,
 }
@@ -79,14 +100,17 @@ impl Reconciler {
         clock: Arc<dyn Clock>,
         settings: Settings,
         gate: Arc<Gate>,
+        root: Arc<dyn RootKey>,
     ) -> Arc<Self> {
-        Arc::new(Self { store, host, sessions, clock, settings, gate, awake_since: Mutex::default() })
+        let (copied, awake_since) = (Notify::new(), Mutex::default());
+        Arc::new(Self { store, host, sessions, clock, settings, gate, root, copied, awake_since })
     }
 
     /// Runs all loops until `stop`, then lets what was begun come to its end.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
         tokio::join!(
             engines::run(self.clone(), stop.clone()),
+            keys::run(self.clone(), stop.clone()),
             idle::run(&self, &stop),
             roles::run(&self, &stop)
         );

@@ -5,7 +5,6 @@ use super::row::{Outcome, Row};
 const LATER: &[(&str, &str)] = &[
     ("inter-node identity, TLS 1.3", "nodes know each other by certificate"),
     ("backups encrypted", "backups are sealed before they leave"),
-    ("customer-managed keys", "the key-encryption key is the customer's own"),
     ("cluster API with login tokens", "/api/v2/ with login tokens"),
     ("SQL audit log", "every statement in a signed, chained log"),
 ];

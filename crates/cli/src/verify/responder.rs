@@ -1,7 +1,6 @@
 //! An OCSP responder (RFC 6960) of our own, for certificates of our own: it says of each what the attack wants said.
 
 use std::collections::HashSet;
-use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
@@ -9,30 +8,25 @@ use std::time::{Duration, SystemTime};
 use der::asn1::{BitString, GeneralizedTime, ObjectIdentifier, OctetString};
 use der::{Decode, Encode};
 use rcgen::{KeyPair, PublicKeyData, SigningKey};
-use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::{TcpListener, TcpStream};
-use tokio::time::timeout;
 use x509_cert::spki::AlgorithmIdentifierOwned;
 use x509_ocsp::{
     BasicOcspResponse, CertStatus, OcspGeneralizedTime, OcspRequest, OcspResponse, OcspResponseStatus,
     ResponderId, ResponseBytes, ResponseData, RevokedInfo, SingleResponse, Version,
 };
 
+use super::loopback::{Answers, Loopback, Reply};
 use super::wire::Fault;
 
 /// `id-pkix-ocsp-basic` (RFC 6960, section 4.2.1).
 const BASIC: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.3.6.1.5.5.7.48.1.1");
 /// `ecdsa-with-SHA256` (RFC 5758, section 3.2).
 const ECDSA_SHA256: ObjectIdentifier = ObjectIdentifier::new_unwrap("1.2.840.10045.4.3.2");
-const REQUEST_BYTES_MAX: usize = 16 * 1024;
-const TALK_MAX: Duration = Duration::from_secs(5);
 const VALIDITY: Duration = Duration::from_secs(60);
 
 /// A responder that answers until it is dropped.
 pub struct Responder {
-    address: SocketAddr,
+    server: Loopback,
     asked: Arc<AtomicUsize>,
-    task: tokio::task::JoinHandle<()>,
 }
 
 /// What the responder signs with and knows.
@@ -46,25 +40,15 @@ impl Responder {
     /// Opens a responder on loopback. The key is the authority's own; certificates with these serial numbers (big
     /// endian, without leading zeros) are revoked, all others are good.
     pub async fn open(key: KeyPair, revoked: &[&[u8]]) -> Result<Self, Fault> {
-        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await?;
-        let address = listener.local_addr()?;
         let asked = Arc::new(AtomicUsize::new(0));
         let revoked = Mutex::new(revoked.iter().map(|serial| serial.to_vec()).collect());
         let office = Arc::new(Office { key, revoked, asked: asked.clone() });
-        let task = tokio::spawn(async move {
-            while let Ok((tcp, _)) = listener.accept().await {
-                let office = office.clone();
-                tokio::spawn(async move {
-                    let _ = timeout(TALK_MAX, office.talk(tcp)).await;
-                });
-            }
-        });
-        Ok(Self { address, asked, task })
+        Ok(Self { server: Loopback::open(office).await?, asked })
     }
 
     /// Where it is asked.
     pub fn url(&self) -> String {
-        format!("http://{}", self.address)
+        self.server.url()
     }
 
     /// How often it was asked.
@@ -73,38 +57,15 @@ impl Responder {
     }
 }
 
-impl Drop for Responder {
-    fn drop(&mut self) {
-        self.task.abort();
+impl Answers for Office {
+    fn answer(&self, _path: &str, body: &[u8]) -> Option<Reply> {
+        self.asked.fetch_add(1, Ordering::Relaxed);
+        Some(Reply { status: "200 OK", kind: "application/ocsp-response", body: self.attest(body)? })
     }
 }
 
 impl Office {
-    async fn talk(&self, mut tcp: TcpStream) -> Option<()> {
-        let mut bytes = Vec::new();
-        let body = loop {
-            let mut piece = [0; 2_048];
-            let count = tcp.read(&mut piece).await.ok().filter(|count| *count > 0)?;
-            bytes.extend_from_slice(&piece[..count]);
-            if bytes.len() > REQUEST_BYTES_MAX {
-                return None;
-            }
-            if let Some(body) = whole_body(&bytes) {
-                break body.to_vec();
-            }
-        };
-        self.asked.fetch_add(1, Ordering::Relaxed);
-        let answer = self.answer(&body)?;
-        let head = format!(
-            "HTTP/1.1 200 OK\r\nContent-Type: application/ocsp-response\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
-            answer.len()
-        );
-        tcp.write_all(head.as_bytes()).await.ok()?;
-        tcp.write_all(&answer).await.ok()?;
-        tcp.shutdown().await.ok()
-    }
-
-    fn answer(&self, request: &[u8]) -> Option<Vec<u8>> {
+    fn attest(&self, request: &[u8]) -> Option<Vec<u8>> {
         let request = OcspRequest::from_der(request).ok()?;
         let now = SystemTime::now();
         let time = |at: SystemTime| {
@@ -153,29 +114,5 @@ impl Office {
             }),
         };
         response.to_der().ok()
-    }
-}
-
-/// The body of a request, once all of it is there.
-fn whole_body(bytes: &[u8]) -> Option<&[u8]> {
-    let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
-    let head = std::str::from_utf8(&bytes[..end]).ok()?;
-    let length = head.lines().find_map(|line| {
-        let (name, value) = line.split_once(':')?;
-        name.eq_ignore_ascii_case("content-length").then(|| value.trim().parse::<usize>().ok())?
-    })?;
-    bytes.get(end + 4..(end + 4).checked_add(length)?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_request_is_whole_when_its_length_is_there() {
-        assert_eq!(whole_body(b"POST / HTTP/1.1\r\nContent-Length: 3\r\n\r\nab"), None);
-        assert_eq!(whole_body(b"POST / HTTP/1.1\r\ncontent-length: 3\r\n\r\nabcd"), Some(b"abc".as_slice()));
-        assert_eq!(whole_body(b"POST / HTTP/1.1\r\nContent-Length: 99999999999999999999\r\n\r\n"), None);
-        assert_eq!(whole_body(b"POST / HTTP/1.1\r\n\r\n"), None);
     }
 }

@@ -10,7 +10,7 @@ use super::address::Journal;
 use super::amnesty::Amnesty;
 use super::row::{Row, Verdict};
 use super::target::Target;
-use super::{certificates, doors, egress, private, throttle, tokens};
+use super::{certificates, customer_keys, doors, egress, private, throttle, tokens};
 use crate::cloud::Cloud;
 use crate::failure::{Failure, Kind};
 use crate::password;
@@ -18,6 +18,8 @@ use crate::password;
 /// For the cluster to be made.
 const MAKE_MAX: Duration = Duration::from_secs(180);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// The region of the throw-away cluster.
+pub const REGION: &str = "local";
 /// The throw-away user of the throw-away cluster.
 pub const USER: &str = "verify_guest";
 
@@ -48,6 +50,7 @@ pub async fn rows(cloud: &Cloud, door: &Target, name: &str) -> Vec<Row> {
     rows.extend(egress::attack(&stage).await);
     rows.extend(private::attack(&stage).await);
     rows.extend(doors::attack(&stage).await);
+    rows.extend(customer_keys::attack(&stage).await);
     rows
 }
 
@@ -66,7 +69,7 @@ async fn raise<'a>(cloud: &'a Cloud, door: &Target, name: &str) -> Result<Stage<
     let spec = CreateSpec {
         plan: Some(Tier::Basic),
         serverless: Some(CreateServerless {
-            regions: vec!["local".to_owned()],
+            regions: vec![REGION.to_owned()],
             ..CreateServerless::default()
         }),
         ..CreateSpec::default()

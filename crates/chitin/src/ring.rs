@@ -1,0 +1,126 @@
+//! The ring of key-encryption keys: for each cluster the key that its document names, at the service that keeps it.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+
+use async_trait::async_trait;
+use keys::{Binding, DataKey, KeyEncryption, KeyEncryptionKey, KeyFailure, KeyRing, WrappedKey};
+use model::{Clock, Cluster, ClusterId, Fetcher, KeyService, KeySpec};
+use store::Store;
+
+/// Keys that were opened and are kept, at most. An open key costs little; the sign-in at its service is kept with it.
+const KEYS_OPEN_MAX: usize = 1_000;
+
+/// The ring.
+pub struct Ring {
+    root: Arc<KeyEncryptionKey>,
+    /// Set when the state is open, which is after engines of an earlier run were cleared away.
+    outside: OnceLock<Outside>,
+    open: Mutex<HashMap<KeySpec, Open>>,
+}
+
+struct Outside {
+    store: Arc<Store>,
+    fetcher: Arc<dyn Fetcher>,
+    clock: Arc<dyn Clock>,
+}
+
+/// A key that was opened, and the service as it was then.
+struct Open {
+    service: Arc<KeyService>,
+    key: Arc<dyn KeyEncryption>,
+}
+
+impl Ring {
+    /// A ring that knows the root key alone, until [`Self::connect`].
+    pub fn new(root: Arc<KeyEncryptionKey>) -> Arc<Self> {
+        Arc::new(Self { root, outside: OnceLock::new(), open: Mutex::default() })
+    }
+
+    /// Lets the ring look at documents and ask key services. To be called once.
+    pub fn connect(&self, store: Arc<Store>, fetcher: Arc<dyn Fetcher>, clock: Arc<dyn Clock>) {
+        let _ = self.outside.set(Outside { store, fetcher, clock });
+    }
+
+    /// Wraps and unwraps a throw-away key, as a cluster would have it done.
+    pub async fn try_out(&self, spec: &KeySpec, cluster: ClusterId) -> Result<(), KeyFailure> {
+        let (key, place) = (self.key(spec)?, Binding::Volume(cluster));
+        let trial = DataKey::random();
+        let wrapped = key.wrap(&trial, &place).await?;
+        let back = key.unwrap(&wrapped, &place).await?;
+        if back.expose() == trial.expose() {
+            return Ok(());
+        }
+        Err(KeyFailure::Unusable {
+            key: spec.to_string(),
+            reason: "what it unwraps is not what it wrapped; ask whoever runs the service".to_owned(),
+        })
+    }
+
+    /// The key at its service.
+    fn key(&self, spec: &KeySpec) -> Result<Arc<dyn KeyEncryption>, KeyFailure> {
+        if !spec.is_customers() {
+            return Ok(self.root.clone());
+        }
+        let unusable = |reason: String| KeyFailure::Unusable { key: spec.to_string(), reason };
+        let Some(Outside { store, fetcher, clock }) = self.outside.get() else {
+            return Err(KeyFailure::Unreachable {
+                key: spec.to_string(),
+                reason: "the cloud is still starting".to_owned(),
+            });
+        };
+        let name = spec.service.as_ref().ok_or_else(|| unusable("no key service leads to it".to_owned()))?;
+        let service = store.snapshot().key_service(name).cloned().ok_or_else(|| {
+            unusable(format!("there is no key service {name}; set it with: chitin key service set {name}"))
+        })?;
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = open.get(spec)
+            && known.service == service
+        {
+            return Ok(known.key.clone());
+        }
+        let key = keys::service::open(&service, spec, fetcher.clone(), clock.clone())?;
+        if open.len() >= KEYS_OPEN_MAX {
+            open.clear();
+        }
+        open.insert(spec.clone(), Open { service, key: key.clone() });
+        Ok(key)
+    }
+
+    /// Whether the cluster's document, or what was seen of it, names this key. A key file from elsewhere, or from
+    /// before a change of keys, is refused, whoever can open it.
+    fn belongs(&self, cluster: ClusterId, found: &KeySpec) -> Result<(), KeyFailure> {
+        let Some(Outside { store, .. }) = self.outside.get() else {
+            return Ok(());
+        };
+        let snapshot = store.snapshot();
+        let Some(entry) = snapshot.get(&cluster) else {
+            return Ok(());
+        };
+        let wanted = entry.cluster.keys.spec();
+        let seen = &entry.seen.keys;
+        let in_use = seen.wrapped_by.clone().unwrap_or_else(KeySpec::root);
+        if *found == wanted || *found == in_use || seen.tried.contains(found) {
+            return Ok(());
+        }
+        Err(KeyFailure::NotItsKey { found: found.to_string(), wanted: wanted.to_string() })
+    }
+}
+
+#[async_trait]
+impl KeyRing for Ring {
+    async fn wrap(&self, cluster: &Cluster, key: &DataKey) -> Result<WrappedKey, KeyFailure> {
+        self.key(&cluster.keys.spec())?.wrap(key, &Binding::Volume(cluster.id)).await
+    }
+
+    async fn unwrap(&self, cluster: ClusterId, wrapped: &WrappedKey) -> Result<DataKey, KeyFailure> {
+        self.belongs(cluster, &wrapped.key)?;
+        self.key(&wrapped.key)?.unwrap(wrapped, &Binding::Volume(cluster)).await
+    }
+}
+
+impl std::fmt::Debug for Ring {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Ring")
+    }
+}
