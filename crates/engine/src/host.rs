@@ -153,7 +153,7 @@ impl Host {
             self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
         }
         made?;
-        let marker = Marker { routing_id: cluster.routing_id, encryption: kind };
+        let marker = Marker { routing_id: cluster.routing_id, encryption: kind, generation: 0 };
         let text = serde_json::to_vec(&marker).map_err(|cause| Error::Unready(cause.to_string()))?;
         let path = self.places.marker(cluster.id);
         blocking(move || Ok(keys::write_atomically(&path, &text)?)).await?;
@@ -168,10 +168,11 @@ impl Host {
         wrapped: &WrappedKey,
     ) -> Result<Unlocked, Error> {
         let owner = Owner::of(cluster);
-        make_folder(&self.places.cluster(cluster.id), 0o711)?;
+        let folder = self.places.volume(cluster.id, 0);
+        make_folder(&folder, 0o711)?;
         // The key before the volume: a volume whose key was never kept could never be opened.
-        volume::keep_wrapped_key(&self.places, cluster.id, wrapped)?;
-        let volume = volume::create(&self.places, cluster.id, kind, key, owner)?;
+        volume::keep_wrapped_key(&folder, wrapped)?;
+        let volume = volume::create(&folder, kind, key, owner)?;
         let made = (|| {
             for folder in ["pg", "log"] {
                 make_folder(&volume.base.join(folder), 0o700)?;
@@ -184,7 +185,7 @@ impl Host {
             Ok(()) => Ok(volume),
             Err(cause) => {
                 let _ = volume.lock();
-                let _ = volume::destroy(&self.places, cluster.id);
+                let _ = volume::destroy_all(&self.places, cluster.id);
                 Err(cause)
             }
         }
@@ -234,13 +235,13 @@ impl Host {
                 path: places.marker(id),
                 source: std::io::Error::other("the cluster was not completely made"),
             })?;
-            Ok((marker, volume::wrapped_key(&places, id)?))
+            Ok((marker, volume::wrapped_key(&places.volume(id, marker.generation))?))
         })
         .await?;
         let key = self.keys.unwrap(id, &wrapped).await?;
         let places = self.places.clone();
         blocking(move || {
-            let volume = volume::unlock(&places, id, marker.encryption, &key)?;
+            let volume = volume::unlock(&places.volume(id, marker.generation), marker.encryption, &key)?;
             let admitted = admitted_before(&volume.base);
             Ok((volume, admitted))
         })

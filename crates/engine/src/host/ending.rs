@@ -72,13 +72,13 @@ impl Host {
         id: ClusterId,
         routing_id: Option<RoutingId>,
     ) -> Result<(), Error> {
-        let key = self.places.key(id);
-        blocking(move || leftovers::shred(&key)).await?;
+        let places = self.places.clone();
+        blocking(move || leftovers::shred_all(&places, id)).await?;
         self.stop_in(slot).await?;
         let places = self.places.clone();
         blocking(move || {
             leftovers::end_processes_of(&places.cluster(id));
-            volume::destroy(&places, id)?;
+            volume::destroy_all(&places, id)?;
             routing_id.map_or(Ok(()), |routing_id| remove_folder(&places.run(routing_id)))
         })
         .await

@@ -31,7 +31,9 @@ impl Host {
         let slot = self.slot(id);
         let running = lock(&slot.running).clone();
         let unlocked = running.and_then(|running| lock(&running.volume).as_ref().map(Unlocked::state));
-        Some(unlocked.unwrap_or_else(|| volume::locked_state(&self.places, id, marker.encryption)))
+        Some(unlocked.unwrap_or_else(|| {
+            volume::locked_state(&self.places.volume(id, marker.generation), marker.encryption)
+        }))
     }
 
     /// What the kernel says of the running engine's sandbox.
@@ -45,7 +47,7 @@ impl Host {
         let marker = self.places.read_marker(id).ok_or(Error::Asleep)?;
         let running = self.running(id)?;
         let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
-        let (folder, needle) = (self.places.cluster(id), needle.as_bytes().to_vec());
+        let (folder, needle) = (self.places.volume(id, marker.generation), needle.as_bytes().to_vec());
         blocking(move || search::search(&folder, &base, marker.encryption, &needle)).await
     }
 }
