@@ -4,6 +4,8 @@ mod admitting;
 mod data_key;
 mod ending;
 mod looking;
+mod next_volume;
+mod switching;
 
 use std::collections::HashMap;
 use std::fs::File;
@@ -25,6 +27,7 @@ use crate::running::Running;
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Posture};
 use crate::{cgroup, initialize, leftovers, process, settings};
+use next_volume::NextVolume;
 
 /// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -35,6 +38,7 @@ const ADMIT_MAX: Duration = Duration::from_secs(5);
 const DEATHS_BUFFERED: usize = 64;
 
 pub use data_key::KeyUse;
+pub use next_volume::{Copied, CopyProgress};
 
 /// What the host needs to know.
 #[derive(Clone, Debug)]
@@ -85,6 +89,9 @@ pub struct Host {
 struct Slot {
     turn: AsyncMutex<()>,
     running: Mutex<Option<Arc<Running>>>,
+    /// Held by the one copy of its volume that may be under way.
+    copying: Arc<AsyncMutex<()>>,
+    next: Mutex<Option<Arc<NextVolume>>>,
 }
 
 impl Host {
@@ -220,7 +227,7 @@ impl Host {
         {
             return Ok(Started { engine_version });
         }
-        // One that died left its volume unlocked.
+        // One that died left its volume unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
         let (volume, admitted) = self.unlock(cluster).await?;
         self.launch(slot, cluster, volume, &admitted).await?;

@@ -63,6 +63,7 @@ impl Host {
             let (places, kept) = (host.places.clone(), new.clone());
             blocking(move || volume::keep_wrapped_key(&places.current_volume(id)?, &kept)).await?;
             fail::fail_point!("rewrap-written");
+            host.rewrap_next(&slot, &cluster).await?;
             Ok(new.into())
         })
         .await

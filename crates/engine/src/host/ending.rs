@@ -22,6 +22,7 @@ impl Host {
     }
 
     pub(super) async fn stop_in(&self, slot: &Slot) -> Result<(), Error> {
+        Self::give_up_copy(slot).await?;
         let Some(running) = lock(&slot.running).clone() else {
             return Ok(());
         };
@@ -75,6 +76,7 @@ impl Host {
         let places = self.places.clone();
         blocking(move || leftovers::shred_all(&places, id)).await?;
         self.stop_in(slot).await?;
+        *lock(&slot.next) = None;
         let places = self.places.clone();
         blocking(move || {
             leftovers::end_processes_of(&places.cluster(id));

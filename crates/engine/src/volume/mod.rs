@@ -164,7 +164,6 @@ pub(crate) fn destroy_all(places: &Places, id: ClusterId) -> Result<(), Error> {
 pub(crate) fn destroy(places: &Places, id: ClusterId, generation: u32) -> Result<(), Error> {
     let folder = places.volume(id, generation);
     shred_key(&folder)?;
-    fail::fail_point!("switch-shredded");
     // Without one, or in another kind of volume, there is no key of it to be taken out.
     let _ = lock_native(&folder);
     for name in [FILES, image::IMAGE, gocryptfs::CIPHER] {
