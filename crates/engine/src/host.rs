@@ -1,8 +1,13 @@
 //! The engines of this machine: made, started, stopped, destroyed. One thing at a time for each cluster.
 
+mod admitting;
 mod data_key;
+mod ending;
+mod looking;
+mod next_volume;
+mod switching;
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -10,7 +15,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keys::{DataKey, KeyRing, WrappedKey};
-use model::{Cluster, ClusterId, Encryption, RoleName, RoutingId};
+use model::{Cluster, ClusterId, Encryption};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use tokio::time::{Instant, sleep};
 
@@ -20,8 +25,9 @@ use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
 use crate::postgres::Postgres;
 use crate::running::Running;
 use crate::volume::{self, Unlocked};
-use crate::{Administration, Error, Evidence, Posture, SearchReport, VolumeState};
-use crate::{cgroup, evidence, initialize, inner_network, leftovers, process, search, settings};
+use crate::{Administration, Error, Posture};
+use crate::{cgroup, initialize, leftovers, process, settings};
+use next_volume::NextVolume;
 
 /// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
 const START_MAX: Duration = Duration::from_secs(120);
@@ -32,6 +38,7 @@ const ADMIT_MAX: Duration = Duration::from_secs(5);
 const DEATHS_BUFFERED: usize = 64;
 
 pub use data_key::KeyUse;
+pub use next_volume::{Copied, CopyProgress};
 
 /// What the host needs to know.
 #[derive(Clone, Debug)]
@@ -82,6 +89,9 @@ pub struct Host {
 struct Slot {
     turn: AsyncMutex<()>,
     running: Mutex<Option<Arc<Running>>>,
+    /// Held by the one copy of its volume that may be under way.
+    copying: Arc<AsyncMutex<()>>,
+    next: Mutex<Option<Arc<NextVolume>>>,
 }
 
 impl Host {
@@ -150,7 +160,7 @@ impl Host {
             self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
         }
         made?;
-        let marker = Marker { routing_id: cluster.routing_id, encryption: kind };
+        let marker = Marker { routing_id: cluster.routing_id, encryption: kind, generation: 0 };
         let text = serde_json::to_vec(&marker).map_err(|cause| Error::Unready(cause.to_string()))?;
         let path = self.places.marker(cluster.id);
         blocking(move || Ok(keys::write_atomically(&path, &text)?)).await?;
@@ -165,10 +175,11 @@ impl Host {
         wrapped: &WrappedKey,
     ) -> Result<Unlocked, Error> {
         let owner = Owner::of(cluster);
-        make_folder(&self.places.cluster(cluster.id), 0o711)?;
+        let folder = self.places.volume(cluster.id, 0);
+        make_folder(&folder, 0o711)?;
         // The key before the volume: a volume whose key was never kept could never be opened.
-        volume::keep_wrapped_key(&self.places, cluster.id, wrapped)?;
-        let volume = volume::create(&self.places, cluster.id, kind, key, owner)?;
+        volume::keep_wrapped_key(&folder, wrapped)?;
+        let volume = volume::create(&folder, kind, key, owner)?;
         let made = (|| {
             for folder in ["pg", "log"] {
                 make_folder(&volume.base.join(folder), 0o700)?;
@@ -181,7 +192,7 @@ impl Host {
             Ok(()) => Ok(volume),
             Err(cause) => {
                 let _ = volume.lock();
-                let _ = volume::destroy(&self.places, cluster.id);
+                let _ = volume::destroy_all(&self.places, cluster.id);
                 Err(cause)
             }
         }
@@ -216,7 +227,7 @@ impl Host {
         {
             return Ok(Started { engine_version });
         }
-        // One that died left its volume unlocked.
+        // One that died left its volume unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
         let (volume, admitted) = self.unlock(cluster).await?;
         self.launch(slot, cluster, volume, &admitted).await?;
@@ -231,13 +242,13 @@ impl Host {
                 path: places.marker(id),
                 source: std::io::Error::other("the cluster was not completely made"),
             })?;
-            Ok((marker, volume::wrapped_key(&places, id)?))
+            Ok((marker, volume::wrapped_key(&places.volume(id, marker.generation))?))
         })
         .await?;
         let key = self.keys.unwrap(id, &wrapped).await?;
         let places = self.places.clone();
         blocking(move || {
-            let volume = volume::unlock(&places, id, marker.encryption, &key)?;
+            let volume = volume::unlock(&places.volume(id, marker.generation), marker.encryption, &key)?;
             let admitted = admitted_before(&volume.base);
             Ok((volume, admitted))
         })
@@ -323,186 +334,10 @@ impl Host {
         }
     }
 
-    /// Stops the engine and locks its volume. Does nothing where it is stopped.
-    pub async fn stop(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
-        let host = self.clone();
-        to_its_end(async move {
-            let slot = host.slot(id);
-            let _turn = slot.turn.lock().await;
-            host.stop_in(&slot).await
-        })
-        .await
-    }
-
-    async fn stop_in(&self, slot: &Slot) -> Result<(), Error> {
-        let Some(running) = lock(&slot.running).clone() else {
-            return Ok(());
-        };
-        running.end().await;
-        let volume = lock(&running.volume).take();
-        let (run, etc) = (self.places.run(running.routing_id), self.etc(running.id));
-        let locked = blocking(move || {
-            // Names that it could reach tell about it while it sleeps.
-            let _ = inner_network::write_hosts(&etc, &[]);
-            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432"));
-            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432.lock"));
-            volume.map_or(Ok(()), Unlocked::lock)
-        })
-        .await;
-        if let Some(limits) = &self.limits {
-            cgroup::remove(limits, running.routing_id);
-        }
-        *lock(&slot.running) = None;
-        locked
-    }
-
-    /// Destroys a cluster: its key first, then its engine and data. Safe to repeat.
-    pub async fn destroy(self: &Arc<Self>, cluster: &Cluster) -> Result<(), Error> {
-        let (host, id, routing_id) = (self.clone(), cluster.id, cluster.routing_id);
-        to_its_end(async move {
-            let slot = host.slot(id);
-            let _turn = slot.turn.lock().await;
-            host.destroy_in(&slot, id, Some(routing_id)).await
-        })
-        .await
-    }
-
-    /// Destroys a cluster that no document speaks of.
-    pub async fn destroy_stray(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
-        let host = self.clone();
-        to_its_end(async move {
-            let slot = host.slot(id);
-            let _turn = slot.turn.lock().await;
-            let routing_id = host.places.read_marker(id).map(|marker| marker.routing_id);
-            host.destroy_in(&slot, id, routing_id).await
-        })
-        .await
-    }
-
-    async fn destroy_in(
-        &self,
-        slot: &Slot,
-        id: ClusterId,
-        routing_id: Option<RoutingId>,
-    ) -> Result<(), Error> {
-        let key = self.places.key(id);
-        blocking(move || leftovers::shred(&key)).await?;
-        self.stop_in(slot).await?;
-        let places = self.places.clone();
-        blocking(move || {
-            leftovers::end_processes_of(&places.cluster(id));
-            volume::destroy(&places, id)?;
-            routing_id.map_or(Ok(()), |routing_id| remove_folder(&places.run(routing_id)))
-        })
-        .await
-    }
-
-    /// Clusters that have anything on the disk.
-    pub fn on_disk(&self) -> Vec<ClusterId> {
-        let entries = std::fs::read_dir(self.places.clusters()).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
-    }
-
-    /// Whether the engine runs.
-    pub fn is_running(&self, id: ClusterId) -> bool {
-        self.running(id).is_ok()
-    }
-
-    /// The engine's socket, while it runs.
-    pub fn socket(&self, id: ClusterId) -> Option<PathBuf> {
-        self.running(id).ok().map(|running| self.places.socket(running.routing_id))
-    }
-
-    /// Makes sure that the engine opens sessions of this role for us.
-    pub async fn admit(&self, id: ClusterId, role: &RoleName) -> Result<(), Error> {
-        if role.is_reserved() {
-            return Err(Error::Refused(format!("user name '{role}' is reserved")));
-        }
-        if settings::admits_all(&self.postgres) {
-            return Ok(());
-        }
-        let running = self.running(id)?;
-        let mut admitted = running.admitted.lock().await;
-        if !admitted.insert(role.as_str().to_owned()) {
-            return Ok(());
-        }
-        let result = self.write_admitted(&running, &admitted, role).await;
-        if result.is_err() {
-            admitted.remove(role.as_str());
-        }
-        result
-    }
-
-    async fn write_admitted(
-        &self,
-        running: &Running,
-        admitted: &HashSet<String>,
-        role: &RoleName,
-    ) -> Result<(), Error> {
-        let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
-        let (postgres, names) = (self.postgres.clone(), admitted.clone());
-        let owner = Owner::of_routing_id(running.routing_id);
-        blocking(move || {
-            let data = Inside::open(&base, "pg")?;
-            settings::write_identities(&data, &postgres, names.iter().map(String::as_str), owner)
-        })
-        .await?;
-        let administration = Administration::connect(&self.places.run(running.routing_id)).await?;
-        administration.batch("SELECT pg_reload_conf()").await?;
-        // The engine reads the map in its own time.
-        let deadline = Instant::now() + ADMIT_MAX;
-        while !administration.is_admitted(role.as_str()).await? {
-            if Instant::now() > deadline {
-                return Err(Error::Unready("it did not take the user in".to_owned()));
-            }
-            sleep(READY_PAUSE).await;
-        }
-        Ok(())
-    }
-
     /// SQL as the internal superuser.
     pub async fn administration(&self, id: ClusterId) -> Result<Administration, Error> {
         let running = self.running(id)?;
         Administration::connect(&self.places.run(running.routing_id)).await
-    }
-
-    /// What the kernel says of the cluster's volume.
-    pub fn volume_state(&self, id: ClusterId) -> Option<VolumeState> {
-        let marker = self.places.read_marker(id)?;
-        let slot = self.slot(id);
-        let running = lock(&slot.running).clone();
-        let unlocked = running.and_then(|running| lock(&running.volume).as_ref().map(Unlocked::state));
-        Some(unlocked.unwrap_or_else(|| volume::locked_state(&self.places, id, marker.encryption)))
-    }
-
-    /// What the kernel says of the running engine's sandbox.
-    pub fn sandbox_evidence(&self, id: ClusterId) -> Result<Vec<Evidence>, Error> {
-        let running = self.running(id)?;
-        Ok(evidence::of(running.jailer, self.limits.is_some()))
-    }
-
-    /// Searches the raw bytes below the encryption for a text.
-    pub async fn search(&self, id: ClusterId, needle: &str) -> Result<SearchReport, Error> {
-        let marker = self.places.read_marker(id).ok_or(Error::Asleep)?;
-        let running = self.running(id)?;
-        let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
-        let (folder, needle) = (self.places.cluster(id), needle.as_bytes().to_vec());
-        blocking(move || search::search(&folder, &base, marker.encryption, &needle)).await
-    }
-
-    /// Stops every engine and locks every volume.
-    pub async fn shutdown(self: &Arc<Self>) {
-        let ids: Vec<ClusterId> = lock(&self.slots).keys().copied().collect();
-        let mut stops = tokio::task::JoinSet::new();
-        for id in ids {
-            let host = self.clone();
-            stops.spawn(async move { (id, host.stop(id).await) });
-        }
-        while let Some(stopped) = stops.join_next().await {
-            if let Ok((id, Err(cause))) = stopped {
-                tracing::error!(cluster = %id, %cause, "could not be locked");
-            }
-        }
     }
 
     pub(crate) fn running(&self, id: ClusterId) -> Result<Arc<Running>, Error> {

@@ -5,7 +5,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::Duration;
 
-use model::Encryption;
+use model::{ClusterId, Encryption};
 use rustix::process::Signal;
 
 use crate::Error;
@@ -26,11 +26,18 @@ pub(crate) fn clear(places: &Places) {
             continue;
         };
         let cleared = match places.read_marker(id) {
-            Some(marker) if marker.encryption == Encryption::Fscrypt => volume::lock_native(places, id),
-            Some(_) => Ok(()),
+            Some(marker) => {
+                let locked = if marker.encryption == Encryption::Fscrypt {
+                    volume::lock_native(&places.volume(id, marker.generation))
+                } else {
+                    Ok(())
+                };
+                // What a copy or a switch left: of two volumes one counts, and the other's data belong to nobody.
+                volume::destroy_others(places, id, marker.generation).and(locked)
+            }
             // A damaged marker is no proof that nothing was made: only an absent one is.
             None if places.marker(id).exists() => Ok(()),
-            None => shred(&places.key(id)).and_then(|()| volume::destroy(places, id)),
+            None => shred_all(places, id).and_then(|()| volume::destroy_all(places, id)),
         };
         if let Err(cause) = cleared {
             tracing::warn!(cluster = %id, %cause, "what a killed Chitin left of a cluster could not be cleared");
@@ -65,6 +72,12 @@ pub(crate) fn end_processes_of(folder: &Path) {
     for pid in ended {
         wait_gone(pid, GONE_MAX);
     }
+}
+
+/// Destroys the keys of all volumes of a cluster.
+pub(crate) fn shred_all(places: &Places, id: ClusterId) -> Result<(), Error> {
+    let folders = places.generations(id).into_iter().map(|found| places.volume(id, found));
+    folders.map(|folder| volume::shred_key(&folder)).fold(Ok(()), Result::and)
 }
 
 /// Overwrites a key file and removes it. The wrapped key is useless without the key-encryption key; this is so that

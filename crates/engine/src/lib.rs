@@ -2,6 +2,7 @@
 
 mod administration;
 mod cgroup;
+mod copying;
 mod evidence;
 mod foreign_data;
 mod host;
@@ -24,7 +25,7 @@ mod volume;
 pub use administration::{Administration, Database};
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
-pub use host::{Host, HostConfig, KeyUse, Made, Started};
+pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started};
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};
 pub use running::Run;
@@ -111,6 +112,20 @@ pub enum Error {
         what: &'static str,
         /// Its name.
         name: String,
+    },
+    /// The disk has no room for a second volume beside the first.
+    #[error(
+        "the volume takes {used_bytes} bytes, so encrypting it anew needs {needed_bytes} free bytes beside it, and {free_bytes} are free; free some space in {}, then try again", path.display()
+    )]
+    NoRoom {
+        /// What the volume takes now.
+        used_bytes: u64,
+        /// What a copy needs.
+        needed_bytes: u64,
+        /// What is there.
+        free_bytes: u64,
+        /// Where.
+        path: PathBuf,
     },
     /// The engine refuses the change.
     #[error("{0}")]

@@ -11,6 +11,8 @@ use crate::Error;
 /// First uid of the engines; a cluster's is this plus its routing id. Far above what systems give out by themselves,
 /// below 2^31.
 const FIRST_UID: u32 = 1_900_000_000;
+/// Folders of volumes after the first are called this and their number.
+const VOLUME_PREFIX: &str = "volume-";
 
 /// The data directory's part that belongs to engines.
 #[derive(Clone, Debug)]
@@ -23,6 +25,9 @@ pub(crate) struct Places {
 pub(crate) struct Marker {
     pub(crate) routing_id: RoutingId,
     pub(crate) encryption: model::Encryption,
+    /// Which of the cluster's volumes counts. Replacing this file is what moves a cluster to a new data key.
+    #[serde(default)]
+    pub(crate) generation: u32,
 }
 
 impl Places {
@@ -43,9 +48,27 @@ impl Places {
         self.clusters().join(id.to_string())
     }
 
-    /// The wrapped data key.
-    pub(crate) fn key(&self, id: ClusterId) -> PathBuf {
-        self.cluster(id).join("key.json")
+    /// The folder of a volume: its wrapped data key and its files. The first lies in the cluster's own folder.
+    pub(crate) fn volume(&self, id: ClusterId, generation: u32) -> PathBuf {
+        let cluster = self.cluster(id);
+        if generation == 0 { cluster } else { cluster.join(format!("{VOLUME_PREFIX}{generation}")) }
+    }
+
+    /// The folder of the volume that counts. A damaged marker is an error: it may have named any.
+    pub(crate) fn current_volume(&self, id: ClusterId) -> Result<PathBuf, Error> {
+        match self.read_marker(id) {
+            Some(marker) => Ok(self.volume(id, marker.generation)),
+            None if self.marker(id).exists() => {
+                Err(keys::Error::Damaged { path: self.marker(id), reason: "it names no volume" }.into())
+            }
+            None => Ok(self.volume(id, 0)),
+        }
+    }
+
+    /// Volumes that have anything on the disk, the one that counts included; in no order.
+    pub(crate) fn generations(&self, id: ClusterId) -> Vec<u32> {
+        let entries = std::fs::read_dir(self.cluster(id)).into_iter().flatten().flatten();
+        entries.filter_map(|entry| generation(entry.file_name().to_str()?)).chain([0]).collect()
     }
 
     /// Written last when a cluster is made.
@@ -65,6 +88,10 @@ impl Places {
     pub(crate) fn read_marker(&self, id: ClusterId) -> Option<Marker> {
         serde_json::from_slice(&std::fs::read(self.marker(id)).ok()?).ok()
     }
+}
+
+fn generation(name: &str) -> Option<u32> {
+    name.strip_prefix(VOLUME_PREFIX)?.parse().ok()
 }
 
 /// Who an engine runs as: an OS user of its own when we are root, else ourselves.
@@ -138,4 +165,34 @@ fn unescape(text: &str) -> PathBuf {
     PathBuf::from(
         text.replace("\\040", " ").replace("\\011", "\t").replace("\\012", "\n").replace("\\134", "\\"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_directories_from_before_there_were_generations_still_open() {
+        let folder = tempfile::tempdir().unwrap();
+        let (places, id) = (Places::new(folder.path()), ClusterId::random());
+        std::fs::create_dir_all(places.cluster(id)).unwrap();
+        assert_eq!(places.current_volume(id).unwrap(), places.cluster(id));
+        std::fs::write(places.marker(id), br#"{"routing_id":2,"encryption":"fscrypt-image"}"#).unwrap();
+        assert_eq!(places.read_marker(id).unwrap().generation, 0);
+        assert_eq!(places.current_volume(id).unwrap(), places.cluster(id));
+    }
+
+    #[test]
+    fn volumes_are_found_by_their_names_and_a_damaged_marker_names_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (places, id) = (Places::new(folder.path()), ClusterId::random());
+        for name in ["volume-3", "volume-12", "volume-x", "volume-", "etc"] {
+            std::fs::create_dir_all(places.cluster(id).join(name)).unwrap();
+        }
+        let mut found = places.generations(id);
+        found.sort_unstable();
+        assert_eq!(found, [0, 3, 12]);
+        std::fs::write(places.marker(id), b"nonsense").unwrap();
+        assert!(places.current_volume(id).is_err());
+    }
 }

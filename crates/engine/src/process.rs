@@ -1,6 +1,6 @@
 //! Starting and ending processes that must not outlive us.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
@@ -46,20 +46,27 @@ pub(crate) fn spawn(command: Command) -> io::Result<Child> {
     heard.recv().map_err(|_| gone())?
 }
 
-/// Runs a program to its end and hands back what it said on its error stream; kills it when it takes too long.
-pub(crate) fn run(name: &'static str, mut command: Command, patience: Duration) -> Result<(), Error> {
+/// Runs a program to its end; kills it when it takes too long. One that fails is quoted.
+pub(crate) fn run(name: &'static str, command: Command, patience: Duration) -> Result<(), Error> {
+    run_with(name, command, &[], patience).map(drop)
+}
+
+/// The same with something to read on its input, which must fit into a pipe; hands back what it said on its output.
+pub(crate) fn run_with(
+    name: &'static str,
+    mut command: Command,
+    input: &[u8],
+    patience: Duration,
+) -> Result<String, Error> {
     let failed = |reason: String| Error::Program { program: name, reason };
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::piped());
+    let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
+    command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command).map_err(|cause| failed(cause.to_string()))?;
-    let stderr = child.stderr.take();
-    // Read to the side: a full pipe would stop the program.
-    let listening = std::thread::spawn(move || {
-        let mut said = Vec::new();
-        if let Some(stderr) = stderr {
-            let _ = stderr.take(SAID_BYTES_MAX).read_to_end(&mut said);
-        }
-        String::from_utf8_lossy(&said).trim().to_owned()
-    });
+    let (answering, listening) = (listen(child.stdout.take()), listen(child.stderr.take()));
+    if let Some(mut stdin) = child.stdin.take() {
+        // One that ended before it read says why itself.
+        let _ = stdin.write_all(input);
+    }
     let deadline = Instant::now() + patience;
     let status = loop {
         if let Some(status) = child.try_wait().map_err(|cause| failed(cause.to_string()))? {
@@ -73,10 +80,22 @@ pub(crate) fn run(name: &'static str, mut command: Command, patience: Duration) 
         std::thread::sleep(PAUSE);
     };
     if status.success() {
-        return Ok(());
+        return Ok(answering.join().unwrap_or_default());
     }
     let said = listening.join().unwrap_or_default();
     Err(failed(if said.is_empty() { status.to_string() } else { said }))
+}
+
+/// Reads to the side: a full pipe would stop the program.
+fn listen(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
+    std::thread::spawn(move || {
+        let mut said = Vec::new();
+        if let Some(mut pipe) = pipe {
+            let _ = (&mut pipe).take(SAID_BYTES_MAX).read_to_end(&mut said);
+            let _ = io::copy(&mut pipe, &mut io::sink());
+        }
+        String::from_utf8_lossy(&said).trim().to_owned()
+    })
 }
 
 /// The processes whose parent is this one, whichever of its threads started them.

@@ -1,4 +1,4 @@
-//! The system calls that no crate covers: fscrypt's ioctls and a mount namespace of our own.
+//! The system calls that no crate covers: fscrypt's ioctls, a mount namespace of our own, the priority of reads and writes.
 //!
 //! The only place in the project where `unsafe` is allowed. Layouts: `include/uapi/linux/fscrypt.h`.
 #![expect(unsafe_code, reason = "system calls that no crate covers")]
@@ -191,6 +191,32 @@ pub(crate) fn policy(folder: &File) -> io::Result<Policy> {
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: the call takes no pointer and changes nothing that Rust relies on.
     if unsafe { libc::unshare(libc::CLONE_NEWNS) } == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Reads and writes of this thread wait for those of others, as long as this lives and where the disk's scheduler heeds
+/// that (ioprio_set(2)).
+#[derive(Debug)]
+pub(crate) struct LowPriority(());
+
+impl LowPriority {
+    pub(crate) fn of_this_thread() -> Self {
+        // Best effort, the last of its eight levels. One that is not heeded costs speed only.
+        set_priority((2 << 13) | 7);
+        Self(())
+    }
+}
+
+impl Drop for LowPriority {
+    fn drop(&mut self) {
+        set_priority(0);
+    }
+}
+
+fn set_priority(value: libc::c_int) {
+    const WHO_PROCESS: libc::c_int = 1;
+    const THIS_THREAD: libc::c_int = 0;
+    // SAFETY: the call takes numbers only and changes nothing that Rust relies on.
+    let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, THIS_THREAD, value) };
 }
 
 #[cfg(test)]

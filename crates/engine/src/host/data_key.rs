@@ -32,13 +32,13 @@ impl Host {
     /// What the data key on the disk says of itself. Asks no service.
     pub async fn key_use(&self, id: ClusterId) -> Result<KeyUse, Error> {
         let places = self.places.clone();
-        blocking(move || volume::wrapped_key(&places, id)).await.map(Into::into)
+        blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await.map(Into::into)
     }
 
     /// Whether the data key could be unwrapped at this moment; what was unwrapped is thrown away.
     pub async fn try_key(&self, id: ClusterId) -> Result<(), Error> {
         let places = self.places.clone();
-        let wrapped = blocking(move || volume::wrapped_key(&places, id)).await?;
+        let wrapped = blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await?;
         self.keys.unwrap(id, &wrapped).await?;
         Ok(())
     }
@@ -53,7 +53,7 @@ impl Host {
             let _turn = slot.turn.lock().await;
             let places = host.places.clone();
             let id = cluster.id;
-            let old = blocking(move || volume::wrapped_key(&places, id)).await?;
+            let old = blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await?;
             let key = host.keys.unwrap(id, &old).await?;
             fail::fail_point!("rewrap-unwrapped");
             let new = host.keys.wrap(&cluster, &key).await?;
@@ -61,8 +61,9 @@ impl Host {
             host.keys.unwrap(id, &new).await?;
             fail::fail_point!("rewrap-wrapped");
             let (places, kept) = (host.places.clone(), new.clone());
-            blocking(move || volume::keep_wrapped_key(&places, id, &kept)).await?;
+            blocking(move || volume::keep_wrapped_key(&places.current_volume(id)?, &kept)).await?;
             fail::fail_point!("rewrap-written");
+            host.rewrap_next(&slot, &cluster).await?;
             Ok(new.into())
         })
         .await

@@ -16,7 +16,7 @@ use crate::places::{is_root, make_folder, mounts_below};
 use crate::process::spawn;
 
 /// The folder of ciphertext. A sibling of the mount point, never below it: gocryptfs must not need its own mount.
-const CIPHER: &str = "cipher";
+pub(super) const CIPHER: &str = "cipher";
 /// For gocryptfs to mount, and to end.
 const MOUNT_MAX: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);

@@ -19,7 +19,7 @@ const IMAGE_BYTES_MAX: u64 = 1 << 40;
 const IMAGE_BYTES_MIN: u64 = 1 << 30;
 /// For making or mounting a file system.
 const TOOL_MAX: Duration = Duration::from_secs(60);
-const IMAGE: &str = "image";
+pub(super) const IMAGE: &str = "image";
 /// The encrypted folder inside: the root of an ext4 file system cannot be one.
 const INNER: &str = "v";
 

@@ -14,7 +14,7 @@ use model::{ClusterId, Encryption};
 use serde::Serialize;
 
 use crate::Error;
-use crate::leftovers::end_processes_of;
+use crate::leftovers::{end_processes_of, shred};
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
 
 /// An unlocked volume.
@@ -50,62 +50,64 @@ const TRIAL_MAX: Duration = Duration::from_secs(60);
 /// Names of what lies in a cluster's folder.
 const FILES: &str = "files";
 
-/// A cluster's data key as it lies on the disk.
-pub(crate) fn wrapped_key(places: &Places, id: ClusterId) -> Result<WrappedKey, Error> {
-    let path = places.key(id);
+/// Where a volume's wrapped data key lies.
+pub(crate) fn key_file(folder: &Path) -> PathBuf {
+    folder.join("key.json")
+}
+
+/// A volume's data key as it lies on the disk.
+pub(crate) fn wrapped_key(folder: &Path) -> Result<WrappedKey, Error> {
+    let path = key_file(folder);
     let damaged = |reason| keys::Error::Damaged { path: path.clone(), reason };
     let text = keys::read_private(&path)?.ok_or_else(|| damaged("it is not there"))?;
     Ok(serde_json::from_slice(text.expose()).map_err(|_| damaged("it is not a wrapped key"))?)
 }
 
 /// Keeps a wrapped data key, whole or not at all.
-pub(crate) fn keep_wrapped_key(places: &Places, id: ClusterId, wrapped: &WrappedKey) -> Result<(), Error> {
+pub(crate) fn keep_wrapped_key(folder: &Path, wrapped: &WrappedKey) -> Result<(), Error> {
     let text = serde_json::to_vec(wrapped).map_err(|cause| Error::Unready(cause.to_string()))?;
-    Ok(keys::write_private(&places.key(id), &text)?)
+    Ok(keys::write_private(&key_file(folder), &text)?)
+}
+
+/// Overwrites and removes a volume's wrapped data key, also one that a crash left half replaced.
+pub(crate) fn shred_key(folder: &Path) -> Result<(), Error> {
+    shred(&key_file(folder)).and(shred(&folder.join("key.json.new")))
 }
 
 /// Takes the key out of a file system that outlives us, if it is there. The kernel says which key it is.
-pub(crate) fn lock_native(places: &Places, id: ClusterId) -> Result<(), Error> {
-    fscrypt::lock(&places.cluster(id).join(FILES))
+pub(crate) fn lock_native(folder: &Path) -> Result<(), Error> {
+    fscrypt::lock(&folder.join(FILES))
 }
 
 /// Makes an empty volume and unlocks it.
 pub(crate) fn create(
-    places: &Places,
-    id: ClusterId,
+    folder: &Path,
     kind: Encryption,
     key: &DataKey,
     owner: Owner,
 ) -> Result<Unlocked, Error> {
-    let folder = places.cluster(id);
-    make_folder(&folder, if places::is_root() { 0o711 } else { 0o700 })?;
+    make_folder(folder, if places::is_root() { 0o711 } else { 0o700 })?;
     match kind {
         Encryption::Fscrypt => fscrypt::create(&folder.join(FILES), key)?,
-        Encryption::FscryptImage => image::create(&folder, key)?,
-        Encryption::Gocryptfs => gocryptfs::create(&folder, key)?,
+        Encryption::FscryptImage => image::create(folder, key)?,
+        Encryption::Gocryptfs => gocryptfs::create(folder, key)?,
         Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
     }
-    let unlocked = unlock(places, id, kind, key)?;
+    let unlocked = unlock(folder, kind, key)?;
     places::give(&unlocked.base, owner)?;
     Ok(unlocked)
 }
 
 /// Unlocks a volume that exists.
-pub(crate) fn unlock(
-    places: &Places,
-    id: ClusterId,
-    kind: Encryption,
-    key: &DataKey,
-) -> Result<Unlocked, Error> {
-    let folder = places.cluster(id);
+pub(crate) fn unlock(folder: &Path, kind: Encryption, key: &DataKey) -> Result<Unlocked, Error> {
     let files = folder.join(FILES);
     let (base, lock) = match kind {
         Encryption::Fscrypt => (files.clone(), Lock::Fscrypt(fscrypt::unlock(&files, key)?)),
         Encryption::FscryptImage => {
-            let unlocked = image::unlock(&folder, key)?;
-            (image::base(&folder), Lock::Image(unlocked))
+            let unlocked = image::unlock(folder, key)?;
+            (image::base(folder), Lock::Image(unlocked))
         }
-        Encryption::Gocryptfs => (files, Lock::Gocryptfs(gocryptfs::unlock(&folder, key)?)),
+        Encryption::Gocryptfs => (files, Lock::Gocryptfs(gocryptfs::unlock(folder, key)?)),
         Encryption::None => (files, Lock::None),
     };
     Ok(Unlocked { base, lock })
@@ -135,9 +137,8 @@ impl Unlocked {
 }
 
 /// What the kernel says of a volume that we hold locked.
-pub(crate) fn locked_state(places: &Places, id: ClusterId, encryption: Encryption) -> VolumeState {
-    let folder = places.cluster(id);
-    let mounts = mounts_below(&folder);
+pub(crate) fn locked_state(folder: &Path, encryption: Encryption) -> VolumeState {
+    let mounts = mounts_below(&folder.join(FILES));
     let (is_unlocked, evidence) = match encryption {
         Encryption::None => (true, "the files lie in plaintext".to_owned()),
         Encryption::Fscrypt if fscrypt::is_locked(&folder.join(FILES)) => {
@@ -152,11 +153,40 @@ pub(crate) fn locked_state(places: &Places, id: ClusterId, encryption: Encryptio
     VolumeState { encryption, is_unlocked, evidence }
 }
 
-/// Removes what a volume left, locked or not: mounts, then files. The key file is gone before this is called.
-pub(crate) fn destroy(places: &Places, id: ClusterId) -> Result<(), Error> {
+/// Removes what a cluster left, locked or not: mounts, then files. Its key files are gone before this is called.
+pub(crate) fn destroy_all(places: &Places, id: ClusterId) -> Result<(), Error> {
     let folder = places.cluster(id);
     put_away(&folder);
     remove_folder(&folder)
+}
+
+/// Destroys one volume of a cluster, locked or not: its key first. Safe to repeat.
+pub(crate) fn destroy(places: &Places, id: ClusterId, generation: u32) -> Result<(), Error> {
+    let folder = places.volume(id, generation);
+    shred_key(&folder)?;
+    // Without one, or in another kind of volume, there is no key of it to be taken out.
+    let _ = lock_native(&folder);
+    for name in [FILES, image::IMAGE, gocryptfs::CIPHER] {
+        let path = folder.join(name);
+        put_away(&path);
+        let removed = if path.is_dir() { remove_folder(&path) } else { remove_file(&path) };
+        removed?;
+    }
+    // The first volume shares its folder with what belongs to the cluster.
+    if generation == 0 { Ok(()) } else { remove_folder(&folder) }
+}
+
+/// Destroys every volume but the one that counts.
+pub(crate) fn destroy_others(places: &Places, id: ClusterId, current: u32) -> Result<(), Error> {
+    let others = places.generations(id).into_iter().filter(|generation| *generation != current);
+    others.map(|generation| destroy(places, id, generation)).fold(Ok(()), Result::and)
+}
+
+fn remove_file(path: &Path) -> Result<(), Error> {
+    match std::fs::remove_file(path) {
+        Err(other) if other.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(other)),
+        _ => Ok(()),
+    }
 }
 
 /// Unmounts everything at or below a folder, whoever left it there.
@@ -200,7 +230,7 @@ fn try_in_time(places: &Places, kind: Encryption) -> Result<(), String> {
     heard.recv_timeout(TRIAL_MAX).unwrap_or_else(|_| {
         // Whoever waits for the file system is let go when its server is gone.
         end_processes_of(&places.cluster(id));
-        let _ = destroy(places, id);
+        let _ = destroy_all(places, id);
         Err(format!("it did not answer within {} seconds", TRIAL_MAX.as_secs()))
     })
 }
@@ -212,17 +242,18 @@ fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), Strin
     }
     let key = DataKey::random();
     let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
+    let folder = places.cluster(id);
     let tried = (|| -> Result<(), Error> {
-        let unlocked = create(places, id, kind, &key, owner)?;
+        let unlocked = create(&folder, kind, &key, owner)?;
         let file = unlocked.base.join("trial");
         std::fs::write(&file, b"trial").map_err(Error::file("write", &file))?;
         unlocked.lock()?;
-        let unlocked = unlock(places, id, kind, &key)?;
+        let unlocked = unlock(&folder, kind, &key)?;
         let read = std::fs::read(&file).map_err(Error::file("read", &file));
         unlocked.lock()?;
         if read? == b"trial" { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
     })();
-    let removed = destroy(places, id);
+    let removed = destroy_all(places, id);
     tried.and(removed).map_err(|cause| cause.to_string())
 }
 

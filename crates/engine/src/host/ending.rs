@@ -1,0 +1,103 @@
+//! How engines end: stopped and locked, or destroyed with their keys.
+
+use std::sync::Arc;
+
+use model::{Cluster, ClusterId, RoutingId};
+
+use super::{Host, Slot, blocking, lock, to_its_end};
+use crate::places::remove_folder;
+use crate::volume::{self, Unlocked};
+use crate::{Error, cgroup, inner_network, leftovers};
+
+impl Host {
+    /// Stops the engine and locks its volume. Does nothing where it is stopped.
+    pub async fn stop(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
+        let host = self.clone();
+        to_its_end(async move {
+            let slot = host.slot(id);
+            let _turn = slot.turn.lock().await;
+            host.stop_in(&slot).await
+        })
+        .await
+    }
+
+    pub(super) async fn stop_in(&self, slot: &Slot) -> Result<(), Error> {
+        Self::give_up_copy(slot).await?;
+        let Some(running) = lock(&slot.running).clone() else {
+            return Ok(());
+        };
+        running.end().await;
+        let volume = lock(&running.volume).take();
+        let (run, etc) = (self.places.run(running.routing_id), self.etc(running.id));
+        let locked = blocking(move || {
+            // Names that it could reach tell about it while it sleeps.
+            let _ = inner_network::write_hosts(&etc, &[]);
+            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432"));
+            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432.lock"));
+            volume.map_or(Ok(()), Unlocked::lock)
+        })
+        .await;
+        if let Some(limits) = &self.limits {
+            cgroup::remove(limits, running.routing_id);
+        }
+        *lock(&slot.running) = None;
+        locked
+    }
+
+    /// Destroys a cluster: its key first, then its engine and data. Safe to repeat.
+    pub async fn destroy(self: &Arc<Self>, cluster: &Cluster) -> Result<(), Error> {
+        let (host, id, routing_id) = (self.clone(), cluster.id, cluster.routing_id);
+        to_its_end(async move {
+            let slot = host.slot(id);
+            let _turn = slot.turn.lock().await;
+            host.destroy_in(&slot, id, Some(routing_id)).await
+        })
+        .await
+    }
+
+    /// Destroys a cluster that no document speaks of.
+    pub async fn destroy_stray(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
+        let host = self.clone();
+        to_its_end(async move {
+            let slot = host.slot(id);
+            let _turn = slot.turn.lock().await;
+            let routing_id = host.places.read_marker(id).map(|marker| marker.routing_id);
+            host.destroy_in(&slot, id, routing_id).await
+        })
+        .await
+    }
+
+    pub(super) async fn destroy_in(
+        &self,
+        slot: &Slot,
+        id: ClusterId,
+        routing_id: Option<RoutingId>,
+    ) -> Result<(), Error> {
+        let places = self.places.clone();
+        blocking(move || leftovers::shred_all(&places, id)).await?;
+        self.stop_in(slot).await?;
+        *lock(&slot.next) = None;
+        let places = self.places.clone();
+        blocking(move || {
+            leftovers::end_processes_of(&places.cluster(id));
+            volume::destroy_all(&places, id)?;
+            routing_id.map_or(Ok(()), |routing_id| remove_folder(&places.run(routing_id)))
+        })
+        .await
+    }
+
+    /// Stops every engine and locks every volume.
+    pub async fn shutdown(self: &Arc<Self>) {
+        let ids: Vec<ClusterId> = lock(&self.slots).keys().copied().collect();
+        let mut stops = tokio::task::JoinSet::new();
+        for id in ids {
+            let host = self.clone();
+            stops.spawn(async move { (id, host.stop(id).await) });
+        }
+        while let Some(stopped) = stops.join_next().await {
+            if let Ok((id, Err(cause))) = stopped {
+                tracing::error!(cluster = %id, %cause, "could not be locked");
+            }
+        }
+    }
+}
