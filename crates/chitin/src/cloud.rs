@@ -279,6 +279,7 @@ impl Cloud {
             outlets: outlets.clone(),
             ring,
             private_networks: private_networks.clone(),
+            root_key_id: kek.id().to_owned(),
         });
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),
