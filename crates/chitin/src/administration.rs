@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{
-    Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey, RootKeyProtection,
+    CopyProgress, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey, RootKeyProtection,
     ThrottleLine,
 };
 use async_trait::async_trait;
@@ -347,12 +347,16 @@ impl control::Administration for Administrator {
             encryption: volume.as_ref().map(|volume| volume.encryption),
             is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
             volume_evidence: volume.map(|volume| volume.evidence),
-            progress: None,
+            progress: self.host.copy_progress(id).map(|progress| CopyProgress {
+                done_bytes: progress.done_bytes,
+                total_bytes: progress.total_bytes,
+            }),
         })
     }
 
-    async fn try_key(&self, _: &KeySpec, _: Option<ClusterId>) -> Result<(), Refusal> {
-        Err(Refusal::unbuilt("trying a key is"))
+    async fn try_key(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), Refusal> {
+        let tried = timeout(ERRAND_MAX, self.ring.try_out(spec, cluster)).await.map_err(|_| too_slow())?;
+        tried.map_err(|cause| Refusal::wrong_state(cause.to_string()))
     }
 
     fn root_key(&self) -> RootKey {

@@ -339,7 +339,9 @@ async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Err
         }
         Err(reason) => {
             tracing::error!(cluster = %id, %reason, "the copied volume could not be switched to; it is copied again later");
-            house.host.give_up_copy(id);
+            if let Err(cause) = house.host.abandon_copy(id).await {
+                tracing::error!(cluster = %id, %cause, "a copy could not be ended");
+            }
             let text = format!("the copied volume could not be switched to: {reason}");
             house.write(move |store| store.observe_keys(id, |seen| seen.failure = Some(text))).await?;
         }

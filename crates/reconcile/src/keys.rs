@@ -4,7 +4,7 @@
 //! Stopping an engine whose key may not be used, and switching to a copied volume, are steps of the engines' loop: there
 //! is one place that starts and stops.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -114,11 +114,10 @@ pub(crate) async fn run(house: Arc<Reconciler>, stop: CancellationToken) {
         }
     }
     // Wrapping is finished; a copy would hold up the end, and the next start begins it anew.
-    let copies: HashSet<task::Id> =
-        keys.busy.iter().filter(|(_, (_, is_copy))| *is_copy).map(|(task, _)| *task).collect();
-    if !copies.is_empty() {
-        for (_, (id, _)) in keys.busy.iter().filter(|(task, _)| copies.contains(task)) {
-            keys.house.host.give_up_copy(*id);
+    let copies = keys.busy.values().filter(|(_, is_copy)| *is_copy).map(|(id, _)| *id);
+    for id in copies {
+        if let Err(cause) = keys.house.host.abandon_copy(id).await {
+            tracing::error!(cluster = %id, %cause, "a copy could not be ended");
         }
     }
     while let Some(ended) = keys.tasks.join_next_with_id().await {

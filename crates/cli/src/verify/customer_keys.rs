@@ -3,16 +3,15 @@
 use std::time::Duration;
 
 use api::{
-    CmekKeySpec, CmekRegionSpec, CmekSpecification, Password, PutKeyCredentials, PutKeyService,
+    CmekKeySpec, CmekRegionSpec, CmekSpecification, Password, PutKeyCredentials, PutKeyService, SecretText,
 };
 use model::{CmekStatus, KeyType};
 use tokio::time::{Instant, sleep};
 
 use super::keeper::{Keeper, Mood};
 use super::row::{Row, Verdict};
-use super::session::{Attempt, Channel, Claim, Session, enter, sign_in};
+use super::session::{Attempt, Channel, Claim, Encrypted, Session, enter, sign_in};
 use super::stage::{Stage, USER};
-use super::target::Encrypted;
 use super::wire::{Fault, Refusal};
 
 const FEATURE: &str = "customer-managed keys";
@@ -60,7 +59,7 @@ async fn play(stage: &Stage<'_>, name: &str) -> Result<Vec<Verdict>, Stop> {
         ca_pem: None,
         namespace: None,
         credentials: Some(PutKeyCredentials {
-            token: Some(Password::from("verify-token".to_owned())),
+            token: Some(Password::new(SecretText::new("verify-token".to_owned()))),
             ..PutKeyCredentials::default()
         }),
     };

@@ -116,6 +116,15 @@ impl Host {
         lock(&self.slot(id).next).as_ref().is_some_and(|next| next.is_whole.load(Ordering::Relaxed))
     }
 
+    /// Ends a copy, if one is under way, and forgets it. What was copied is destroyed before the next.
+    pub async fn abandon_copy(&self, id: ClusterId) -> Result<(), Error> {
+        let slot = self.slot(id);
+        let _turn = slot.turn.lock().await;
+        Self::give_up_copy(&slot).await?;
+        *lock(&slot.next) = None;
+        Ok(())
+    }
+
     async fn copy_keys(&self, slot: &Slot, cluster: &Cluster) -> Result<CopyKeys, Error> {
         let id = cluster.id;
         let next = lock(&slot.next).clone();

@@ -45,6 +45,16 @@ pub struct VolumeState {
     pub evidence: String,
 }
 
+impl VolumeState {
+    /// Whether nothing of ours encrypts the files, so that there is nothing to lock.
+    pub fn is_plain(&self) -> bool {
+        match self.encryption {
+            Encryption::None => true,
+            Encryption::Fscrypt | Encryption::FscryptImage | Encryption::Gocryptfs => false,
+        }
+    }
+}
+
 /// For trying one kind of volume.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
 /// Names of what lies in a cluster's folder.
