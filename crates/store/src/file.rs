@@ -1,5 +1,6 @@
 //! The state file: one B-tree of sealed values, each bound to its table and key, with a manifest over all of them.
 
+use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -68,7 +69,9 @@ impl File {
         if !path.try_exists().map_err(|cause| io(path, "opened", &cause))? {
             create(path, &sealer)?;
         }
-        let database = Database::create(path).map_err(|cause| failed(path, "opened", cause))?;
+        let mut database = Database::create(path).map_err(|cause| failed(path, "opened", cause))?;
+        // Values are sealed, but which pages are free is not: with a wrong list a later write would hit what is used.
+        database.check_integrity().map_err(|cause| failed(path, "checked", cause))?;
         let mut file =
             Self { database, path: path.to_owned(), sealer, manifest: Mutex::new(Manifest::new()) };
         match file.kept_manifest()? {
@@ -359,7 +362,7 @@ fn create(path: &Path, sealer: &Sealer) -> Result<(), Error> {
     let beside = PathBuf::from(name);
     let io_failed = |cause: std::io::Error| io(path, "made", &cause);
     match std::fs::remove_file(&beside) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(io_failed(cause)),
+        Err(cause) if cause.kind() != ErrorKind::NotFound => return Err(io_failed(cause)),
         _ => {}
     }
     // Private from its first moment; the values are sealed, the names of tables are not.
@@ -415,7 +418,9 @@ fn failed(path: &Path, action: &'static str, cause: impl Into<redb::Error>) -> E
     let path = path.to_owned();
     match cause.into() {
         redb::Error::Corrupted(reason) => Error::Corrupted { path, reason },
-        redb::Error::Io(cause) if cause.kind() == std::io::ErrorKind::InvalidData => {
+        redb::Error::Io(cause)
+            if matches!(cause.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof) =>
+        {
             Error::Corrupted { path, reason: cause.to_string() }
         }
         other => Error::File { path, action, reason: other.to_string() },

@@ -4,6 +4,8 @@
 
 mod clusters;
 mod file;
+#[cfg(test)]
+mod integrity_tests;
 mod key_services;
 mod keys;
 mod manifest;
