@@ -13,6 +13,7 @@ mod ring;
 mod root;
 mod sealer;
 mod secret;
+pub mod service;
 mod signed;
 #[cfg(test)]
 mod testing;
