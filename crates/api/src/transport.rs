@@ -198,7 +198,7 @@ mod tests {
     async fn nobody_there_is_unreachable_and_the_key_stays_unsaid() {
         let root = {
             let folder = tempfile::tempdir().unwrap();
-            let kek = keys::KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
+            let kek = keys::RootKey::open_or_create(&folder.path().join("kek")).unwrap();
             let sealer = kek.sealer("test").unwrap();
             keys::Authority::open_or_create(folder.path(), &sealer, &model::SystemClock)
                 .unwrap()

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{
-    CopyProgress, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey, RootKeyProtection,
-    ThrottleLine,
+    CopyProgress, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
+    RootKeyProtection, ThrottleLine,
 };
 use async_trait::async_trait;
 use control::{ClearThrottle, Refusal};
@@ -61,8 +61,6 @@ pub struct Administrator {
     pub ring: Arc<Ring>,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
-    /// Names the cloud's root key.
-    pub root_key_id: String,
 }
 
 impl Administrator {
@@ -360,15 +358,22 @@ impl control::Administration for Administrator {
     }
 
     fn root_key(&self) -> RootKey {
+        let root = self.ring.root();
+        let (protection, detail) = match root.protection() {
+            keys::Protection::File => (RootKeyProtection::File, String::new()),
+            keys::Protection::Passphrase(_) => (RootKeyProtection::Passphrase, String::new()),
+            keys::Protection::Credential { .. } => (RootKeyProtection::Credential, String::new()),
+            keys::Protection::Service { wrapped } => (RootKeyProtection::Service, wrapped.key.to_string()),
+        };
         RootKey {
-            id: self.root_key_id.clone(),
-            version: 1,
-            protection: RootKeyProtection::File,
-            protection_detail: String::new(),
+            id: root.id(),
+            version: root.version(),
+            protection,
+            protection_detail: detail,
             since: None,
-            earlier_versions: Vec::new(),
+            earlier_versions: root.versions().into_iter().skip(1).collect(),
             is_memory_locked: false,
-            are_core_dumps_off: getrlimit(Resource::Core).current == Some(0),
+            are_core_dumps_off: getrlimit(Resource::Core).current.is_some_and(|limit| limit <= 1),
         }
     }
 
@@ -467,7 +472,7 @@ fn refusal(cause: engine::Error) -> Refusal {
     match cause {
         engine::Error::NotFound { .. } => Refusal::not_found(text),
         engine::Error::AlreadyExists { .. } => Refusal::exists(text),
-        engine::Error::Refused(_) => Refusal::wrong_state(text),
+        engine::Error::Refused(_) | engine::Error::NoRoom { .. } => Refusal::wrong_state(text),
         engine::Error::Unready(_) | engine::Error::Asleep | engine::Error::DataKey(_) => Refusal::busy(text),
         engine::Error::NoPostgres { .. }
         | engine::Error::NoSandbox { .. }

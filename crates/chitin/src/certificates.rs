@@ -334,7 +334,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
-    use keys::KeyEncryptionKey;
+    use keys::RootKey;
     use model::SystemClock;
 
     use super::*;
@@ -348,8 +348,7 @@ mod tests {
     }
 
     fn authority(folder: &Path) -> Authority {
-        let sealer =
-            KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap().sealer("authority").unwrap();
+        let sealer = RootKey::open_or_create(&folder.join("kek")).unwrap().sealer("authority").unwrap();
         Authority::open_or_create(folder, &sealer, &SystemClock).unwrap()
     }
 

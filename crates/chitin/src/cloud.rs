@@ -12,7 +12,7 @@ use identity::oidc::Flows;
 use identity::revocation::Revocation;
 use identity::throttle::Throttle;
 use identity::token::Tokens;
-use keys::{Authority, KeyEncryptionKey};
+use keys::{Authority, Fingerprints, RootKey};
 use model::{ALLOWLIST_ENTRIES_MAX, Clock, Fetcher, SystemClock};
 use network::GateSettings;
 use network::private::{PrivateNetworks, Unavailable};
@@ -152,8 +152,8 @@ impl Cloud {
     pub async fn open(options: &StartOptions, root: File) -> Result<Self, Error> {
         let paths = Paths::prepare(&options.data)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let kek = Arc::new(KeyEncryptionKey::open_or_create(&paths.key_encryption_key())?);
-        let ring = Ring::new(kek.clone());
+        let root_key = Arc::new(RootKey::open_or_create(&paths.key_encryption_key())?);
+        let ring = Ring::new(root_key.clone());
         let host = Host::open(HostConfig {
             data: paths.data().to_owned(),
             keys: ring.clone(),
@@ -168,8 +168,8 @@ impl Cloud {
             let reason = host.posture().no_encryption_reason.clone().unwrap_or_default();
             return Err(engine::Error::NoEncryption { reason }.into());
         }
-        let store = Store::open(&paths.state(), kek.sealer("state")?)?;
-        let authority = Authority::open_or_create(paths.data(), &kek.sealer("authority")?, &*clock)?;
+        let store = Store::open(&paths.state(), root_key.sealer("state")?)?;
+        let authority = Authority::open_or_create(paths.data(), &root_key.sealer("authority")?, &*clock)?;
         let hostnames: Vec<String> = machine_name().into_iter().chain(options.hostnames.clone()).collect();
         let files = options.tls_cert.as_deref().zip(options.tls_key.as_deref());
         let certificates = Certificates::new(authority, clock.clone(), &hostnames, files)?;
@@ -187,7 +187,7 @@ impl Cloud {
             host.clone(),
             clock.clone(),
             policies.clone(),
-            kek.sealer("stand-ins")?,
+            Fingerprints::new(&root_key.sealer("stand-ins")?.first_secret()?),
             knocks,
         );
         let waker = Waker::new(store.clone(), host.clone(), clock.clone(), gate.clone());
@@ -279,7 +279,6 @@ impl Cloud {
             outlets: outlets.clone(),
             ring,
             private_networks: private_networks.clone(),
-            root_key_id: kek.id().to_owned(),
         });
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),
@@ -447,7 +446,7 @@ mod unit_tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths::prepare(folder.path()).unwrap();
-        let kek = KeyEncryptionKey::open_or_create(&paths.key_encryption_key()).unwrap();
+        let kek = RootKey::open_or_create(&paths.key_encryption_key()).unwrap();
         let store = Store::open(&paths.state(), kek.sealer("state").unwrap()).unwrap();
         ensure_admin_key(&paths, &store, &SystemClock).unwrap();
         let first = std::fs::read_to_string(paths.admin_key()).unwrap();

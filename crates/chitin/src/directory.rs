@@ -9,7 +9,7 @@ use engine::{Administration, Host};
 use gateway::directory::{Account, Found, Person};
 use identity::hba::Rules;
 use identity::scram::Verifier;
-use keys::Sealer;
+use keys::Fingerprints;
 use model::{
     CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Clock, ClusterHandle, ClusterId, EndpointId,
     Origin, RoleName, SqlRole, Surface, Way, Wish,
@@ -31,7 +31,7 @@ pub struct Directory {
     host: Arc<Host>,
     clock: Arc<dyn Clock>,
     policies: Arc<Policies>,
-    stand_ins: Sealer,
+    stand_ins: Fingerprints,
     admissions: Admissions,
     knocks: Knocks,
     lines: Lines,
@@ -44,13 +44,13 @@ struct Lines(Mutex<HashMap<ClusterId, Line>>);
 type Line = Arc<tokio::sync::Mutex<Option<Arc<Administration>>>>;
 
 impl Directory {
-    /// Puts the directory together. The sealer makes stand-ins for users who do not exist.
+    /// Puts the directory together. The fingerprints make stand-ins for users who do not exist.
     pub fn new(
         store: Arc<Store>,
         host: Arc<Host>,
         clock: Arc<dyn Clock>,
         policies: Arc<Policies>,
-        stand_ins: Sealer,
+        stand_ins: Fingerprints,
         knocks: Knocks,
     ) -> Arc<Self> {
         let (admissions, lines) = (Admissions::default(), Lines::default());
@@ -185,7 +185,7 @@ impl gateway::directory::Directory for Directory {
     }
 
     fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32] {
-        self.stand_ins.fingerprint(&[handle.to_string().as_bytes(), user.as_bytes()])
+        self.stand_ins.of(&[handle.to_string().as_bytes(), user.as_bytes()])
     }
 }
 

@@ -149,7 +149,7 @@ impl std::fmt::Debug for Perimeter {
 #[cfg(test)]
 mod tests {
     use async_trait::async_trait;
-    use keys::KeyEncryptionKey;
+    use keys::RootKey;
     use model::{Egress, Network, Peering, PeeringWish, PeeringWith};
     use network::Perimeter as _;
     use time::OffsetDateTime;
@@ -165,7 +165,7 @@ mod tests {
     impl World {
         fn new() -> Self {
             let folder = tempfile::tempdir().unwrap();
-            let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
+            let kek = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
             let store = Store::open(&folder.path().join("state"), kek.sealer("state").unwrap()).unwrap();
             Self { perimeter: Perimeter::new(store.clone()), store, _folder: folder }
         }

@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use async_trait::async_trait;
-use keys::{Binding, DataKey, KeyEncryption, KeyEncryptionKey, KeyFailure, KeyRing, WrappedKey};
+use keys::{Binding, DataKey, KeyEncryption, KeyFailure, KeyRing, RootKey, WrappedKey};
 use model::{Clock, Cluster, ClusterId, Fetcher, KeyService, KeySpec};
 use store::Store;
 
@@ -13,7 +13,7 @@ const KEYS_OPEN_MAX: usize = 1_000;
 
 /// The ring.
 pub struct Ring {
-    root: Arc<KeyEncryptionKey>,
+    root: Arc<RootKey>,
     /// Set when the state is open, which is after engines of an earlier run were cleared away.
     outside: OnceLock<Outside>,
     open: Mutex<HashMap<KeySpec, Open>>,
@@ -33,8 +33,13 @@ struct Open {
 
 impl Ring {
     /// A ring that knows the root key alone, until [`Self::connect`].
-    pub fn new(root: Arc<KeyEncryptionKey>) -> Arc<Self> {
+    pub fn new(root: Arc<RootKey>) -> Arc<Self> {
         Arc::new(Self { root, outside: OnceLock::new(), open: Mutex::default() })
+    }
+
+    /// The cloud's root key.
+    pub fn root(&self) -> &RootKey {
+        &self.root
     }
 
     /// Lets the ring look at documents and ask key services. To be called once.
@@ -43,8 +48,8 @@ impl Ring {
     }
 
     /// Wraps and unwraps a throw-away key, as a cluster would have it done.
-    pub async fn try_out(&self, spec: &KeySpec, cluster: ClusterId) -> Result<(), KeyFailure> {
-        let (key, place) = (self.key(spec)?, Binding::Volume(cluster));
+    pub async fn try_out(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), KeyFailure> {
+        let (key, place) = (self.key(spec)?, cluster.map_or(Binding::Root, Binding::Volume));
         let trial = DataKey::random();
         let wrapped = key.wrap(&trial, &place).await?;
         let back = key.unwrap(&wrapped, &place).await?;
@@ -123,4 +128,12 @@ impl std::fmt::Debug for Ring {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Ring")
     }
+}
+
+impl reconcile::RootRotation for Ring {
+    fn rotating_to(&self) -> Option<String> {
+        (self.root.versions().len() > 1).then(|| self.root.version().to_string())
+    }
+
+    fn finish_rotation(&self) {}
 }

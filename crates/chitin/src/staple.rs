@@ -197,7 +197,7 @@ mod tests {
     use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 
     use async_trait::async_trait;
-    use keys::{Authority, KeyEncryptionKey};
+    use keys::{Authority, RootKey};
     use model::{FetchFailure, Fetched, SystemClock};
     use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
     use rustls::pki_types::{ServerName, UnixTime};
@@ -288,8 +288,7 @@ mod tests {
             let clock = Arc::new(Turned(AtomicI64::new(0)));
             let own = folder.path().join("own");
             std::fs::create_dir(&own).unwrap();
-            let sealer =
-                KeyEncryptionKey::open_or_create(&own.join("kek")).unwrap().sealer("authority").unwrap();
+            let sealer = RootKey::open_or_create(&own.join("kek")).unwrap().sealer("authority").unwrap();
             let own = Authority::open_or_create(&own, &sealer, &SystemClock).unwrap();
             let (chain, key) = (folder.path().join("chain.pem"), folder.path().join("key.pem"));
             let files = Some((chain.as_path(), key.as_path()));

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use engine::{Administration, Error, Host, HostConfig, Subscriptions};
-use keys::KeyEncryptionKey;
+use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
 use time::OffsetDateTime;
 use tokio_postgres::{Client, NoTls};
@@ -21,7 +21,7 @@ struct Place {
 async fn place(routing_id: u32, plan: Plan) -> Place {
     // Short: a socket's path ends at 107 bytes.
     let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
-    let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap());
+    let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
     let config = HostConfig {
         data: folder.path().to_owned(),
         keys: kek,

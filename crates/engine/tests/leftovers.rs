@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use engine::{Host, HostConfig};
-use keys::KeyEncryptionKey;
+use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, Wish};
 use time::OffsetDateTime;
 
@@ -20,7 +20,7 @@ const ID: &str = "6d0c4a52-9d1c-4d0e-9c0e-3b1f5a7c2d10";
 const CANARY: &str = "canary-of-the-killed";
 
 async fn open(data: &Path, encryption: Encryption) -> Arc<Host> {
-    let kek = Arc::new(KeyEncryptionKey::open_or_create(&data.join("kek")).unwrap());
+    let kek = Arc::new(RootKey::open_or_create(&data.join("kek")).unwrap());
     let config = HostConfig {
         data: data.to_owned(),
         keys: kek,

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Administration, Error, Host, HostConfig};
-use keys::KeyEncryptionKey;
+use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
 use time::OffsetDateTime;
 
@@ -19,7 +19,7 @@ struct Place {
 }
 
 async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>, Error> {
-    let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap());
+    let kek = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
     let config = HostConfig {
         data: folder.to_owned(),
         keys: kek,
@@ -384,7 +384,7 @@ async fn a_key_of_another_cluster_opens_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
     let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
-    let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap());
+    let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
     let config = HostConfig {
         data: folder.path().to_owned(),
         keys: kek,

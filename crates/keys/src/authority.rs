@@ -62,6 +62,19 @@ impl Authority {
         Ok(Self { issuer, root_pem, root })
     }
 
+    /// Seals the key anew, if it is not yet under the root key's newest version. Nothing else changes.
+    pub fn reseal(folder: &Path, sealer: &Sealer) -> Result<(), Error> {
+        let path = folder.join("ca.key");
+        let Some(sealed) = read_private(&path)? else {
+            return Ok(());
+        };
+        if sealer.is_current(sealed.expose()) {
+            return Ok(());
+        }
+        let der = sealer.open(KEY_CONTEXT, sealed.expose())?;
+        write_private(&path, &sealer.seal(KEY_CONTEXT, der.expose())?)
+    }
+
     fn create(root_path: &Path, key_path: &Path, sealer: &Sealer, clock: &dyn Clock) -> Result<Self, Error> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
         let mut root = CertificateParams::default();
@@ -148,10 +161,10 @@ mod tests {
     use webpki::{EndEntityCert, KeyUsage, anchor_from_trusted_cert};
 
     use super::*;
-    use crate::KeyEncryptionKey;
+    use crate::RootKey;
 
     fn sealer(folder: &Path) -> Sealer {
-        KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap().sealer("authority").unwrap()
+        RootKey::open_or_create(&folder.join("kek")).unwrap().sealer("authority").unwrap()
     }
 
     #[test]
@@ -188,11 +201,27 @@ mod tests {
         assert_eq!(first.root_pem(), second.root_pem());
         second.issue(&["localhost".to_owned()], &SystemClock).unwrap();
 
-        let other = Sealer::derive(&[9; 32], "authority").unwrap();
+        let other = RootKey::for_test(&[(1, 9)]).sealer("authority").unwrap();
         assert!(matches!(
             Authority::open_or_create(folder.path(), &other, &SystemClock),
             Err(Error::Unsealable)
         ));
+    }
+
+    #[test]
+    fn its_key_follows_a_rotation_of_the_root_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
+        let sealer = root.sealer("authority").unwrap();
+        let first = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
+        root.begin_rotation().unwrap();
+        Authority::reseal(folder.path(), &sealer).unwrap();
+        let once = std::fs::read(folder.path().join("ca.key")).unwrap();
+        Authority::reseal(folder.path(), &sealer).unwrap();
+        assert_eq!(std::fs::read(folder.path().join("ca.key")).unwrap(), once, "once more does nothing");
+        root.retire(&std::collections::BTreeSet::new()).unwrap();
+        let again = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
+        assert_eq!(again.root_pem(), first.root_pem());
     }
 
     #[test]

@@ -1,14 +1,16 @@
-//! Secrets that do not print, the key-encryption key, data keys, sealed state, the cloud's own certificates, and those of
+//! Secrets that do not print, the root key, data keys, sealed state, the cloud's own certificates, and those of
 //! clients with their revocation.
 
+mod aead;
 mod authority;
 mod binding;
 mod certificate;
 pub mod client;
-mod encryption_key;
+mod fingerprint;
 pub mod ocsp;
 mod private_file;
 mod ring;
+mod root;
 mod sealer;
 mod secret;
 pub mod service;
@@ -19,9 +21,13 @@ mod testing;
 pub use authority::{Authority, ROOT_VALIDITY, SERVER_VALIDITY};
 pub use binding::{ChannelBinding, Unbindable};
 pub use certificate::ServerCertificate;
-pub use encryption_key::KeyEncryptionKey;
+pub use fingerprint::Fingerprints;
 pub use private_file::{read_private, write_atomically, write_private};
 pub use ring::{Binding, KeyEncryption, KeyFailure, KeyRing, WrappedKey};
+pub use root::{
+    Derivation, KeyFile, PASSPHRASE_BYTES_MAX, PASSPHRASE_CHARACTERS_MIN, Protect, Protection, ROOTS_MAX,
+    Refusal, RootKey,
+};
 pub use sealer::Sealer;
 pub use secret::{DataKey, Secret, SecretText, fill_random};
 
@@ -59,6 +65,9 @@ pub enum Error {
     /// Sealed bytes do not open: another key, another place, or changed bytes.
     #[error("sealed data does not open: it was changed, moved, or sealed with another key")]
     Unsealable,
+    /// The root key is not opened or changed.
+    #[error(transparent)]
+    Root(#[from] Refusal),
     /// A certificate cannot be made or used.
     #[error("certificate: {0}")]
     Certificate(String),

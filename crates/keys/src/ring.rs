@@ -12,6 +12,8 @@ use crate::DataKey;
 pub enum Binding {
     /// A cluster's volume.
     Volume(ClusterId),
+    /// The file of the cloud's root key.
+    Root,
 }
 
 impl Binding {
@@ -19,6 +21,7 @@ impl Binding {
     pub fn context(&self) -> String {
         match self {
             Self::Volume(cluster) => format!("data key of cluster {cluster}"),
+            Self::Root => "root key of the cloud".to_owned(),
         }
     }
 
@@ -26,6 +29,7 @@ impl Binding {
     pub fn cluster(&self) -> Option<ClusterId> {
         match self {
             Self::Volume(cluster) => Some(*cluster),
+            Self::Root => None,
         }
     }
 }

@@ -38,7 +38,7 @@ pub trait Sessions: Send + Sync + 'static {
 }
 
 /// The cloud's root key while it is exchanged. Answered by the program.
-pub trait RootKey: Send + Sync + 'static {
+pub trait RootRotation: Send + Sync + 'static {
     /// The version that data keys should be wrapped by, while some may still be wrapped by earlier ones.
     fn rotating_to(&self) -> Option<String>;
 
@@ -84,7 +84,7 @@ pub struct Reconciler {
     clock: Arc<dyn Clock>,
     settings: Settings,
     gate: Arc<Gate>,
-    root: Arc<dyn RootKey>,
+    root: Arc<dyn RootRotation>,
     /// A volume was copied, and the engines' loop has to switch to it.
     copied: Notify,
     /// When each engine was started by this process.
@@ -100,7 +100,7 @@ impl Reconciler {
         clock: Arc<dyn Clock>,
         settings: Settings,
         gate: Arc<Gate>,
-        root: Arc<dyn RootKey>,
+        root: Arc<dyn RootRotation>,
     ) -> Arc<Self> {
         let (copied, awake_since) = (Notify::new(), Mutex::default());
         Arc::new(Self { store, host, sessions, clock, settings, gate, root, copied, awake_since })

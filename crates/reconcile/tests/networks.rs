@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use futures::future::BoxFuture;
-use keys::KeyEncryptionKey;
+use keys::RootKey;
 use model::{
     Asked, ClusterId, Network, NetworkSeen, Peering, PeeringPhase, PeeringWish, PeeringWith, Plan, Power,
     Provider, Wish,
@@ -74,7 +74,7 @@ struct Ground {
 impl Ground {
     fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
+        let kek = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
         let store = Store::open(&folder.path().join("state.redb"), kek.sealer("state").unwrap()).unwrap();
         let (networks, doors) = (PrivateNetworks::new(), Arc::new(Doors::default()));
         let stop = CancellationToken::new();

@@ -4,10 +4,14 @@
 
 mod clusters;
 mod file;
+#[cfg(test)]
+mod integrity_tests;
 mod key_services;
 mod keys;
+mod manifest;
 mod organization;
 mod providers;
+mod secrets;
 mod snapshot;
 #[cfg(test)]
 mod testing;
@@ -25,7 +29,7 @@ use arc_swap::ArcSwap;
 use model::{ClusterId, ClusterName};
 use tokio::sync::watch;
 
-use crate::file::File;
+use crate::file::{File, guarded};
 
 /// Most clusters of one control plane.
 pub const CLUSTERS_MAX: usize = 100_000;
@@ -43,16 +47,27 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
-    /// A value was changed behind our back, or sealed by another cloud's key.
+    /// Something was changed, moved, removed or put back behind our back, or sealed by another cloud's key.
     #[error(
-        "the state in {} is damaged: {what} does not open with this cloud's key; restore the data directory from your backup",
+        "the state in {} is damaged: {what}; restore the data directory from your backup",
         path.display()
     )]
     Tampered {
         /// The state file.
         path: PathBuf,
-        /// Which value.
+        /// What is wrong: which table, and which row where that can be known.
         what: String,
+    },
+    /// The file's own structure is broken.
+    #[error(
+        "the state in {} is damaged: {reason} (the file itself, not one value in it); restore the data directory from your backup",
+        path.display()
+    )]
+    Corrupted {
+        /// The state file.
+        path: PathBuf,
+        /// What its reader said.
+        reason: String,
     },
     /// Another cluster has the name.
     #[error("a cluster named `{0}` already exists; choose another name or delete that cluster first")]
@@ -72,6 +87,7 @@ pub enum Error {
 
 /// The state of one cloud.
 pub struct Store {
+    path: PathBuf,
     file: File,
     snapshot: ArcSwap<Snapshot>,
     /// One writer at a time: a change is read, made durable and published as a whole.
@@ -80,13 +96,19 @@ pub struct Store {
 }
 
 impl Store {
-    /// Opens the state file, or makes it. Values that do not open with the sealer are an error: state that somebody
-    /// edited must not be acted upon.
+    /// Opens the state file, or makes it. Values that do not open with the sealer are an error, and so are rows that are
+    /// missing or older than they should be: state that somebody edited must not be acted upon.
     pub fn open(path: &Path, sealer: Sealer) -> Result<Arc<Self>, Error> {
-        let file = File::open(path, sealer)?;
-        let snapshot = Snapshot::read(&file)?;
+        let (file, snapshot) = guarded(path, || {
+            let file = File::open(path, sealer)?;
+            // In this order: a value that does not open is named by its row.
+            let snapshot = Snapshot::read(&file)?;
+            file.check()?;
+            Ok((file, snapshot))
+        })?;
         let (changes, _) = watch::channel(0);
         Ok(Arc::new(Self {
+            path: path.to_owned(),
             file,
             snapshot: ArcSwap::from_pointee(snapshot),
             writer: Mutex::new(()),
@@ -102,6 +124,19 @@ impl Store {
     /// Tells of every change by a number that grows.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.changes.subscribe()
+    }
+
+    /// Seals every value anew that is not under the root key's newest version: in one transaction, so all of them or none.
+    /// Gives how many there were. Once more does nothing.
+    pub fn reseal(&self) -> Result<u64, Error> {
+        let _writer = self.write();
+        self.file.reseal()
+    }
+
+    /// Transactions since the state was made. A number that is lower than one seen before says that the whole state was
+    /// put back, which nothing in the state itself can say.
+    pub fn commits(&self) -> u64 {
+        self.file.commits()
     }
 
     fn write(&self) -> MutexGuard<'_, ()> {

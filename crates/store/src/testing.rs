@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use ::keys::{KeyEncryptionKey, Sealer};
+use ::keys::{RootKey, Sealer};
 use model::{Asked, Plan, Provider};
 
 use crate::{Draft, Store};
 
 pub(crate) fn sealer(folder: &Path) -> Sealer {
-    KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap().sealer("state").unwrap()
+    RootKey::open_or_create(&folder.join("kek")).unwrap().sealer("state").unwrap()
 }
 
 pub(crate) fn open(folder: &Path) -> Arc<Store> {

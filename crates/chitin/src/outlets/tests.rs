@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use async_trait::async_trait;
 use engine::HostConfig;
-use keys::KeyEncryptionKey;
+use keys::RootKey;
 use model::{Egress, EgressDestination, EgressPolicy, EgressRule, Encryption, Network, Provider, RoleName};
 use network::{GateSettings, Resolver};
 use store::Draft;
@@ -127,7 +127,7 @@ struct World {
 impl World {
     async fn new(far: &Far) -> Self {
         let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
-        let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap());
+        let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
         let store = Store::open(&folder.path().join("state"), kek.sealer("state").unwrap()).unwrap();
         let config = HostConfig {
             data: folder.path().to_owned(),

@@ -141,7 +141,10 @@ async fn given_back(stage: &Stage<'_>, keeper: &Keeper) -> Result<Verdict, Fault
         return Ok(Verdict::failed(format!("it is still {}", status.as_str())));
     }
     session(stage).await?;
-    Ok(Verdict::proven(format!("signed in again {} s after, and nobody did anything", began.elapsed().as_secs())))
+    Ok(Verdict::proven(format!(
+        "signed in again {} s after, and nobody did anything",
+        began.elapsed().as_secs()
+    )))
 }
 
 async fn silent(stage: &Stage<'_>, keeper: &Keeper) -> Result<Verdict, Fault> {
@@ -175,7 +178,9 @@ fn wanted(kind: KeyType, uri: &str, service: Option<&str>) -> CmekSpecification 
         auth_principal: String::new(),
         service: service.map(str::to_owned),
     };
-    CmekSpecification { region_specs: vec![CmekRegionSpec { region: super::stage::REGION.to_owned(), key_spec }] }
+    CmekSpecification {
+        region_specs: vec![CmekRegionSpec { region: super::stage::REGION.to_owned(), key_spec }],
+    }
 }
 
 /// Waits until CMEK stands so, or for as long as a change may take; tells where it stands.

@@ -12,7 +12,7 @@ use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use hyper_util::service::TowerToHyperService;
-use keys::{Authority, KeyEncryptionKey, SecretText};
+use keys::{Authority, RootKey, SecretText};
 use model::{ClusterState, Provider, SystemClock, Tier, Visibility};
 use rustls::ServerConfig;
 use tokio::net::TcpListener;
@@ -22,7 +22,7 @@ use crate::world::World;
 
 fn authority() -> Authority {
     let folder = tempfile::tempdir().unwrap();
-    let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
+    let kek = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
     Authority::open_or_create(folder.path(), &kek.sealer("authority").unwrap(), &SystemClock).unwrap()
 }
 

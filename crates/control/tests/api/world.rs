@@ -8,7 +8,7 @@ use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request};
 use control::{Settings, State};
 use identity::api_key::ApiKeyText;
-use keys::{Authority, KeyEncryptionKey};
+use keys::{Authority, RootKey};
 use model::{ClusterId, Observation, Phase, SystemClock};
 use serde_json::{Value, json};
 use store::{ApiKey, Store};
@@ -49,7 +49,7 @@ impl Answer {
 impl World {
     pub fn new() -> Self {
         let folder = tempfile::tempdir().unwrap();
-        let kek = KeyEncryptionKey::open_or_create(&folder.path().join("kek")).unwrap();
+        let kek = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
         let store = Store::open(&folder.path().join("state.redb"), kek.sealer("state").unwrap()).unwrap();
         let sealer = kek.sealer("authority").unwrap();
         let root = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
