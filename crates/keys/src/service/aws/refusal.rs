@@ -24,8 +24,13 @@ struct Json {
 }
 
 impl Refused {
+    /// Of whichever protocol: what stands before KMS does not always speak its own.
+    pub(super) fn of(answer: &Answer, session: &Session) -> Option<Self> {
+        Self::of_json(answer, session).or_else(|| Self::of_xml(answer, session))
+    }
+
     /// Of the JSON protocol, which KMS speaks.
-    pub(super) fn of_json(answer: &Answer, session: &Session) -> Option<Self> {
+    fn of_json(answer: &Answer, session: &Session) -> Option<Self> {
         let Json { kind, message } = answer.read()?;
         // Both `namespace#Name` and `Name:link` are seen.
         let code = kind.rsplit('#').next()?.split(':').next()?;
@@ -33,7 +38,7 @@ impl Refused {
     }
 
     /// Of the query protocol, which STS speaks: `ErrorResponse/Error/Code` and `Message`.
-    pub(super) fn of_xml(answer: &Answer, session: &Session) -> Option<Self> {
+    fn of_xml(answer: &Answer, session: &Session) -> Option<Self> {
         let text = std::str::from_utf8(&answer.body).ok()?;
         let document = roxmltree::Document::parse(text).ok()?;
         let text_of = |name: &str| {

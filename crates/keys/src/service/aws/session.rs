@@ -193,7 +193,7 @@ impl Session {
         let question = self.signed(question, "sts", None, &self.own)?;
         let answer = self.asker.ask(question).await?;
         if !answer.is_success() {
-            let refused = Refused::of_xml(&answer, self);
+            let refused = Refused::of(&answer, self);
             return Err(match refused {
                 Some(refused) => refused.meaning(&self.asker.subject),
                 None => self.asker.senseless(&answer),
