@@ -120,8 +120,15 @@ impl Administrator {
             return failed(AT_REST, claim, "the volume was not found");
         };
         let outcome = match state.encryption {
-            Encryption::None => Outcome::Missing,
-            Encryption::Fscrypt | Encryption::FscryptImage | Encryption::Gocryptfs => Outcome::Proven,
+            // What the operator says is no proof.
+            Encryption::None | Encryption::Attested => Outcome::Missing,
+            Encryption::Fscrypt | Encryption::FscryptImage | Encryption::Luks2 | Encryption::Gocryptfs => {
+                if state.is_proven {
+                    Outcome::Proven
+                } else {
+                    Outcome::Failed
+                }
+            }
         };
         row(AT_REST, claim, outcome, &format!("{}: {}", state.encryption.as_str(), state.evidence))
     }
@@ -139,8 +146,10 @@ impl Administrator {
         }
         match searched {
             Ok(report) => {
-                let is_plain =
-                    self.host.volume_state(id).is_none_or(|state| state.encryption == Encryption::None);
+                let is_plain = self
+                    .host
+                    .volume_state(id)
+                    .is_none_or(|state| matches!(state.encryption, Encryption::None | Encryption::Attested));
                 let evidence = format!(
                     "{} bytes of {} searched: found {} times; in the files as the engine sees them: {} times",
                     report.bytes, report.place, report.hits, report.hits_in_plaintext

@@ -160,6 +160,7 @@ impl Cloud {
             allow_unencrypted: options.allow_unencrypted,
             postgres_bin: options.postgres_bin.clone(),
             encryption: options.encryption.map(Into::into),
+            attestation: options.attestation.clone(),
         })
         .await?;
         // Only now is it certain that no other Chitin runs here.

@@ -60,6 +60,9 @@ pub struct StartOptions {
     /// How new clusters are encrypted, instead of the best that works here
     #[arg(long, env = "CHITIN_ENCRYPTION", value_name = "KIND")]
     pub encryption: Option<Kind>,
+    /// What encrypts the disk below the data directory, with --encryption attested; shown beside "not proven"
+    #[arg(long, env = "CHITIN_ATTESTATION", value_name = "TEXT", value_parser = attestation)]
+    pub attestation: Option<String>,
     /// A serverless cluster without sessions sleeps after this (for instance 30s, 5m, 1h)
     #[arg(long, env = "CHITIN_IDLE_AFTER", value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub idle_after: Duration,
@@ -99,8 +102,12 @@ pub enum Kind {
     Fscrypt,
     /// The file system's own, inside an image that Chitin makes
     FscryptImage,
+    /// dm-crypt, inside an image that Chitin makes
+    Luks2,
     /// gocryptfs over FUSE
     Gocryptfs,
+    /// By the disk below, as you say in --attestation; Chitin does not prove it
+    Attested,
     /// None; needs --allow-unencrypted
     None,
 }
@@ -110,9 +117,21 @@ impl From<Kind> for Encryption {
         match kind {
             Kind::Fscrypt => Self::Fscrypt,
             Kind::FscryptImage => Self::FscryptImage,
+            Kind::Luks2 => Self::Luks2,
             Kind::Gocryptfs => Self::Gocryptfs,
+            Kind::Attested => Self::Attested,
             Kind::None => Self::None,
         }
+    }
+}
+
+/// A line for people.
+fn attestation(text: &str) -> Result<String, String> {
+    let is_line = !text.trim().is_empty() && text.len() <= 200 && !text.chars().any(char::is_control);
+    if is_line {
+        Ok(text.trim().to_owned())
+    } else {
+        Err("write one line of at most 200 bytes, for instance: LUKS on /dev/sda3, checked in May".to_owned())
     }
 }
 
@@ -175,6 +194,14 @@ mod tests {
             ["http://db.example.org", "https://a/b", "https://u:p@a", "https://a?b", "db", "javascript:x"]
         {
             assert!(public_url(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_attestation_is_one_line_for_people() {
+        assert_eq!(attestation(" LUKS on /dev/sda3 ").as_deref(), Ok("LUKS on /dev/sda3"));
+        for wrong in ["", "  ", "two\nlines", "\u{1b}[32mproven", &"x".repeat(201)] {
+            assert!(attestation(wrong).is_err(), "{wrong:?}");
         }
     }
 

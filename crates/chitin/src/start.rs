@@ -78,6 +78,7 @@ impl Signals {
 fn greet(cloud: &Cloud, began: Instant) {
     let posture = cloud.host.posture();
     let encryption = match posture.encryption {
+        Some(Encryption::Attested) => "stated by the operator for the disk below, not proven".to_owned(),
         Some(kind) if kind != Encryption::None => format!("new clusters with {}", kind.as_str()),
         _ => "NONE: clusters lie on the disk in plaintext, as --allow-unencrypted allows".to_owned(),
     };

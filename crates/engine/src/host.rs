@@ -53,6 +53,8 @@ pub struct HostConfig {
     pub postgres_bin: Option<PathBuf>,
     /// The kind of encryption, if it is to be another than the best found.
     pub encryption: Option<Encryption>,
+    /// What encrypts the disk below, in the operator's words. Needed for [`Encryption::Attested`].
+    pub attestation: Option<String>,
 }
 
 /// What was made.
@@ -78,6 +80,7 @@ pub struct Host {
     postgres: Postgres,
     posture: Posture,
     limits: Option<PathBuf>,
+    attestation: Option<String>,
     slots: Mutex<HashMap<ClusterId, Arc<Slot>>>,
     deaths: broadcast::Sender<ClusterId>,
     /// Held for as long as we live: two Chitins on one directory would destroy each other's work.
@@ -116,6 +119,7 @@ impl Host {
             postgres,
             posture,
             limits: cgroup::probe().ok(),
+            attestation: config.attestation.clone(),
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
             _claim: claim,

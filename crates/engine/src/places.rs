@@ -160,6 +160,28 @@ pub(crate) fn mounts_below(path: &Path) -> Vec<PathBuf> {
     found
 }
 
+/// What is mounted at a place.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Mount {
+    /// The file system's name, for instance `ext4` or `fuse.gocryptfs`.
+    pub(crate) kind: String,
+    /// The device, or what the file system says instead.
+    pub(crate) source: String,
+}
+
+/// What the kernel says is mounted exactly there; of several the topmost.
+pub(crate) fn mount_at(path: &Path) -> Option<Mount> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    table.lines().rev().find_map(|line| {
+        let (place, file_system) = line.split_once(" - ")?;
+        if unescape(place.split(' ').nth(4)?) != path {
+            return None;
+        }
+        let mut fields = file_system.split(' ');
+        Some(Mount { kind: fields.next()?.to_owned(), source: fields.next()?.to_owned() })
+    })
+}
+
 /// proc(5): space, tab, newline and backslash are written in octal.
 fn unescape(text: &str) -> PathBuf {
     PathBuf::from(

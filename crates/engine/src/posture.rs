@@ -68,6 +68,11 @@ impl Posture {
         };
         let (encryption, no_encryption_reason) = match config.encryption {
             Some(Encryption::None) => (None, Some("the operator chose none".to_owned())),
+            Some(Encryption::Attested) if config.attestation.is_some() => (Some(Encryption::Attested), None),
+            Some(Encryption::Attested) => {
+                let reason = "attested needs what the operator states: --attestation TEXT";
+                (None, Some(reason.to_owned()))
+            }
             wanted => match volume::probe(places, wanted) {
                 Ok(kind) => (Some(kind), None),
                 Err(reason) => (None, Some(reason)),

@@ -39,10 +39,16 @@ pub(crate) fn search(
     // What is written but still in memory must be on the disk first.
     rustix::fs::sync();
     let (place, raw): (String, Vec<PathBuf>) = match kind {
-        Encryption::FscryptImage => ("the volume's ext4 image".to_owned(), vec![folder.join("image")]),
+        Encryption::FscryptImage | Encryption::Luks2 => {
+            ("the volume's image".to_owned(), vec![folder.join("image")])
+        }
         Encryption::Gocryptfs => {
             ("gocryptfs's folder of ciphertext".to_owned(), files_below(&folder.join("cipher")))
         }
+        Encryption::Attested => (
+            "the cluster's files, above the disk that the operator says is encrypted".to_owned(),
+            files_below(base),
+        ),
         Encryption::None => ("the cluster's files".to_owned(), files_below(base)),
         Encryption::Fscrypt => {
             let device = device_below(folder)?;

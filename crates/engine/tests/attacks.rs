@@ -28,6 +28,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         allow_unencrypted: true,
         postgres_bin: None,
         encryption: Some(Encryption::None),
+        attestation: None,
     };
     let host = Host::open(config).await.unwrap();
     let now = OffsetDateTime::UNIX_EPOCH;

@@ -27,6 +27,7 @@ async fn open(data: &Path, encryption: Encryption) -> Arc<Host> {
         allow_unencrypted: encryption == Encryption::None,
         postgres_bin: None,
         encryption: Some(encryption),
+        attestation: None,
     };
     Host::open(config).await.unwrap()
 }

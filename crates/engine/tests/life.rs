@@ -26,6 +26,7 @@ async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>
         allow_unencrypted: encryption == Some(Encryption::None),
         postgres_bin: None,
         encryption,
+        attestation: None,
     };
     Host::open(config).await
 }
@@ -391,6 +392,7 @@ async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
         allow_unencrypted: false,
         postgres_bin: None,
         encryption: Some(Encryption::None),
+        attestation: None,
     };
     let host = Host::open(config).await.unwrap();
     let refused = host.create(&cluster(10)).await.unwrap_err();

@@ -126,8 +126,12 @@ pub enum Encryption {
     Fscrypt,
     /// fscrypt inside an ext4 image that Chitin made.
     FscryptImage,
+    /// LUKS2 (dm-crypt, AES-256-XTS) inside an image that Chitin made.
+    Luks2,
     /// The gocryptfs file system over FUSE (AES-256-GCM).
     Gocryptfs,
+    /// By what lies below, as the operator says. Chitin cannot prove it, and it never counts as proven.
+    Attested,
     /// None: the operator started Chitin with `--allow-unencrypted`.
     None,
 }
@@ -138,7 +142,9 @@ impl Encryption {
         match self {
             Self::Fscrypt => "fscrypt",
             Self::FscryptImage => "fscrypt-image",
+            Self::Luks2 => "luks2",
             Self::Gocryptfs => "gocryptfs",
+            Self::Attested => "attested",
             Self::None => "none",
         }
     }

@@ -135,6 +135,7 @@ impl World {
             allow_unencrypted: true,
             postgres_bin: None,
             encryption: Some(Encryption::None),
+            attestation: None,
         };
         let host = Host::open(config).await.unwrap();
         let names = Arc::new(Names(Mutex::new(vec![far.address().parse().unwrap()])));

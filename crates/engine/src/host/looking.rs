@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use model::ClusterId;
 
 use super::{Host, blocking, lock};
-use crate::volume::{self, Unlocked};
-use crate::{Error, Evidence, SearchReport, VolumeState, evidence, search};
+use crate::{Error, Evidence, SearchReport, VolumeState, evidence, search, volume};
 
 impl Host {
     /// Clusters that have anything on the disk.
@@ -28,12 +27,8 @@ impl Host {
     /// What the kernel says of the cluster's volume.
     pub fn volume_state(&self, id: ClusterId) -> Option<VolumeState> {
         let marker = self.places.read_marker(id)?;
-        let slot = self.slot(id);
-        let running = lock(&slot.running).clone();
-        let unlocked = running.and_then(|running| lock(&running.volume).as_ref().map(Unlocked::state));
-        Some(unlocked.unwrap_or_else(|| {
-            volume::locked_state(&self.places.volume(id, marker.generation), marker.encryption)
-        }))
+        let folder = self.places.volume(id, marker.generation);
+        Some(volume::state(&folder, marker.encryption, self.attestation.as_deref()))
     }
 
     /// What the kernel says of the running engine's sandbox.

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use keys::DataKey;
 
-use super::open_folder;
+use super::{Seen, open_folder};
 use crate::Error;
 use crate::places::make_folder;
 use crate::syscall::{self, KeyIdentifier, KeyStatus};
@@ -63,22 +63,46 @@ impl Unlocked {
             "files are still open, so the key is not wholly gone from the kernel",
         )))
     }
+}
 
-    pub(super) fn evidence(&self) -> String {
-        let status = syscall::key_status(&self.place, &self.identifier);
-        let name = hex::encode(self.identifier);
-        match status {
-            Ok(KeyStatus::Present) => {
-                format!("fscrypt v2, AES-256-XTS and AES-256-CTS; the kernel holds key {name}")
-            }
-            Ok(KeyStatus::Absent) => format!("fscrypt v2; the kernel does not hold key {name}"),
-            Ok(KeyStatus::IncompletelyRemoved) => format!("fscrypt v2; key {name} is being removed"),
-            Err(cause) => format!("fscrypt v2; the kernel does not tell: {cause}"),
-        }
+/// What the kernel says of a folder's policy and of its key. Also a locked folder tells.
+pub(super) fn seen(folder: &Path) -> Seen {
+    let asked = || -> Result<_, Error> {
+        let policy = syscall::policy(&open_folder(folder)?).map_err(Error::file("look at", folder))?;
+        let place = open_folder(folder.parent().unwrap_or(folder))?;
+        let status =
+            syscall::key_status(&place, &policy.identifier).map_err(Error::file("look at", folder))?;
+        Ok((policy, status))
+    };
+    let (policy, status) = match asked() {
+        Ok(answer) => answer,
+        Err(cause) => return Seen::wrong(format!("the kernel shows no encryption of the folder: {cause}")),
+    };
+    let cipher = format!("{} and {} for names", mode(policy.contents_mode), mode(policy.filenames_mode));
+    let key = hex::encode(policy.identifier);
+    let (is_unlocked, of_key) = match status {
+        KeyStatus::Present => (true, "the kernel holds key"),
+        KeyStatus::Absent => (false, "the kernel does not hold key"),
+        KeyStatus::IncompletelyRemoved => (true, "open files still hold some of key"),
+    };
+    Seen {
+        is_unlocked,
+        is_proven: true,
+        evidence: format!("fscrypt v2, {cipher}; {of_key} {key}"),
+        cipher: Some(cipher),
+        key: Some(key),
     }
 }
 
-/// Whether the folder shows encrypted names only: without its key `base` is not there by name.
-pub(super) fn is_locked(folder: &Path) -> bool {
-    !folder.join("pg").exists() && !folder.join("trial").exists()
+/// The names of `FSCRYPT_MODE_*` (`include/uapi/linux/fscrypt.h`).
+fn mode(number: u8) -> String {
+    match number {
+        1 => "AES-256-XTS".to_owned(),
+        4 => "AES-256-CTS".to_owned(),
+        5 => "AES-128-CBC".to_owned(),
+        6 => "AES-128-CTS".to_owned(),
+        9 => "Adiantum".to_owned(),
+        10 => "AES-256-HCTR2".to_owned(),
+        other => format!("mode {other}"),
+    }
 }

@@ -10,9 +10,9 @@ use std::time::{Duration, Instant};
 use keys::DataKey;
 use zeroize::Zeroizing;
 
-use super::FILES;
+use super::{FILES, Seen};
 use crate::Error;
-use crate::places::{is_root, make_folder, mounts_below};
+use crate::places::{is_root, make_folder, mount_at, mounts_below};
 use crate::process::spawn;
 
 /// The folder of ciphertext. A sibling of the mount point, never below it: gocryptfs must not need its own mount.
@@ -129,13 +129,71 @@ impl Unlocked {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
         }
     }
+}
 
-    pub(super) fn evidence(&self) -> String {
-        format!(
-            "gocryptfs, AES-256-GCM, served by process group {}; the key is in its memory only",
-            self.server.id()
-        )
+/// What the kernel says of the mount and of the process that serves it; the cipher as gocryptfs wrote it down.
+pub(super) fn seen(folder: &Path) -> Seen {
+    let servers: Vec<String> = servers_of(&folder.join(CIPHER)).iter().map(u32::to_string).collect();
+    match mount_at(&folder.join(FILES)) {
+        None if servers.is_empty() => {
+            Seen::locked("nothing of it is mounted, and no process that could hold its key runs".to_owned())
+        }
+        None => Seen::wrong(format!(
+            "it is not mounted, but gocryptfs still runs as process {}",
+            servers.join(", ")
+        )),
+        Some(mounted) if mounted.kind == "fuse.gocryptfs" && !servers.is_empty() => {
+            let cipher =
+                cipher_of(&std::fs::read(folder.join(CIPHER).join("gocryptfs.conf")).unwrap_or_default());
+            let named = cipher.clone().unwrap_or_else(|| "an unknown cipher".to_owned());
+            Seen {
+                is_unlocked: true,
+                is_proven: cipher.is_some(),
+                cipher,
+                key: None,
+                evidence: format!(
+                    "gocryptfs, {named}, mounted as {} and served by process {}; the key is in its memory only",
+                    mounted.kind,
+                    servers.join(", ")
+                ),
+            }
+        }
+        Some(mounted) => Seen::wrong(format!("{} ({}) is mounted there", mounted.source, mounted.kind)),
     }
+}
+
+/// Processes called gocryptfs that name the folder of ciphertext.
+fn servers_of(cipher: &Path) -> Vec<u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let serves = |pid: &u32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let named = cipher.as_os_str().as_encoded_bytes();
+        name.trim() == "gocryptfs" && words.split(|byte| *byte == 0).any(|word| word == named)
+    };
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(serves).collect()
+}
+
+/// What `gocryptfs.conf` says in its feature flags (gocryptfs' own `configfile/feature_flags.go`).
+fn cipher_of(config: &[u8]) -> Option<String> {
+    #[derive(serde::Deserialize)]
+    struct Config {
+        #[serde(rename = "FeatureFlags")]
+        flags: Vec<String>,
+    }
+    let Config { flags } = serde_json::from_slice(config).ok()?;
+    let has = |name: &str| flags.iter().any(|flag| flag == name);
+    let contents = if has("XChaCha20Poly1305") {
+        "XChaCha20-Poly1305"
+    } else if has("AESSIV") {
+        "AES-512-SIV"
+    } else if has("GCMIV128") {
+        "AES-256-GCM"
+    } else {
+        return None;
+    };
+    let names = if has("EMENames") { "AES-256-EME" } else { "nothing" };
+    Some(format!("{contents} and {names} for names"))
 }
 
 fn with_password(mut command: Command, key: &DataKey) -> Result<(Child, ChildStdin), Error> {
@@ -155,4 +213,17 @@ fn with_password(mut command: Command, key: &DataKey) -> Result<(Child, ChildStd
 
 fn failed(reason: &str) -> Error {
     Error::Program { program: "gocryptfs", reason: reason.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_cipher_is_what_gocryptfs_wrote_down() {
+        let config = br#"{"Creator":"gocryptfs 2.3","FeatureFlags":["HKDF","GCMIV128","DirIV","EMENames","LongNames"]}"#;
+        assert_eq!(cipher_of(config).as_deref(), Some("AES-256-GCM and AES-256-EME for names"));
+        assert_eq!(cipher_of(br#"{"FeatureFlags":[]}"#), None, "a name that we do not know proves nothing");
+        assert_eq!(cipher_of(b"nonsense"), None);
+    }
 }

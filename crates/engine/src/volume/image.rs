@@ -8,9 +8,9 @@ use std::time::Duration;
 use keys::DataKey;
 use rustix::mount::{UnmountFlags, unmount};
 
-use super::{FILES, fscrypt};
+use super::{FILES, Seen, fscrypt};
 use crate::Error;
-use crate::places::make_folder;
+use crate::places::{make_folder, mount_at};
 use crate::process::run;
 
 /// The image's largest size. It is sparse: what the cluster does not use costs nothing.
@@ -34,23 +34,27 @@ pub(super) fn base(folder: &Path) -> PathBuf {
     folder.join(FILES).join(INNER)
 }
 
-/// Makes the image with the encryption feature, and the encrypted folder in it; leaves it unmounted.
-pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
+/// Makes an empty image file. It is sparse, and as large as the disk below: what fills up is the disk, and it says so
+/// itself.
+pub(super) fn allocate(folder: &Path) -> Result<(), Error> {
     let image = folder.join(IMAGE);
     let failed = || Error::file("create", &image);
     let room = rustix::fs::statvfs(folder).map_err(|cause| failed()(cause.into()))?;
-    // As large as the disk below: what fills up is the disk, and it says so itself.
     let bytes = (room.f_blocks * room.f_frsize).clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX);
     let file = File::create_new(&image).map_err(failed())?;
     rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600))
         .map_err(|cause| failed()(cause.into()))?;
-    file.set_len(bytes).map_err(failed())?;
-    drop(file);
+    file.set_len(bytes).map_err(failed())
+}
+
+/// Makes the image with the encryption feature, and the encrypted folder in it; leaves it unmounted.
+pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
+    allocate(folder)?;
     // Inode tables and journal are written lazily: making a cluster must not write gigabytes of zeros.
     let mut make = Command::new("mkfs.ext4");
     make.args(["-q", "-F", "-O", "encrypt", "-m", "0", "-i", "65536", "-J", "size=16"])
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
-        .arg(&image);
+        .arg(folder.join(IMAGE));
     run("mkfs.ext4", make, TOOL_MAX)?;
     let mounted = mount(folder)?;
     let made =
@@ -81,9 +85,27 @@ impl Unlocked {
             .map_err(|cause| Error::file("unmount", &self.mounted)(cause.into()));
         locked.and(unmounted)
     }
+}
 
-    pub(super) fn evidence(&self) -> String {
-        format!("{}, in an ext4 image of its own", self.inner.evidence())
+/// What the kernel says of the mount, and of the encrypted folder inside.
+pub(super) fn seen(folder: &Path) -> Seen {
+    let loops: Vec<PathBuf> = loops_below(&folder.join(IMAGE)).collect();
+    match mount_at(&folder.join(FILES)) {
+        None if loops.is_empty() => {
+            Seen::locked("nothing of its image is mounted, and its key died with the mount".to_owned())
+        }
+        None => Seen::wrong("its image is still attached to a loop device".to_owned()),
+        Some(mounted)
+            if mounted.kind == "ext4"
+                && loops.iter().any(|device| mounted.source == device.to_string_lossy()) =>
+        {
+            let inner = fscrypt::seen(&base(folder));
+            let evidence = format!("{}; in an ext4 image of its own on {}", inner.evidence, mounted.source);
+            Seen { evidence, is_unlocked: true, ..inner }
+        }
+        Some(mounted) => {
+            Seen::wrong(format!("{} ({}) is mounted there, not its image", mounted.source, mounted.kind))
+        }
     }
 }
 

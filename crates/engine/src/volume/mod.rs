@@ -1,8 +1,10 @@
 //! One encrypted volume a cluster, by the best means that the machine has.
 
+mod below;
 mod fscrypt;
 mod gocryptfs;
 mod image;
+mod luks;
 
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
@@ -30,6 +32,7 @@ pub(crate) struct Unlocked {
 enum Lock {
     Fscrypt(fscrypt::Unlocked),
     Image(image::Unlocked),
+    Luks(luks::Unlocked),
     Gocryptfs(gocryptfs::Unlocked),
     None,
 }
@@ -41,7 +44,13 @@ pub struct VolumeState {
     pub encryption: Encryption,
     /// Whether its files can be read through the kernel now.
     pub is_unlocked: bool,
-    /// What the kernel says.
+    /// Whether what the kernel shows at this moment bears that out. Never true of what is stated only.
+    pub is_proven: bool,
+    /// How contents and names are encrypted, where that can be seen now.
+    pub cipher: Option<String>,
+    /// What the kernel calls the key, where it has a name.
+    pub key: Option<String>,
+    /// What was seen.
     pub evidence: String,
 }
 
@@ -101,7 +110,8 @@ pub(crate) fn create(
         Encryption::Fscrypt => fscrypt::create(&folder.join(FILES), key)?,
         Encryption::FscryptImage => image::create(folder, key)?,
         Encryption::Gocryptfs => gocryptfs::create(folder, key)?,
-        Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
+        Encryption::Luks2 => luks::create(folder, key)?,
+        Encryption::Attested | Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
     }
     let unlocked = unlock(folder, kind, key)?;
     places::give(&unlocked.base, owner)?;
@@ -118,7 +128,11 @@ pub(crate) fn unlock(folder: &Path, kind: Encryption, key: &DataKey) -> Result<U
             (image::base(folder), Lock::Image(unlocked))
         }
         Encryption::Gocryptfs => (files, Lock::Gocryptfs(gocryptfs::unlock(folder, key)?)),
-        Encryption::None => (files, Lock::None),
+        Encryption::Luks2 => {
+            let unlocked = luks::unlock(folder, key)?;
+            (luks::base(folder), Lock::Luks(unlocked))
+        }
+        Encryption::Attested | Encryption::None => (files, Lock::None),
     };
     Ok(Unlocked { base, lock })
 }
@@ -129,38 +143,58 @@ impl Unlocked {
         match self.lock {
             Lock::Fscrypt(unlocked) => unlocked.lock(),
             Lock::Image(unlocked) => unlocked.lock(),
+            Lock::Luks(unlocked) => unlocked.lock(),
             Lock::Gocryptfs(unlocked) => unlocked.lock(),
             Lock::None => Ok(()),
         }
     }
+}
 
-    /// What the kernel says of the volume now.
-    pub(crate) fn state(&self) -> VolumeState {
-        let (encryption, is_unlocked, evidence) = match &self.lock {
-            Lock::Fscrypt(unlocked) => (Encryption::Fscrypt, true, unlocked.evidence()),
-            Lock::Image(unlocked) => (Encryption::FscryptImage, true, unlocked.evidence()),
-            Lock::Gocryptfs(unlocked) => (Encryption::Gocryptfs, true, unlocked.evidence()),
-            Lock::None => (Encryption::None, true, "the files lie in plaintext".to_owned()),
-        };
-        VolumeState { encryption, is_unlocked, evidence }
+/// What was looked at for one kind of volume.
+struct Seen {
+    is_unlocked: bool,
+    is_proven: bool,
+    cipher: Option<String>,
+    key: Option<String>,
+    evidence: String,
+}
+
+impl Seen {
+    /// Nothing of it can be read through the kernel.
+    fn locked(evidence: String) -> Self {
+        Self { is_unlocked: false, is_proven: true, cipher: None, key: None, evidence }
+    }
+
+    /// What is seen does not fit what the volume should be.
+    fn wrong(evidence: String) -> Self {
+        Self { is_unlocked: true, is_proven: false, cipher: None, key: None, evidence }
     }
 }
 
-/// What the kernel says of a volume that we hold locked.
-pub(crate) fn locked_state(folder: &Path, encryption: Encryption) -> VolumeState {
-    let mounts = mounts_below(&folder.join(FILES));
-    let (is_unlocked, evidence) = match encryption {
-        Encryption::None => (true, "the files lie in plaintext".to_owned()),
-        Encryption::Fscrypt if fscrypt::is_locked(&folder.join(FILES)) => {
-            (false, "the file system shows only encrypted names".to_owned())
-        }
-        Encryption::Fscrypt => (true, "the file system still shows plaintext names".to_owned()),
-        Encryption::FscryptImage | Encryption::Gocryptfs => match mounts.first() {
-            None => (false, "nothing of it is mounted, and its key died with the mount".to_owned()),
-            Some(mounted) => (true, format!("{} is still mounted", mounted.display())),
-        },
+/// What the kernel says of a volume now, locked or not; with what the operator says of the disk below.
+pub(crate) fn state(folder: &Path, encryption: Encryption, attestation: Option<&str>) -> VolumeState {
+    let Seen { is_unlocked, is_proven, cipher, key, evidence } = match encryption {
+        Encryption::Fscrypt => fscrypt::seen(&folder.join(FILES)),
+        Encryption::FscryptImage => image::seen(folder),
+        Encryption::Luks2 => luks::seen(folder),
+        Encryption::Gocryptfs => gocryptfs::seen(folder),
+        Encryption::Attested => Seen::wrong(attested(folder, attestation)),
+        Encryption::None => Seen::wrong("the files lie in plaintext".to_owned()),
     };
-    VolumeState { encryption, is_unlocked, evidence }
+    VolumeState { encryption, is_unlocked, is_proven, cipher, key, evidence }
+}
+
+/// The operator's word, and beside it what the kernel shows. Never more than that: where the disk's key lies, and who
+/// has it, cannot be seen from here.
+fn attested(folder: &Path, attestation: Option<&str>) -> String {
+    let said = attestation.map_or_else(
+        || "stated by the operator when the cluster was made, not proven, and not stated now".to_owned(),
+        |text| format!("stated by the operator, not proven: {text}"),
+    );
+    match below::crypt_devices(folder) {
+        Some(devices) => format!("{said}; the kernel shows below the folder: {}", devices.join(", ")),
+        None => format!("{said}; the kernel shows no encrypted disk below the folder"),
+    }
 }
 
 /// Removes what a cluster left, locked or not: mounts, then files. Its key files are gone before this is called.
@@ -208,12 +242,13 @@ pub(crate) fn put_away(folder: &Path) {
             let _ = std::process::Command::new("fusermount3").args(["-u", "-z"]).arg(&mounted).status();
         }
     }
+    luks::close_below(folder);
     image::detach_loops_below(folder);
 }
 
 /// The best encryption that works here, found by using it; or why there is none.
 pub(crate) fn probe(places: &Places, wanted: Option<Encryption>) -> Result<Encryption, String> {
-    let kinds = [Encryption::Fscrypt, Encryption::FscryptImage, Encryption::Gocryptfs];
+    let kinds = [Encryption::Fscrypt, Encryption::FscryptImage, Encryption::Luks2, Encryption::Gocryptfs];
     let mut reasons = Vec::new();
     for kind in kinds {
         if wanted.is_some_and(|wanted| wanted != kind) {
@@ -247,7 +282,7 @@ fn try_in_time(places: &Places, kind: Encryption) -> Result<(), String> {
 
 /// Makes, writes, locks, unlocks and reads a volume of this kind.
 fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), String> {
-    if matches!(kind, Encryption::FscryptImage) && !places::is_root() {
+    if matches!(kind, Encryption::FscryptImage | Encryption::Luks2) && !places::is_root() {
         return Err("only root may mount an image".to_owned());
     }
     let key = DataKey::random();
