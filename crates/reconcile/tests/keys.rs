@@ -126,6 +126,7 @@ async fn host(folder: &Path, service: &Arc<Service>) -> Arc<Host> {
         allow_unencrypted: false,
         postgres_bin: None,
         encryption: None,
+        attestation: None,
     };
     Host::open(config).await.unwrap()
 }
