@@ -19,6 +19,7 @@ use model::{
 use store::Store;
 use tokio::time::timeout;
 
+use crate::memory;
 use crate::outlets::Outlets;
 use crate::perimeter;
 use crate::presence::{Errand, Presence};
@@ -339,6 +340,8 @@ impl control::Administration for Administrator {
                 wall("own OS users", &posture.own_users),
                 wall("resource limits", &posture.cgroups),
                 wall("private networks", &self.private_networks),
+                wall("memory locked", &memory::locked()),
+                wall("swap", &memory::swap()),
             ],
         }
     }

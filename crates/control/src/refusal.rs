@@ -70,7 +70,9 @@ impl From<store::Error> for Refusal {
             store::Error::NameTaken(_) => Self::exists(error.to_string()),
             store::Error::NotFound(id) => Self::no_cluster(id),
             store::Error::TooMany { .. } => Self::wrong_state(error.to_string()),
-            store::Error::File { .. } | store::Error::Tampered { .. } => Self::internal(error),
+            store::Error::File { .. } | store::Error::Tampered { .. } | store::Error::Corrupted { .. } => {
+                Self::internal(error)
+            }
         }
     }
 }

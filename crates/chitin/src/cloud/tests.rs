@@ -234,7 +234,7 @@ async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_
     // As after a kill in the middle of making the one and of deleting the other.
     {
         let paths = Paths::prepare(&options.data).unwrap();
-        let kek = RootKey::open_or_create(&paths.key_encryption_key()).unwrap();
+        let kek = keys::RootKey::open_or_create(&paths.key_encryption_key()).unwrap();
         let store = Store::open(&paths.state(), kek.sealer("state").unwrap()).unwrap();
         store.observe(half.id, model::Observation::nothing_yet()).unwrap();
         store.wish(doomed.id, Wish::Deleted, SystemClock.now()).unwrap();
