@@ -134,8 +134,6 @@ impl reconcile::RootRotation for Ring {
     fn rotating_to(&self) -> Option<String> {
         (self.root.versions().len() > 1).then(|| self.root.version().to_string())
     }
-
-    fn finish_rotation(&self) {}
 }
 
 #[cfg(test)]

@@ -92,8 +92,6 @@ impl RootRotation for Service {
     fn rotating_to(&self) -> Option<String> {
         None
     }
-
-    fn finish_rotation(&self) {}
 }
 
 /// Nobody is there.
