@@ -11,6 +11,7 @@ mod private_file;
 mod ring;
 mod sealer;
 mod secret;
+pub mod service;
 mod signed;
 #[cfg(test)]
 mod testing;

@@ -1,0 +1,8 @@
+//! Key services as they are: OpenBao, SoftHSM2, AWS by moto, and a small Google of our own, because none is published.
+
+mod aws;
+mod gcp;
+mod google;
+mod pkcs11;
+mod transit;
+mod world;
