@@ -4,6 +4,8 @@ use model::{ClusterId, Encryption, Phase, Plan};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::Alert;
+
 /// `GET /chitin/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Status {
@@ -23,6 +25,9 @@ pub struct Status {
     pub machine: Machine,
     /// What the operator should know.
     pub warnings: Vec<String>,
+    /// What somebody must look at, the worst first; at most 1,000.
+    #[serde(default)]
+    pub alerts: Vec<Alert>,
 }
 
 /// What the machine gives to engines.

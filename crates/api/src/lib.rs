@@ -4,12 +4,15 @@ mod access;
 mod chitin;
 mod client;
 mod client_egress;
+mod client_keys;
 mod client_network;
 mod client_sign_in;
 mod cluster;
 mod egress;
 mod endpoints;
 mod error;
+mod key_services;
+mod keys;
 mod network;
 mod number;
 pub mod openapi;
@@ -17,6 +20,12 @@ mod page;
 mod sign_in;
 mod transport;
 
+pub use crate::keys::{
+    Alert, ClusterKeyLine, ClusterKeys, CmekAction, CmekClusterInfo, CmekKeyInfo, CmekKeySpec,
+    CmekRegionInfo, CmekRegionSpec, CmekSpecification, CopyProgress, KeyFacts, KeyList, Outage, RootKey,
+    RootKeyProtection, Severity, UpdateCmekStatus,
+};
+pub use ::keys::SecretText;
 pub use access::{
     Allowlist, AllowlistChange, AllowlistEntry, ConnectionParameters, ConnectionString, CreateDatabase,
     CreateSqlUser, Database, Databases, Password, RenameDatabase, RenameNamedDatabase, SqlUser, SqlUsers,
@@ -42,7 +51,9 @@ pub use endpoints::{
     Removed, SetAwsEndpointConnection, TrustedOwner, TrustedOwners,
 };
 pub use error::{Code, Error, ErrorBody};
-pub use keys::SecretText;
+pub use key_services::{
+    KeyService, KeyServices, KeySignIn, PutKeyCredentials, PutKeyService, TestKey, TestedKey,
+};
 pub use network::{
     AcceptPeering, ClusterNetwork, CreatePeering, JoinWith, JoinedWith, NetworkState, Peering, PeeringConfig,
     PeeringState, PeeringStatus, Peerings, PutNetwork,

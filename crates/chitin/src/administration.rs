@@ -5,7 +5,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use api::{Database, EgressVerdict, Facts, Machine, Outcome, ProofRow, ThrottleLine};
+use api::{
+    Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey, RootKeyProtection,
+    ThrottleLine,
+};
 use async_trait::async_trait;
 use control::{ClearThrottle, Refusal};
 use engine::{Administration as Engine, Capability, Host, SearchReport, Subscriptions};
@@ -14,8 +17,9 @@ use gateway::directory::NotReady;
 use identity::scram::Verifier;
 use identity::throttle::{Filter, Throttle};
 use model::{
-    Clock, ClusterId, DatabaseName, Encryption, INTERNAL_ROLE, Phase, Power, RoleName, SqlRole, Wish,
+    Clock, ClusterId, DatabaseName, Encryption, INTERNAL_ROLE, KeySpec, Phase, Power, RoleName, SqlRole, Wish,
 };
+use rustix::process::{Resource, getrlimit};
 use store::Store;
 use tokio::time::timeout;
 
@@ -54,6 +58,8 @@ pub struct Administrator {
     pub outlets: Arc<Outlets>,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
+    /// Names the cloud's root key.
+    pub root_key_id: String,
 }
 
 impl Administrator {
@@ -318,6 +324,43 @@ impl control::Administration for Administrator {
 
     fn wireguard_public_key(&self, private_key: &str) -> Option<String> {
         network::wireguard_key::public(private_key)
+    }
+
+    async fn key_facts(&self, id: ClusterId) -> Result<KeyFacts, Refusal> {
+        let wrapped = self.host.key_use(id).await.map_err(refusal)?;
+        let host = self.host.clone();
+        let volume = blocking(move || host.volume_state(id)).await;
+        Ok(KeyFacts {
+            wrapped_by: Some((&wrapped.spec).into()),
+            key_id: wrapped.id,
+            key_version: wrapped.version,
+            algorithm: wrapped.algorithm,
+            encryption: volume.as_ref().map(|volume| volume.encryption),
+            is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
+            volume_evidence: volume.map(|volume| volume.evidence),
+            progress: None,
+        })
+    }
+
+    async fn try_key(&self, _: &KeySpec, _: Option<ClusterId>) -> Result<(), Refusal> {
+        Err(Refusal::unbuilt("trying a key is"))
+    }
+
+    fn root_key(&self) -> RootKey {
+        RootKey {
+            id: self.root_key_id.clone(),
+            version: 1,
+            protection: RootKeyProtection::File,
+            protection_detail: String::new(),
+            since: None,
+            earlier_versions: Vec::new(),
+            is_memory_locked: false,
+            are_core_dumps_off: getrlimit(Resource::Core).current == Some(0),
+        }
+    }
+
+    async fn rotate_root_key(&self) -> Result<RootKey, Refusal> {
+        Err(Refusal::unbuilt("rotation of the root key is"))
     }
 
     fn machine(&self) -> Machine {

@@ -270,6 +270,7 @@ impl Cloud {
             throttle,
             outlets: outlets.clone(),
             private_networks: private_networks.clone(),
+            root_key_id: kek.id().to_owned(),
         });
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),

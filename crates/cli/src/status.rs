@@ -75,6 +75,7 @@ mod tests {
                 ..api::Machine::default()
             },
             warnings: Vec::new(),
+            alerts: Vec::new(),
         };
         let text = shown(&status);
         assert!(text.contains("NONE: the file system has none (--allow-unencrypted is on)"), "{text}");

@@ -2,9 +2,9 @@
 
 use std::net::IpAddr;
 
-use api::{Database, EgressVerdict, Facts, Machine, ProofRow, ThrottleLine};
+use api::{Database, EgressVerdict, Facts, KeyFacts, Machine, ProofRow, RootKey, ThrottleLine};
 use async_trait::async_trait;
-use model::{ClusterId, DatabaseName, RoleName};
+use model::{ClusterId, DatabaseName, KeySpec, RoleName};
 
 use crate::Refusal;
 
@@ -44,6 +44,15 @@ pub trait Administration: Send + Sync + 'static {
     async fn test_egress(&self, id: ClusterId, destination: &str) -> Result<EgressVerdict, Refusal>;
     /// Lets the engine reach what rules name, or not. Returns when it holds, with what the operator should know.
     async fn set_engine_egress(&self, id: ClusterId, engine: bool) -> Result<Vec<String>, Refusal>;
+    /// What disk and kernel say of a cluster's keys. Neither wakes it nor asks a key service.
+    async fn key_facts(&self, id: ClusterId) -> Result<KeyFacts, Refusal>;
+    /// Wraps and unwraps a throw-away data key, on a cluster's behalf or on the cloud's own.
+    async fn try_key(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), Refusal>;
+    /// The cloud's root key, described.
+    fn root_key(&self) -> RootKey;
+    /// Makes a new version of the root key. Returns when what is sealed by the cloud is under it; the data keys of
+    /// clusters follow by themselves.
+    async fn rotate_root_key(&self) -> Result<RootKey, Refusal>;
     /// What the machine gives.
     fn machine(&self) -> Machine;
     /// Failed sign-ins that are remembered, in any order.

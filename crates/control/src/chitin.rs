@@ -33,6 +33,7 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
         asleep: count(&Phase::Asleep),
         machine,
         warnings,
+        alerts: Vec::new(),
     })
 }
 

@@ -4,14 +4,17 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use api::{Capability, Database, EgressVerdict, Facts, Machine, Outcome, ProofRow, ThrottleLine};
+use api::{
+    Capability, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
+    RootKeyProtection, ThrottleLine,
+};
 use async_trait::async_trait;
 use control::{
     Administration, Arrival, Callback, ClearThrottle, Departure, DeskRefused, Login, Refusal, SignInDesk,
     Waiting, WebSession,
 };
 use keys::SecretText;
-use model::{ClusterId, DatabaseName, EgressPolicy, Origin, RoleName};
+use model::{ClusterId, DatabaseName, EgressPolicy, KeySpec, Origin, RoleName};
 
 #[derive(Default)]
 pub struct Engines {
@@ -23,6 +26,12 @@ pub struct Engines {
     pub capabilities: Mutex<Vec<Capability>>,
     tunnels: AtomicUsize,
     pub engine_egress: Mutex<Vec<(ClusterId, bool)>>,
+    /// Which keys were tried, and for whom.
+    pub tried_keys: Mutex<Vec<(KeySpec, Option<ClusterId>)>>,
+    /// Why keys that are tried do not work; `None` where they do.
+    pub key_refusal: Mutex<Option<Refusal>>,
+    pub key_facts: Mutex<KeyFacts>,
+    root_rotations: AtomicUsize,
 }
 
 /// What stands in every private key of these engines.
@@ -121,6 +130,34 @@ impl Administration for Engines {
     async fn set_engine_egress(&self, id: ClusterId, engine: bool) -> Result<Vec<String>, Refusal> {
         self.engine_egress.lock().unwrap().push((id, engine));
         Ok(vec!["a note".to_owned()])
+    }
+
+    async fn key_facts(&self, _: ClusterId) -> Result<KeyFacts, Refusal> {
+        Ok(self.key_facts.lock().unwrap().clone())
+    }
+
+    async fn try_key(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), Refusal> {
+        self.tried_keys.lock().unwrap().push((spec.clone(), cluster));
+        self.key_refusal.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    fn root_key(&self) -> RootKey {
+        let rotations = self.root_rotations.load(Ordering::Relaxed);
+        RootKey {
+            id: "0123456789abcdef".to_owned(),
+            version: u32::try_from(rotations).unwrap() + 1,
+            protection: RootKeyProtection::File,
+            protection_detail: String::new(),
+            since: None,
+            earlier_versions: Vec::new(),
+            is_memory_locked: false,
+            are_core_dumps_off: true,
+        }
+    }
+
+    async fn rotate_root_key(&self) -> Result<RootKey, Refusal> {
+        self.root_rotations.fetch_add(1, Ordering::Relaxed);
+        Ok(self.root_key())
     }
 
     fn machine(&self) -> Machine {
