@@ -231,7 +231,7 @@ impl AwsKms {
     }
 
     fn refusal(&self, answer: &Answer) -> Result<Refused, KeyFailure> {
-        Refused::of_json(answer, &self.session).ok_or_else(|| self.asker().senseless(answer))
+        Refused::of(answer, &self.session).ok_or_else(|| self.asker().senseless(answer))
     }
 }
 

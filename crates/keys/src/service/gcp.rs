@@ -194,11 +194,10 @@ fn refused(asker: &Asker, answer: &Answer) -> KeyFailure {
     let lower = message.to_lowercase();
     let says = |part: &str| lower.contains(part);
     match (answer.status, status.as_str()) {
+        (408 | 429 | 499 | 500.., _) | (_, "RESOURCE_EXHAUSTED" | "UNAVAILABLE") => subject.unreachable(said),
         (401, _) => subject.denied(format!(
             "Google does not accept the credentials ({said}); give the key service a service account's key that is valid"
         )),
-        // Quotas were once told so.
-        (403, "RESOURCE_EXHAUSTED") => subject.unreachable(said),
         (403 | 404, _) => subject.denied(said),
         (400, "FAILED_PRECONDITION") if says("pending_generation") => subject.unreachable(said),
         (400, "FAILED_PRECONDITION") if says("not enabled") || says("disabled") || says("destroy") => {
@@ -206,7 +205,6 @@ fn refused(asker: &Asker, answer: &Answer) -> KeyFailure {
         }
         (400, "INVALID_ARGUMENT") if says("crc32c") || says("checksum") => subject.unreachable(said),
         (400, "INVALID_ARGUMENT") if says("decryption failed") || says("ciphertext") => subject.does_not_open(),
-        (408 | 429 | 499 | 500.., _) => subject.unreachable(said),
         (_, _) => subject.unusable(said),
     }
 }

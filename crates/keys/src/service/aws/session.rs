@@ -23,7 +23,7 @@ const ROLE_SECONDS: u32 = 3_600;
 /// How long before its end a role is assumed anew.
 const BEFORE_END: Duration = Duration::from_secs(300);
 
-/// An access key. AWS's own type for it cannot be wiped, so one is made for each signature only.
+/// An access key.
 #[derive(Clone)]
 pub(super) struct Keys {
     id: String,
@@ -104,7 +104,7 @@ impl Session {
         if self.asker.spec.auth_principal.is_empty() {
             return Ok(self.own.clone());
         }
-        let mut assumed = self.assumed.lock().await;
+        let mut assumed = self.asker.lock(&self.assumed).await?;
         if let Some(Assumed { keys, until }) = &*assumed
             && self.asker.now() < *until
         {
@@ -125,7 +125,7 @@ impl Session {
         if self.asker.spec.auth_principal.is_empty() {
             return Ok(None);
         }
-        self.assumed.lock().await.take_if(|assumed| assumed.keys.id == refused.id);
+        self.asker.lock(&self.assumed).await?.take_if(|assumed| assumed.keys.id == refused.id);
         self.keys(place).await.map(Some)
     }
 
@@ -193,7 +193,7 @@ impl Session {
         let question = self.signed(question, "sts", None, &self.own)?;
         let answer = self.asker.ask(question).await?;
         if !answer.is_success() {
-            let refused = Refused::of_xml(&answer, self);
+            let refused = Refused::of(&answer, self);
             return Err(match refused {
                 Some(refused) => refused.meaning(&self.asker.subject),
                 None => self.asker.senseless(&answer),

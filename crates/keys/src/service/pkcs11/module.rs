@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
@@ -16,18 +17,21 @@ use tokio::time::timeout;
 use super::super::asking::{Subject, clean};
 use crate::KeyFailure;
 
-/// For one use, with the wait for those before it. Modules of machines in a network take long when they look for another.
+/// For one use. Modules of machines in a network take long when they look for another.
 const TIME_MAX: Duration = Duration::from_secs(15);
+/// For the wait for those before it: many clusters may ask at once.
+const TURN_MAX: Duration = Duration::from_secs(30);
 /// Most PINs that are remembered as refused.
 const REFUSED_MAX: usize = 256;
 
-/// Modules by their path. A module is initialized once in a process, whoever uses it.
+/// Modules by their path. A module is initialized for a whole process, whoever uses it.
 static MODULES: LazyLock<Mutex<BTreeMap<PathBuf, Arc<Module>>>> = LazyLock::new(Mutex::default);
 
 /// A module, as it is loaded.
 pub(super) struct Module {
     path: PathBuf,
     context: OnceLock<Pkcs11>,
+    is_initialized: AtomicBool,
     /// Signing in holds for the whole process, not for one session: two at once would use each other's sign-in.
     turn: Arc<Semaphore>,
     refused: Mutex<BTreeSet<Refused>>,
@@ -51,6 +55,7 @@ impl Module {
             Arc::new(Self {
                 path,
                 context: OnceLock::new(),
+                is_initialized: AtomicBool::new(false),
                 turn: Arc::new(Semaphore::new(1)),
                 refused: Mutex::default(),
             })
@@ -65,34 +70,48 @@ impl Module {
         subject: &Subject,
         work: impl FnOnce(&Self, &Pkcs11) -> Result<T, KeyFailure> + Send + 'static,
     ) -> Result<T, KeyFailure> {
-        let asked = async {
-            let broken = || subject.unreachable("the PKCS #11 module broke off");
-            let turn = self.turn.clone().acquire_owned().await.map_err(|_| broken())?;
-            let (answer, answered) = oneshot::channel();
-            let (module, about) = (self.clone(), subject.clone());
-            std::thread::Builder::new()
-                .name("pkcs11".to_owned())
-                .spawn(move || {
-                    let result = module.context(&about).and_then(|context| work(&module, context));
-                    drop(turn);
-                    // Whoever asked may have given up.
-                    let _ = answer.send(result);
-                })
-                .map_err(|cause| {
-                    subject.unreachable(format!("no thread for the PKCS #11 module: {cause}"))
-                })?;
-            answered.await.map_err(|_| broken())?
+        let broken = || subject.unreachable("the PKCS #11 module broke off");
+        let late = |max: Duration| {
+            subject.unreachable(format!("the PKCS #11 module did not answer in {} s", max.as_secs()))
         };
-        timeout(TIME_MAX, asked).await.unwrap_or_else(|_| {
-            Err(subject
-                .unreachable(format!("the PKCS #11 module did not answer in {} s", TIME_MAX.as_secs())))
-        })
+        let turn = timeout(TURN_MAX, self.turn.clone().acquire_owned());
+        let turn = turn.await.map_err(|_| late(TURN_MAX))?.map_err(|_| broken())?;
+        let (answer, answered) = oneshot::channel();
+        let (module, about) = (self.clone(), subject.clone());
+        std::thread::Builder::new()
+            .name("pkcs11".to_owned())
+            .spawn(move || {
+                let result = module.context(&about).and_then(|context| work(&module, context));
+                if let Err(KeyFailure::Unreachable { .. }) = &result {
+                    module.finalize();
+                }
+                drop(turn);
+                // Whoever asked may have given up.
+                let _ = answer.send(result);
+            })
+            .map_err(|cause| subject.unreachable(format!("no thread for the PKCS #11 module: {cause}")))?;
+        timeout(TIME_MAX, answered).await.map_err(|_| late(TIME_MAX))?.map_err(|_| broken())?
     }
 
     fn context(&self, subject: &Subject) -> Result<&Pkcs11, KeyFailure> {
-        if let Some(context) = self.context.get() {
-            return Ok(context);
+        let context = match self.context.get() {
+            Some(context) => context,
+            None => self.load(subject)?,
+        };
+        if !self.is_initialized.load(Ordering::Relaxed) {
+            match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
+                Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
+                Err(cause) => {
+                    let why = clean(&cause.to_string());
+                    return Err(subject.unreachable(format!("the PKCS #11 module does not start: {why}")));
+                }
+            }
+            self.is_initialized.store(true, Ordering::Relaxed);
         }
+        Ok(context)
+    }
+
+    fn load(&self, subject: &Subject) -> Result<&Pkcs11, KeyFailure> {
         // Its code becomes ours.
         trusted(&self.path).map_err(|why| subject.unusable(why))?;
         let context = Pkcs11::new(&self.path).map_err(|cause| {
@@ -102,16 +121,18 @@ impl Module {
                 clean(&cause.to_string())
             ))
         })?;
-        match context.initialize(CInitializeArgs::new(CInitializeFlags::OS_LOCKING_OK)) {
-            Ok(()) | Err(Error::Pkcs11(RvError::CryptokiAlreadyInitialized, _)) => {}
-            Err(cause) => {
-                return Err(subject.unreachable(format!(
-                    "the PKCS #11 module does not start: {}",
-                    clean(&cause.to_string())
-                )));
-            }
-        }
         Ok(self.context.get_or_init(|| context))
+    }
+
+    /// Lets the next use begin from the start: a module that lost its token, or its connection, often finds it again in
+    /// no other way. It stays loaded, because not every module survives being unloaded.
+    fn finalize(&self) {
+        if self.is_initialized.swap(false, Ordering::Relaxed)
+            && let Some(context) = self.context.get()
+        {
+            // One that fails here says so again when it is initialized.
+            let _ = context.clone().finalize();
+        }
     }
 
     /// Whether this PIN was refused before. A token locks itself after a few wrong ones, so none is tried twice.

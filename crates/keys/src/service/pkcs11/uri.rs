@@ -116,10 +116,10 @@ impl fmt::Display for Uri {
             .filter_map(|(name, value)| Some((name, value.as_ref()?)))
             .map(|(name, value)| format!("{name}={}", utf8_percent_encode(value, ENCODED)))
             .collect();
-        parts
-            .extend(id.as_ref().map(|id| {
-                format!("id={}", id.iter().map(|byte| format!("%{byte:02x}")).collect::<String>())
-            }));
+        parts.extend(id.as_ref().map(|id| {
+            let bytes: Vec<String> = id.iter().map(|byte| format!("%{byte:02x}")).collect();
+            format!("id={}", bytes.concat())
+        }));
         write!(f, "pkcs11:{}", parts.join(";"))
     }
 }
