@@ -3,6 +3,8 @@
 
 mod compare;
 mod file;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -191,7 +193,11 @@ impl Pass<'_> {
         };
         let facts = rustix::fs::fstat(&source).map_err(failed("look at", path))?;
         let look = Look::of(&facts);
-        let is_there = self::look(to, name, path)?.is_some_and(|copy| copy.st_size == facts.st_size);
+        let there = self::look(to, name, path)?;
+        if there.is_some_and(|copy| FileType::from_raw_mode(copy.st_mode) != FileType::RegularFile) {
+            remove(to, name, path)?;
+        }
+        let is_there = there.is_some_and(|copy| copy.st_size == facts.st_size);
         if !is_there || self.looks.0.get(path) != Some(&look) {
             self.looks.0.remove(path);
             let target = file::open_target(to, name).map_err(failed("create", path))?;
