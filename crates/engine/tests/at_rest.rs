@@ -290,8 +290,7 @@ async fn a_table(host: &Host, cluster: &Cluster) -> String {
 async fn wrong_rows(host: &Host, cluster: &Cluster) -> Result<i64, String> {
     let client = session(host, cluster.id, "maria", "defaultdb").await;
     let rows = client.query("SELECT id, body, md5(id::text) = body FROM t", &[]).await;
-    let rows =
-        rows.map_err(|cause| cause.as_db_error().map_or(cause.to_string(), |error| error.to_string()))?;
+    let rows = rows.map_err(|cause| cause.as_db_error().map_or(cause.to_string(), ToString::to_string))?;
     assert_eq!(rows.len(), 20_000, "rows are missing and nobody said so");
     Ok(rows.iter().map(|row| i64::from(!row.get::<_, bool>(2))).sum())
 }
@@ -305,18 +304,15 @@ async fn a_bit_that_was_flipped_below_the_encryption_is_an_error_and_never_a_row
         let path = a_table(&host, &cluster).await;
         assert_eq!(wrong_rows(&host, &cluster).await, Ok(0));
         let own = volume(folder.path(), &cluster, 0);
-        let (raw, at) = match kind {
-            Encryption::FscryptImage => {
-                let table = own.join("files/v/pg").join(&path);
-                (own.join("image"), first_block(&table) + 8 * 8192 + 5_000)
-            }
-            // Names are encrypted; the table is the largest file that was written last, and its inode is shown through.
-            _ => {
-                let inode = std::fs::metadata(own.join("files/pg").join(&path)).unwrap().ino();
-                let files = files_below(&own.join("cipher"));
-                let raw = files.into_iter().find(|file| std::fs::metadata(file).unwrap().ino() == inode);
-                (raw.unwrap(), 8 * 8192 + 5_000)
-            }
+        let (raw, at) = if *kind == Encryption::FscryptImage {
+            let table = own.join("files/v/pg").join(&path);
+            (own.join("image"), first_block(&table) + 8 * 8192 + 5_000)
+        } else {
+            // Its name is encrypted, but its inode shows through.
+            let inode = std::fs::metadata(own.join("files/pg").join(&path)).unwrap().ino();
+            let files = files_below(&own.join("cipher"));
+            let raw = files.into_iter().find(|file| std::fs::metadata(file).unwrap().ino() == inode);
+            (raw.unwrap(), 8 * 8192 + 5_000)
         };
         host.stop(cluster.id).await.unwrap();
         flip(&raw, at);

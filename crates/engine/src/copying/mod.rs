@@ -165,21 +165,14 @@ impl Pass<'_> {
             return Ok(false);
         };
         let facts = rustix::fs::fstat(&source).map_err(failed("look at", path))?;
-        let made = match mkdirat(to, name, Mode::RWXU) {
-            Err(Errno::EXIST) => match enter(to, name, path)? {
-                Some(there) => Some(there),
-                None => {
-                    remove(to, name, path)?;
-                    mkdirat(to, name, Mode::RWXU).map_err(failed("create", path))?;
-                    enter(to, name, path)?
-                }
-            },
-            made => {
-                made.map_err(failed("create", path))?;
-                enter(to, name, path)?
-            }
-        };
-        let target = made.ok_or_else(|| refused(path, "somebody else changes the copy"))?;
+        let mut there = enter(to, name, path)?;
+        if there.is_none() {
+            // Nothing, or something else of that name.
+            remove(to, name, path)?;
+            mkdirat(to, name, Mode::RWXU).map_err(failed("create", path))?;
+            there = enter(to, name, path)?;
+        }
+        let target = there.ok_or_else(|| refused(path, "somebody else changes the copy"))?;
         self.folder(&source, &target, path, depth + 1)?;
         file::dress(&target, &facts).map_err(failed("protect", path))?;
         Ok(true)
