@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use api::{
-    Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey, RootKeyProtection,
-    ThrottleLine,
+    CopyProgress, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
+    RootKeyProtection, ThrottleLine,
 };
 use async_trait::async_trait;
 use control::{ClearThrottle, Refusal};
@@ -65,8 +65,6 @@ pub struct Administrator {
     pub rotation: Arc<Rotation>,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
-    /// Names the cloud's root key.
-    pub root_key_id: String,
 }
 
 impl Administrator {
@@ -360,29 +358,41 @@ impl control::Administration for Administrator {
             encryption: volume.as_ref().map(|volume| volume.encryption),
             is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
             volume_evidence: volume.map(|volume| volume.evidence),
-            progress: None,
+            progress: self.host.copy_progress(id).map(|progress| CopyProgress {
+                done_bytes: progress.done_bytes,
+                total_bytes: progress.total_bytes,
+            }),
         })
     }
 
-    async fn try_key(&self, _: &KeySpec, _: Option<ClusterId>) -> Result<(), Refusal> {
-        Err(Refusal::unbuilt("trying a key is"))
+    async fn try_key(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), Refusal> {
+        let tried = timeout(ERRAND_MAX, self.ring.try_out(spec, cluster)).await.map_err(|_| too_slow())?;
+        tried.map_err(|cause| Refusal::wrong_state(cause.to_string()))
     }
 
     fn root_key(&self) -> RootKey {
+        let root = self.ring.root();
+        let (protection, detail) = match root.protection() {
+            keys::Protection::File => (RootKeyProtection::File, String::new()),
+            keys::Protection::Passphrase(_) => (RootKeyProtection::Passphrase, String::new()),
+            keys::Protection::Credential { .. } => (RootKeyProtection::Credential, String::new()),
+            keys::Protection::Service { wrapped } => (RootKeyProtection::Service, wrapped.key.to_string()),
+        };
         RootKey {
-            id: self.root_key_id.clone(),
-            version: 1,
-            protection: RootKeyProtection::File,
-            protection_detail: String::new(),
+            id: root.id(),
+            version: root.version(),
+            protection,
+            protection_detail: detail,
             since: None,
-            earlier_versions: Vec::new(),
-            is_memory_locked: false,
-            are_core_dumps_off: getrlimit(Resource::Core).current == Some(0),
+            earlier_versions: root.versions().into_iter().skip(1).collect(),
+            is_memory_locked: matches!(memory::locked(), Capability::Present { .. }),
+            are_core_dumps_off: getrlimit(Resource::Core).current.is_some_and(|limit| limit <= 1),
         }
     }
 
     async fn rotate_root_key(&self) -> Result<RootKey, Refusal> {
-        Err(Refusal::unbuilt("rotation of the root key is"))
+        self.rotation.rotate_root().await.map_err(|cause| Refusal::busy(cause.to_string()))?;
+        Ok(self.root_key())
     }
 
     fn machine(&self) -> Machine {

@@ -293,7 +293,6 @@ impl Cloud {
             ring,
             rotation: rotation.clone(),
             private_networks: private_networks.clone(),
-            root_key_id: kek.id().to_owned(),
         });
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),
