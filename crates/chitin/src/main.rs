@@ -51,6 +51,9 @@ enum Command {
         after_help = "Example:  chitin start --data /var/lib/chitin\nNext:     chitin cluster create my-shop"
     )]
     Start(Box<StartOptions>),
+    /// Manage keys: what encrypts clusters at rest, and who keeps it
+    #[command(subcommand, after_help = "Begin with:  chitin key list")]
+    Key(cli::KeyCommand),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -59,6 +62,7 @@ fn main() -> ExitCode {
     let CommandLine { global, command } = CommandLine::parse();
     match command {
         Command::Start(options) => start(&options),
+        Command::Key(command) => cli::run(cli::Command::Key(command), &global, CommandLine::command()),
         Command::Client(command) => cli::run(command, &global, CommandLine::command()),
     }
 }
