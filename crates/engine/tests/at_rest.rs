@@ -51,45 +51,29 @@ async fn write_canaries(host: &Host, cluster: &Cluster) {
     administration.checkpoint().await.unwrap();
 }
 
-/// Which canaries the bytes of a file hold.
-fn found_in(path: &Path, found: &mut Vec<&'static str>) {
+/// Which canaries the bytes of a file, or of all files of a folder, hold.
+fn found_below(path: &Path) -> Vec<&'static str> {
+    let mut grep = Command::new("grep");
+    grep.args(["--recursive", "--text", "--only-matching", "--no-filename", "--fixed-strings"]);
     for way in WAYS {
-        if !found.contains(&way) && holds(path, canary(way).as_bytes()) {
-            found.push(way);
-        }
+        grep.arg("-e").arg(canary(way));
     }
+    let output = grep.arg(path).output().unwrap();
+    assert!(output.status.code().is_some_and(|code| code < 2), "grep: {output:?}");
+    let text = String::from_utf8(output.stdout).unwrap();
+    let lines: std::collections::HashSet<&str> = text.lines().collect();
+    let mut found: Vec<&str> = WAYS.into_iter().filter(|way| lines.contains(&*canary(way))).collect();
+    found.sort_unstable();
+    found
 }
 
-/// Whether the bytes of a file hold these; holes hold nothing.
-fn holds(path: &Path, needle: &[u8]) -> bool {
-    let Ok(file) = File::open(path) else {
-        return false;
-    };
-    let mut at = 0;
-    let mut piece = vec![0; 4 << 20];
-    while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
-        let count = file.read_at(&mut piece, start).unwrap();
-        if contains(&piece[..count], needle) {
-            return true;
-        }
-        if count < piece.len() {
-            return false;
-        }
-        // It may lie across the border of two pieces.
-        at = start + count as u64 - needle.len() as u64;
-    }
-    false
-}
-
-fn contains(bytes: &[u8], needle: &[u8]) -> bool {
-    let mut rest = bytes;
-    while let Some(at) = rest.iter().position(|byte| *byte == needle[0]) {
-        if rest[at..].starts_with(needle) {
-            return true;
-        }
-        rest = &rest[at + 1..];
-    }
-    false
+/// Whether the bytes of a file hold this.
+fn holds(path: &Path, needle: &str) -> bool {
+    let status =
+        Command::new("grep").args(["--text", "--quiet", "--fixed-strings", "-e", needle]).arg(path).status();
+    let code = status.unwrap().code().unwrap();
+    assert!(code < 2, "grep failed");
+    code == 0
 }
 
 fn files_below(folder: &Path) -> Vec<PathBuf> {
@@ -101,15 +85,6 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
             _ => {}
         }
     }
-    found
-}
-
-fn found_below(folder: &Path) -> Vec<&'static str> {
-    let mut found = Vec::new();
-    for file in files_below(folder) {
-        found_in(&file, &mut found);
-    }
-    found.sort_unstable();
     found
 }
 
@@ -156,9 +131,7 @@ async fn no_byte_is_on_the_disk_below_an_encrypted_folder_and_removed_files_are_
         write_canaries(&host, &cluster).await;
         host.stop(cluster.id).await.unwrap();
         rustix::fs::sync();
-        let mut found = Vec::new();
-        found_in(&disk.image, &mut found);
-        found.sort_unstable();
+        let found = found_below(&disk.image);
         if kind == Encryption::None {
             for way in ["dropped", "log", "row", "unlogged"] {
                 assert!(found.contains(&way), "{way} was not found, so the search proves nothing: {found:?}");
@@ -244,10 +217,10 @@ async fn a_destroyed_cluster_s_wrapped_key_is_overwritten_on_the_disk() {
     host.create(&cluster).await.unwrap();
     let key = std::fs::read_to_string(volume(&disk.data, &cluster, 0).join("key.json")).unwrap();
     let wrapped: serde_json::Value = serde_json::from_str(&key).unwrap();
-    let wrapped = wrapped["wrapped"].as_str().unwrap().as_bytes().to_vec();
+    let wrapped = wrapped["wrapped"].as_str().unwrap();
     let is_there = || {
         rustix::fs::sync();
-        holds(&disk.image, &wrapped)
+        holds(&disk.image, wrapped)
     };
     assert!(is_there(), "the search itself works");
     host.destroy(&cluster).await.unwrap();
