@@ -65,6 +65,16 @@ pub fn program() -> PathBuf {
     path
 }
 
+/// The program with its steps at which a test can stop it: `CHITIN_FAILPOINTS_BIN`, or what `./test` builds.
+pub fn program_with_steps() -> PathBuf {
+    let path = std::env::var_os("CHITIN_FAILPOINTS_BIN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/chitin-failpoints"),
+        PathBuf::from,
+    );
+    assert!(path.exists(), "{} does not exist; ./test builds it", path.display());
+    path
+}
+
 /// A loopback port that was free a moment ago.
 pub fn free_port() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -100,13 +110,22 @@ impl Cloud {
 
     /// Starts the program (again) over the same data and waits until it answers.
     pub fn boot(&self) {
+        self.boot_program(&program(), &[]);
+    }
+
+    /// As [`Cloud::boot`], but the program stops for good when it comes to this step.
+    pub fn boot_until(&self, step: &str) {
+        self.boot_program(&program_with_steps(), &[("FAILPOINTS", &format!("{step}=pause"))]);
+    }
+
+    fn boot_program(&self, program: &Path, environment: &[(&str, &str)]) {
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
         let listen = |address: SocketAddr| match self.options.host {
             Some(_) => format!("[::]:{}", address.port()),
             None => address.to_string(),
         };
         let child = self
-            .start_command()
+            .start_command(program)
             .args(["start", "--data"])
             .arg(self.data())
             .args(["--sql", &listen(self.sql), "--http", &listen(self.http)])
@@ -114,6 +133,7 @@ impl Cloud {
             // Many tests fail to sign in to one cluster from one address, on purpose; those of the throttle say so.
             .env("CHITIN_THROTTLE_FREE", "1000000")
             .envs(self.options.environment.iter().cloned())
+            .envs(environment.iter().copied())
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log)
@@ -134,13 +154,13 @@ impl Cloud {
     }
 
     /// The program with names of its own, if it is to have any. Every step becomes the next, so its number stays the same.
-    fn start_command(&self) -> Command {
-        let Some(names) = &self.options.names else { return self.program(program()) };
+    fn start_command(&self, program: &Path) -> Command {
+        let Some(names) = &self.options.names else { return self.program(program) };
         let file = self.directory.path().join("hosts");
         fs::write(&file, names).expect("a scratch file");
         let mut command = self.program("unshare");
         let steps = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-        command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program());
+        command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program);
         command
     }
 
