@@ -223,12 +223,14 @@ impl Aws {
             }
             run(command.args(["--data-binary", body]).arg(format!("http://{}{path}", self.address))).ok()
         };
-        ask("/moto-api/reset-auth", &[], "1000000");
+        // Curl would call it a form, and moto would read it as one.
+        let plain = ["Content-Type: text/plain".to_owned()];
+        ask("/moto-api/reset-auth", &plain, "1000000");
         let mut all = vec![authorization];
         all.extend_from_slice(headers);
         let answer = ask("/", &all, body);
         // From here on every signature and every policy counts.
-        ask("/moto-api/reset-auth", &[], "0");
+        ask("/moto-api/reset-auth", &plain, "0");
         answer
     }
 
