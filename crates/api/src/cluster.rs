@@ -223,7 +223,7 @@ pub struct UpdateDedicated {
     /// Not built.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub region_machine_specs: Option<serde_json::Value>,
-    /// Not built.
+    /// Keys of regions that are added: they must be the cluster's.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmek_region_specs: Option<serde_json::Value>,
 }
@@ -247,7 +247,7 @@ pub struct Cluster {
     pub state: ClusterState,
     /// Who made it; nobody in particular is recorded.
     pub creator_id: String,
-    /// Always `UNSPECIFIED`.
+    /// What is under way with the customer-managed key, or failed; else `UNSPECIFIED`.
     pub operation_status: String,
     /// The plan's settings.
     pub config: ClusterConfig,

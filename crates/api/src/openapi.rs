@@ -142,6 +142,22 @@ pub const OPERATIONS: &[Operation] = &[
     send("post", "/api/v1/clusters/{cluster_id}/client-ca-cert", "Sets the client authorities."),
     send("patch", "/api/v1/clusters/{cluster_id}/client-ca-cert", "Sets or replaces the client authorities."),
     call("delete", "/api/v1/clusters/{cluster_id}/client-ca-cert", "Takes the client authorities away."),
+    call("get", "/api/v1/clusters/{cluster_id}/cmek", "Shows where the customer-managed key stands."),
+    send(
+        "post",
+        "/api/v1/clusters/{cluster_id}/cmek",
+        "Wraps the data key with a key of the customer's. Every region is named, and all name one key.",
+    ),
+    send(
+        "put",
+        "/api/v1/clusters/{cluster_id}/cmek",
+        "Goes over to another key, or to the newest version of the same. No data are rewritten.",
+    ),
+    send(
+        "patch",
+        "/api/v1/clusters/{cluster_id}/cmek",
+        "Revokes the key: sessions end and the cluster stops.",
+    ),
     call("get", "/api/v1/chitin/status", "Shows the cloud and what its machine gives."),
     call("get", "/api/v1/chitin/ca", "Shows the cloud's root certificate."),
     call("get", "/api/v1/chitin/whoami", "Shows the address that the cloud sees of the caller."),
@@ -228,6 +244,29 @@ pub const OPERATIONS: &[Operation] = &[
         "/api/v1/chitin/clusters/{cluster_id}/egress/test",
         "Says whether a destination would be let through, and by which rule. Nothing is connected to.",
     ),
+    call("get", "/api/v1/chitin/keys", "Lists the root key, and what wraps the data key of each cluster."),
+    call(
+        "get",
+        "/api/v1/chitin/clusters/{cluster_id}/keys",
+        "Shows what encrypts a cluster, as disk and kernel say.",
+    ),
+    call("post", "/api/v1/chitin/clusters/{cluster_id}/keys/restore", "Gives a revoked key back."),
+    call(
+        "post",
+        "/api/v1/chitin/clusters/{cluster_id}/keys/data-key/rotate",
+        "Encrypts the volume anew under another data key, in the background.",
+    ),
+    call("get", "/api/v1/chitin/root-key", "Describes the cloud's root key."),
+    call("post", "/api/v1/chitin/root-key/rotate", "Makes a new version of the root key."),
+    call("get", "/api/v1/chitin/key-services", "Lists the key services."),
+    call("get", "/api/v1/chitin/key-services/{name}", "Shows a key service. Its secrets are never shown."),
+    send("put", "/api/v1/chitin/key-services/{name}", "Adds or replaces a key service."),
+    call("delete", "/api/v1/chitin/key-services/{name}", "Removes a key service that no cluster needs."),
+    send(
+        "post",
+        "/api/v1/chitin/key-services/{name}/test",
+        "Wraps and unwraps a throw-away data key with a key of the service.",
+    ),
     call("get", "/api/v1/chitin/providers", "Lists the identity providers of the cloud."),
     send("put", "/api/v1/chitin/providers/{name}", "Adds or replaces an identity provider of the cloud."),
     call("delete", "/api/v1/chitin/providers/{name}", "Removes an identity provider of the cloud."),
@@ -267,8 +306,8 @@ pub fn document(version: &str) -> Value {
         "info": {
             "title": "Chitin",
             "version": version,
-            "description": "Shapes of clusters, SQL users, databases, the allowlist, private endpoints and egress rules are \
-                those of the CockroachDB Cloud API, version 2024-09-16. Its other calls answer 501.",
+            "description": "Shapes of clusters, SQL users, databases, the allowlist, private endpoints, egress rules and CMEK \
+                are those of the CockroachDB Cloud API, version 2024-09-16. Its other calls answer 501.",
         },
         "security": [{"key": []}],
         "paths": paths,

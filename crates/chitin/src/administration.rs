@@ -23,10 +23,12 @@ use rustix::process::{Resource, getrlimit};
 use store::Store;
 use tokio::time::timeout;
 
+use crate::memory;
 use crate::outlets::Outlets;
 use crate::perimeter;
 use crate::presence::{Errand, Presence};
 use crate::ring::Ring;
+use crate::root_key::rotation::Rotation;
 use crate::waker::Waker;
 
 /// For one errand on an engine that is awake.
@@ -59,6 +61,8 @@ pub struct Administrator {
     pub outlets: Arc<Outlets>,
     /// The keys that wrap data keys.
     pub ring: Arc<Ring>,
+    /// Rotates the root key.
+    pub rotation: Arc<Rotation>,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
 }
@@ -381,13 +385,14 @@ impl control::Administration for Administrator {
             protection_detail: detail,
             since: None,
             earlier_versions: root.versions().into_iter().skip(1).collect(),
-            is_memory_locked: false,
+            is_memory_locked: matches!(memory::locked(), Capability::Present { .. }),
             are_core_dumps_off: getrlimit(Resource::Core).current.is_some_and(|limit| limit <= 1),
         }
     }
 
     async fn rotate_root_key(&self) -> Result<RootKey, Refusal> {
-        Err(Refusal::unbuilt("rotation of the root key is"))
+        self.rotation.rotate_root().await.map_err(|cause| Refusal::busy(cause.to_string()))?;
+        Ok(self.root_key())
     }
 
     fn machine(&self) -> Machine {
@@ -409,6 +414,8 @@ impl control::Administration for Administrator {
                 wall("own OS users", &posture.own_users),
                 wall("resource limits", &posture.cgroups),
                 wall("private networks", &self.private_networks),
+                wall("memory locked", &memory::locked()),
+                wall("swap", &memory::swap()),
             ],
         }
     }

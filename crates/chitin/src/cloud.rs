@@ -12,7 +12,7 @@ use identity::oidc::Flows;
 use identity::revocation::Revocation;
 use identity::throttle::Throttle;
 use identity::token::Tokens;
-use keys::{Authority, Fingerprints, RootKey};
+use keys::{Authority, Fingerprints};
 use model::{ALLOWLIST_ENTRIES_MAX, Clock, Fetcher, SystemClock};
 use network::GateSettings;
 use network::private::{PrivateNetworks, Unavailable};
@@ -37,6 +37,8 @@ use crate::perimeter::Perimeter;
 use crate::policy::Policies;
 use crate::presence::Presence;
 use crate::ring::Ring;
+use crate::root_key;
+use crate::root_key::rotation::{self, Rotation};
 use crate::staple::Stapler;
 use crate::waker::Waker;
 use crate::{http, knocks, revoked, watch};
@@ -53,6 +55,12 @@ pub enum Error {
     /// A key cannot be used.
     #[error(transparent)]
     Key(#[from] keys::Error),
+    /// The root key cannot be opened.
+    #[error(transparent)]
+    RootKey(#[from] root_key::Error),
+    /// A rotation of the root key that was interrupted cannot go on.
+    #[error(transparent)]
+    Rotation(#[from] rotation::Error),
     /// The machine does not give what engines need.
     #[error(transparent)]
     Engine(#[from] engine::Error),
@@ -99,6 +107,8 @@ pub struct Cloud {
     pub http: SocketAddr,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
+    /// Rotates its root key.
+    pub rotation: Arc<Rotation>,
     gateway: Arc<Gateway>,
     front_doors: Arc<FrontDoors>,
     doors: Stage,
@@ -152,7 +162,7 @@ impl Cloud {
     pub async fn open(options: &StartOptions, root: File) -> Result<Self, Error> {
         let paths = Paths::prepare(&options.data)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
-        let root_key = Arc::new(RootKey::open_or_create(&paths.key_encryption_key())?);
+        let root_key = Arc::new(root_key::open(&paths, &options.unlock).await?);
         let ring = Ring::new(root_key.clone());
         let host = Host::open(HostConfig {
             data: paths.data().to_owned(),
@@ -169,7 +179,15 @@ impl Cloud {
             let reason = host.posture().no_encryption_reason.clone().unwrap_or_default();
             return Err(engine::Error::NoEncryption { reason }.into());
         }
+        if paths.has_lost_its_state() {
+            return Err(Unsuitable::StateLost { path: paths.data().to_owned() }.into());
+        }
         let store = Store::open(&paths.state(), root_key.sealer("state")?)?;
+        tracing::info!(commits = store.commits(), "the state is whole");
+        let stand_ins = root_key.sealer("stand-ins")?.first_secret()?;
+        let stand_ins = Fingerprints::new(&store.kept_secret("stand-ins", &stand_ins)?);
+        let rotation = Rotation::new(root_key.clone(), store.clone(), paths.clone())?;
+        rotation.seal_anew().await?;
         let authority = Authority::open_or_create(paths.data(), &root_key.sealer("authority")?, &*clock)?;
         let hostnames: Vec<String> = machine_name().into_iter().chain(options.hostnames.clone()).collect();
         let files = options.tls_cert.as_deref().zip(options.tls_key.as_deref());
@@ -183,14 +201,8 @@ impl Cloud {
         let presence = Arc::new(Presence::default());
         let policies = Policies::new(store.clone());
         let (knocks, heard) = knocks::channel();
-        let directory = Directory::new(
-            store.clone(),
-            host.clone(),
-            clock.clone(),
-            policies.clone(),
-            Fingerprints::new(&root_key.sealer("stand-ins")?.first_secret()?),
-            knocks,
-        );
+        let directory =
+            Directory::new(store.clone(), host.clone(), clock.clone(), policies.clone(), stand_ins, knocks);
         let waker = Waker::new(store.clone(), host.clone(), clock.clone(), gate.clone());
         let public_url = options
             .public_url
@@ -279,6 +291,7 @@ impl Cloud {
             throttle,
             outlets: outlets.clone(),
             ring,
+            rotation: rotation.clone(),
             private_networks: private_networks.clone(),
         });
         let settings = control::Settings {
@@ -316,6 +329,7 @@ impl Cloud {
             "the watch over client certificates",
             revoked::run(examiner, presence.clone(), options.revocation_every, loops.stop.clone()),
         );
+        loops.spawn("the keeper of the root key", rotation.clone().run(loops.stop.clone()));
         loops.spawn("the outlets of engines", outlets.run(loops.stop.clone()));
         loops.spawn("the watch over certificates", certificates.clone().watch(loops.stop.clone()));
         if let Some(stapler) = stapler {
@@ -351,6 +365,7 @@ impl Cloud {
             sql: sql_address,
             http: http_address,
             private_networks,
+            rotation,
             gateway,
             front_doors,
             doors,
@@ -447,7 +462,7 @@ mod unit_tests {
         use std::os::unix::fs::PermissionsExt;
         let folder = tempfile::tempdir().unwrap();
         let paths = Paths::prepare(folder.path()).unwrap();
-        let kek = RootKey::open_or_create(&paths.key_encryption_key()).unwrap();
+        let kek = keys::RootKey::open_or_create(&paths.key_encryption_key()).unwrap();
         let store = Store::open(&paths.state(), kek.sealer("state").unwrap()).unwrap();
         ensure_admin_key(&paths, &store, &SystemClock).unwrap();
         let first = std::fs::read_to_string(paths.admin_key()).unwrap();

@@ -6,6 +6,8 @@ use std::time::Duration;
 use clap::{Args, ValueEnum};
 use model::{AddressRange, Encryption};
 
+use crate::root_key::Unlock;
+
 /// Where data lies unless told otherwise.
 pub const DEFAULT_DATA: &str = "./.chitin";
 
@@ -90,6 +92,9 @@ pub struct StartOptions {
     /// How often key services are asked whether a cluster's key may still be used
     #[arg(long, env = "CHITIN_KEY_CHECK_EVERY", value_name = "TIME", default_value = "1m", value_parser = duration)]
     pub key_check_every: Duration,
+    /// What unlocks the root key.
+    #[command(flatten)]
+    pub unlock: Unlock,
     /// The folder with PostgreSQL's programs, instead of the newest version found
     #[arg(long, env = "CHITIN_POSTGRES_BIN", value_name = "DIR")]
     pub postgres_bin: Option<PathBuf>,

@@ -13,6 +13,7 @@ mod front_doors;
 mod http;
 mod knocks;
 mod logging;
+mod memory;
 mod outlets;
 mod pages;
 mod paths;
@@ -21,6 +22,7 @@ mod policy;
 mod presence;
 mod revoked;
 mod ring;
+mod root_key;
 mod staple;
 mod start;
 #[cfg(test)]
@@ -34,6 +36,7 @@ use clap::{CommandFactory, Parser, Subcommand};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::StartOptions;
+use crate::root_key::command::{self, KeyCommand};
 
 /// The hard shell around SQL: one machine becomes a secure PostgreSQL cloud
 #[derive(Debug, Parser)]
@@ -52,6 +55,9 @@ enum Command {
         after_help = "Example:  chitin start --data /var/lib/chitin\nNext:     chitin cluster create my-shop"
     )]
     Start(Box<StartOptions>),
+    /// Look after the root key: back it up, recover it, protect it
+    #[command(subcommand, after_help = "Begin with:  chitin key backup FILE")]
+    Key(KeyCommand),
     #[command(flatten)]
     Client(cli::Command),
 }
@@ -59,13 +65,19 @@ enum Command {
 fn main() -> ExitCode {
     let CommandLine { global, command } = CommandLine::parse();
     match command {
-        Command::Start(options) => start(&options),
+        Command::Start(options) => start(*options),
+        Command::Key(command) => key(command, &global),
         Command::Client(command) => cli::run(command, &global, CommandLine::command()),
     }
 }
 
-fn start(options: &StartOptions) -> ExitCode {
+fn start(mut options: StartOptions) -> ExitCode {
     logging::start();
+    // Before there are threads, so that Ctrl-C at the question ends the program.
+    if let Err(cause) = options.unlock.ask_if_needed(&options.data) {
+        tracing::error!("{cause}");
+        return ExitCode::FAILURE;
+    }
     #[cfg(feature = "failpoints")]
     let _scenario = fail::FailScenario::setup();
     // Opened before the mounts are our own: names that `ip netns` gives later are seen through it only.
@@ -81,7 +93,8 @@ fn start(options: &StartOptions) -> ExitCode {
         tracing::error!(%cause, "the program could not get a mount namespace of its own");
         return ExitCode::FAILURE;
     }
-    keep_secrets_in();
+    memory::keep_in();
+    raise_open_files();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(cause) => {
@@ -89,7 +102,7 @@ fn start(options: &StartOptions) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(start::run(options, root)) {
+    match runtime.block_on(start::run(&options, root)) {
         Ok(()) => ExitCode::SUCCESS,
         Err(cause) => {
             tracing::error!("{cause}");
@@ -98,18 +111,24 @@ fn start(options: &StartOptions) -> ExitCode {
     }
 }
 
-/// Keys must not reach a core file, and every session needs descriptors.
-fn keep_secrets_in() {
-    let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(cause) = setrlimit(Resource::Core, none) {
-        tracing::warn!(%cause, "core files could not be switched off");
-    }
-    if let Err(cause) = rustix::process::set_dumpable_behavior(rustix::process::DumpableBehavior::NotDumpable)
-    {
-        tracing::warn!(%cause, "memory dumps could not be switched off");
-    }
+/// Every session needs descriptors.
+fn raise_open_files() {
     let files = getrlimit(Resource::Nofile);
     if let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
         tracing::warn!(%cause, "the bound on open files could not be raised");
     }
+}
+
+/// What is done with the root key on this machine.
+fn key(command: KeyCommand, global: &cli::Global) -> ExitCode {
+    memory::keep_in();
+    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(cause) => {
+            command::tell(Err(format!("the program could not start: {cause}")));
+            return ExitCode::FAILURE;
+        }
+    };
+    let done = runtime.block_on(command::run(command, &global.data));
+    if command::tell(done) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -35,6 +35,20 @@ pub enum Unsuitable {
         /// The folder.
         path: PathBuf,
     },
+    /// A cloud runs there.
+    #[error("a cloud runs in {}; stop it first", path.display())]
+    InUse {
+        /// The folder.
+        path: PathBuf,
+    },
+    /// The state is gone.
+    #[error(
+        "{} has a cloud's keys and no state.redb; put it back from your backup, or move the directory away to begin anew", path.display()
+    )]
+    StateLost {
+        /// The folder.
+        path: PathBuf,
+    },
     /// Its path is too long for Unix sockets in it.
     #[error(
         "the path of the data directory is too long ({} bytes, at most {most}: Unix sockets lie in it); choose a shorter --data",
@@ -117,7 +131,7 @@ impl Paths {
         &self.data
     }
 
-    /// The key-encryption key.
+    /// The root key.
     pub fn key_encryption_key(&self) -> PathBuf {
         self.data.join("kek")
     }
@@ -130,6 +144,35 @@ impl Paths {
     /// The local administrator's API key.
     pub fn admin_key(&self) -> PathBuf {
         self.data.join("admin-key")
+    }
+
+    /// Whether there are files that only the root key opens.
+    pub fn has_sealed_files(&self) -> bool {
+        [self.state(), self.data.join("ca.key")].iter().any(|path| path.exists())
+    }
+
+    /// Whether there is an authority, which is made after the state, and no state.
+    pub fn has_lost_its_state(&self) -> bool {
+        self.data.join("ca.key").exists() && !self.state().exists()
+    }
+
+    /// The clusters' folders.
+    pub fn clusters(&self) -> PathBuf {
+        self.data.join("clusters")
+    }
+
+    /// Makes the directory ours alone for as long as the file lives, as a running cloud does.
+    pub fn claim(&self) -> Result<std::fs::File, Unsuitable> {
+        use std::os::unix::fs::OpenOptionsExt;
+
+        use rustix::fs::{FlockOperation, flock};
+        let path = self.data.join("lock");
+        let mut options = std::fs::OpenOptions::new();
+        options.create(true).truncate(false).write(true).mode(0o600);
+        let lock = options.open(&path).map_err(file("open", &path))?;
+        flock(&lock, FlockOperation::NonBlockingLockExclusive)
+            .map_err(|_| Unsuitable::InUse { path: self.data.clone() })?;
+        Ok(lock)
     }
 
     /// The cloud's root certificate.

@@ -171,18 +171,9 @@ mod tests {
         }
 
         fn cluster(&self, name: &str, network: Network, policy: EgressPolicy) -> ClusterId {
-            let draft = store::Draft {
-                name: name.parse().unwrap(),
-                plan: model::Plan::Dedicated,
-                provider: model::Provider::Gcp,
-                regions: vec!["local".to_owned()],
-                labels: std::collections::BTreeMap::new(),
-                is_delete_protected: false,
-                allowlist: Vec::new(),
-                network,
-                egress: Egress { policy, ..Egress::default() },
-                asked: model::Asked::default(),
-            };
+            let egress = Egress { policy, ..Egress::default() };
+            let plan = model::Plan::Dedicated;
+            let draft = store::Draft { plan, network, egress, ..crate::testing::draft(name) };
             self.store.create(draft, OffsetDateTime::now_utc()).unwrap().id
         }
 

@@ -134,6 +134,104 @@ impl reconcile::RootRotation for Ring {
     fn rotating_to(&self) -> Option<String> {
         (self.root.versions().len() > 1).then(|| self.root.version().to_string())
     }
+}
 
-    fn finish_rotation(&self) {}
+#[cfg(test)]
+mod tests {
+    use model::{KeptSecret, KeyCredentials, KeyType, SystemClock};
+    use store::Draft;
+    use time::OffsetDateTime;
+
+    use super::*;
+    use crate::testing::draft;
+
+    struct Ground {
+        _folder: tempfile::TempDir,
+        ring: Arc<Ring>,
+        store: Arc<Store>,
+        cluster: Cluster,
+    }
+
+    /// Nothing goes out.
+    struct Nowhere;
+
+    #[async_trait]
+    impl Fetcher for Nowhere {
+        async fn fetch(&self, fetch: model::Fetch) -> Result<model::Fetched, model::FetchFailure> {
+            Err(model::FetchFailure::Failed(format!("nobody is at {}", fetch.url)))
+        }
+    }
+
+    fn ground() -> Ground {
+        let folder = tempfile::tempdir().unwrap();
+        let root = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
+        let store = Store::open(&folder.path().join("state"), root.sealer("state").unwrap()).unwrap();
+        let draft: Draft = draft("lazy-roach");
+        let cluster = store.create(draft, OffsetDateTime::now_utc()).unwrap();
+        let ring = Ring::new(root);
+        ring.connect(store.clone(), Arc::new(Nowhere), Arc::new(SystemClock));
+        Ground { _folder: folder, ring, store, cluster }
+    }
+
+    fn shop() -> KeySpec {
+        KeySpec {
+            kind: KeyType::Vault,
+            uri: "transit/keys/shop".to_owned(),
+            auth_principal: String::new(),
+            service: Some("vault".parse().unwrap()),
+        }
+    }
+
+    #[tokio::test]
+    async fn a_wrapped_key_from_before_a_change_of_keys_is_refused() {
+        let Ground { ring, store, cluster, _folder } = ground();
+        let (id, key) = (cluster.id, DataKey::random());
+        let old = ring.wrap(&cluster, &key).await.unwrap();
+        assert_eq!(ring.unwrap(id, &old).await.unwrap().expose(), key.expose());
+
+        let wish = |cmek: KeySpec| {
+            let edited: Result<(), store::Error> = store.edit(id, OffsetDateTime::now_utc(), |cluster| {
+                cluster.keys.cmek = Some(cmek);
+                Ok(())
+            });
+            edited.unwrap();
+        };
+        wish(shop());
+        // Wished for, and not yet true: the old key is still the one in use.
+        assert!(ring.unwrap(id, &old).await.is_ok());
+        store.observe_keys(id, |seen| seen.wrapped_by = Some(shop())).unwrap();
+        let refused = ring.unwrap(id, &old).await.unwrap_err();
+        assert!(matches!(refused, KeyFailure::NotItsKey { .. }), "{refused}");
+        // A crash in the middle of going back leaves either of both.
+        wish(KeySpec::root());
+        assert!(ring.unwrap(id, &old).await.is_ok());
+        wish(shop());
+        store.observe_keys(id, |seen| seen.tried = vec![KeySpec::root()]).unwrap();
+        assert!(ring.unwrap(id, &old).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn a_key_at_a_service_that_nobody_set_is_refused_with_the_next_step() {
+        let Ground { ring, store, cluster, _folder } = ground();
+        let refused = ring.try_out(&shop(), Some(cluster.id)).await.unwrap_err().to_string();
+        assert!(refused.contains("chitin key service set vault"), "{refused}");
+        let service = |token: &str| KeyService {
+            name: "vault".parse().unwrap(),
+            kind: KeyType::Vault,
+            address: "https://vault.example:8200".to_owned(),
+            ca_pem: None,
+            namespace: None,
+            credentials: KeyCredentials::VaultToken(KeptSecret::new(token.to_owned())),
+            updated_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        store.put_key_service(service("canary-one")).unwrap();
+        let silent = ring.try_out(&shop(), Some(cluster.id)).await.unwrap_err();
+        assert!(matches!(silent, KeyFailure::Unreachable { .. }), "{silent}");
+        assert!(!silent.to_string().contains("canary"), "{silent}");
+        // A service that was set anew is opened anew.
+        let first = ring.key(&shop()).unwrap();
+        assert!(Arc::ptr_eq(&first, &ring.key(&shop()).unwrap()));
+        store.put_key_service(service("canary-two")).unwrap();
+        assert!(!Arc::ptr_eq(&first, &ring.key(&shop()).unwrap()));
+    }
 }

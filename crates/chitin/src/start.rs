@@ -12,6 +12,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::cloud::{Cloud, Error};
 use crate::config::StartOptions;
+use crate::memory;
 
 /// Runs until SIGINT or SIGTERM. A second signal stops waiting for sessions.
 pub async fn run(options: &StartOptions, root: File) -> Result<(), Error> {
@@ -104,6 +105,9 @@ fn greet(cloud: &Cloud, began: Instant) {
         ("own OS users", capability(&posture.own_users)),
         ("resource limits", capability(&posture.cgroups)),
         ("private networks", capability(&cloud.private_networks)),
+        ("root key", cloud.rotation.describe()),
+        ("memory locked", capability(&memory::locked())),
+        ("swap", capability(&memory::swap())),
         ("next", next),
         ("stop", "Ctrl-C".to_owned()),
     ];

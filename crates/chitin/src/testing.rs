@@ -30,3 +30,31 @@ pub fn cluster() -> Cluster {
         deleted_at: None,
     }
 }
+
+/// What such a cluster is created from.
+pub fn draft(name: &str) -> store::Draft {
+    let Cluster {
+        plan,
+        provider,
+        regions,
+        labels,
+        is_delete_protected,
+        allowlist,
+        network,
+        egress,
+        asked,
+        ..
+    } = cluster();
+    store::Draft {
+        name: name.parse().unwrap(),
+        plan,
+        provider,
+        regions,
+        labels,
+        is_delete_protected,
+        allowlist,
+        network,
+        egress,
+        asked,
+    }
+}

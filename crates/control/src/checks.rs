@@ -2,6 +2,7 @@
 //! somebody signs in.
 
 mod certificates;
+mod keys;
 mod rules;
 
 use std::net::IpAddr;
@@ -12,6 +13,7 @@ use url::{Host, Url};
 use crate::Refusal;
 
 pub(crate) use certificates::{client_ca, crls, roots};
+pub(crate) use keys::{key, key_service};
 pub(crate) use rules::{Client, Surroundings, hba, hba_test, identity_map};
 
 const URL_BYTES_MAX: usize = 2_048;

@@ -5,7 +5,7 @@ use axum::Json;
 use axum::extract::{Path, State as Shared};
 use model::{AddressRange, ClusterId, Phase};
 
-use crate::{Refusal, State, input};
+use crate::{Refusal, State, alerts, input};
 
 /// Shows the cloud.
 pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
@@ -33,7 +33,7 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
         asleep: count(&Phase::Asleep),
         machine,
         warnings,
-        alerts: Vec::new(),
+        alerts: alerts::all(&snapshot),
     })
 }
 

@@ -1,11 +1,13 @@
 //! The API's verbs: who asks, what is allowed, which wish is written. Nothing here starts or stops an engine.
 
 mod administration;
+mod alerts;
 mod allowlist;
 mod checks;
 mod chitin;
 mod client_ca;
 mod clusters;
+mod cmek;
 mod connection;
 mod create;
 mod crls;
@@ -15,6 +17,8 @@ mod egress;
 mod hba;
 mod identity_map;
 mod input;
+mod key_services;
+mod keys;
 mod network;
 mod ocsp;
 mod organization;
@@ -129,6 +133,7 @@ pub fn router(state: State) -> Router {
             "/client-ca-cert",
             get(client_ca::show).post(client_ca::set).patch(client_ca::replace).delete(client_ca::remove),
         )
+        .route("/cmek", get(cmek::show).post(cmek::enable).put(cmek::update).patch(cmek::set_status))
         .route("/connection-string", get(connection::show));
     let chitin = Router::new()
         .route("/status", get(chitin::status))
@@ -157,6 +162,18 @@ pub fn router(state: State) -> Router {
             "/clusters/{cluster_id}/providers/{name}",
             put(providers::put_of_cluster).delete(providers::remove_of_cluster),
         )
+        .route("/clusters/{cluster_id}/keys", get(keys::show))
+        .route("/clusters/{cluster_id}/keys/restore", post(keys::restore))
+        .route("/clusters/{cluster_id}/keys/data-key/rotate", post(keys::rotate_data_key))
+        .route("/keys", get(keys::list))
+        .route("/root-key", get(keys::root))
+        .route("/root-key/rotate", post(keys::rotate_root))
+        .route("/key-services", get(key_services::list))
+        .route(
+            "/key-services/{name}",
+            get(key_services::show).put(key_services::put).delete(key_services::remove),
+        )
+        .route("/key-services/{name}/test", post(key_services::test))
         .route("/providers", get(providers::list))
         .route("/providers/{name}", put(providers::put).delete(providers::remove))
         .route("/throttle", get(throttle::list))

@@ -3,7 +3,7 @@
 use api::{ClusterConfig, DedicatedConfig, Protection, Region, ServerlessConfig, UpgradeType, UsageLimits};
 use model::{Asked, Cluster, Observation, Plan, Tier};
 
-use crate::Settings;
+use crate::{Settings, cmek};
 
 /// Nobody in particular: who made a cluster is not recorded.
 const CREATOR: &str = "00000000-0000-0000-0000-000000000000";
@@ -50,7 +50,7 @@ pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings
         cloud_provider: cluster.provider,
         state: cluster.state(seen),
         creator_id: CREATOR.to_owned(),
-        operation_status: "UNSPECIFIED".to_owned(),
+        operation_status: cmek::operation(cluster.keys.status(&seen.keys)).to_owned(),
         config,
         regions: cluster.regions.iter().map(region).collect(),
         cidr_range: cluster.network.range.map(|range| range.to_string()).unwrap_or_default(),

@@ -24,7 +24,6 @@ const OF_A_CLUSTER: &[&str] = &[
     "backups",
     "backups-config",
     "blackout-windows",
-    "cmek",
     "disrupt",
     "logexport",
     "maintenance-window",

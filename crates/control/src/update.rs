@@ -7,7 +7,7 @@ use axum::extract::{Path, State as Shared};
 use model::{Asked, Cluster, Plan, Tier};
 
 use crate::create::{labels, parent, regions, upgrade};
-use crate::{Refusal, State, clusters, input, shape};
+use crate::{Refusal, State, clusters, cmek, input, shape};
 
 /// Changes what the body names; what is absent stays. All of it or nothing.
 pub(crate) async fn update(
@@ -82,8 +82,11 @@ fn change_serverless(cluster: &mut Cluster, change: UpdateServerless) -> Result<
 }
 
 fn change_dedicated(cluster: &mut Cluster, change: UpdateDedicated) -> Result<(), Refusal> {
-    if change.region_machine_specs.is_some() || change.cmek_region_specs.is_some() {
-        return Err(Refusal::unbuilt("region_machine_specs and cmek_region_specs are"));
+    if change.region_machine_specs.is_some() {
+        return Err(Refusal::unbuilt("region_machine_specs are"));
+    }
+    if let Some(specs) = change.cmek_region_specs {
+        cmek::of_added_regions(cluster, specs)?;
     }
     if let Some(nodes) = change.region_nodes {
         cluster.regions = regions(nodes.keys().cloned().collect())?;

@@ -195,7 +195,7 @@ pub enum ClusterState {
     CreationFailed,
     /// Gone, or on the way.
     Deleted,
-    /// Exists, but an operation holds it.
+    /// Exists, but cannot run: its key was taken away.
     Locked,
 }
 
@@ -276,6 +276,7 @@ impl Cluster {
             (_, Phase::Failed { .. }) => ClusterState::CreationFailed,
             (_, Phase::Creating) => ClusterState::Creating,
             _ if !seen.is_initialized => ClusterState::Creating,
+            _ if seen.keys.hindrance(&self.keys).is_some() => ClusterState::Locked,
             _ => ClusterState::Created,
         }
     }

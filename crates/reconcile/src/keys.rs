@@ -162,9 +162,6 @@ impl Keys {
                 }
             }
         }
-        if self.busy.is_empty() {
-            settle_root(&self.house).await;
-        }
         if self.asked.len() > 2 * snapshot.len() + 16 {
             self.asked.retain(|id, _| snapshot.get(id).is_some());
             self.back_offs.retain(|(id, _), _| snapshot.get(id).is_some());
@@ -260,20 +257,6 @@ fn concerns(entry: &Entry, house: &Reconciler) -> bool {
 async fn is_root_old(house: &Reconciler, id: ClusterId) -> bool {
     let Some(version) = house.root.rotating_to() else { return false };
     house.host.key_use(id).await.is_ok_and(|used| !used.spec.is_customers() && used.version != version)
-}
-
-/// Ends the root key's rotation when no data key on the disk needs an earlier version: also none that the state does
-/// not know, which a state put back from a backup may know again.
-async fn settle_root(house: &Reconciler) {
-    let Some(version) = house.root.rotating_to() else { return };
-    for id in house.host.on_disk() {
-        // What cannot be read may need an earlier version.
-        match house.host.key_use(id).await {
-            Ok(used) if used.spec.is_customers() || used.version == version => {}
-            Ok(_) | Err(_) => return,
-        }
-    }
-    house.root.finish_rotation();
 }
 
 async fn rewrap(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Error> {

@@ -41,9 +41,6 @@ pub trait Sessions: Send + Sync + 'static {
 pub trait RootRotation: Send + Sync + 'static {
     /// The version that data keys should be wrapped by, while some may still be wrapped by earlier ones.
     fn rotating_to(&self) -> Option<String>;
-
-    /// Nothing needs the earlier versions any more.
-    fn finish_rotation(&self);
 }
 
 /// What the operator may set.

@@ -92,8 +92,6 @@ impl RootRotation for Service {
     fn rotating_to(&self) -> Option<String> {
         None
     }
-
-    fn finish_rotation(&self) {}
 }
 
 /// Nobody is there.
@@ -126,6 +124,7 @@ async fn host(folder: &Path, service: &Arc<Service>) -> Arc<Host> {
         allow_unencrypted: false,
         postgres_bin: None,
         encryption: None,
+        attestation: None,
     };
     Host::open(config).await.unwrap()
 }

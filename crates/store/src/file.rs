@@ -206,7 +206,20 @@ impl File {
         let mut changed = 0;
         let mut rows_of = Vec::new();
         for table in self.tables(&read)? {
-            rows_of.push((self.keys(&read, &table)?, table));
+            let mut keys = Vec::new();
+            self.each_row(&read, &table, |key, sealed| {
+                if !self.sealer.is_current(sealed) {
+                    keys.push(key.to_owned());
+                }
+                Ok(())
+            })?;
+            if !keys.is_empty() {
+                rows_of.push((keys, table));
+            }
+        }
+        drop(read);
+        if rows_of.is_empty() && self.is_manifest_current()? {
+            return Ok(0);
         }
         self.transact(|write, manifest, sums| {
             for (keys, table) in &rows_of {
@@ -217,9 +230,6 @@ impl File {
                     let Some(old) = old.map(|old| old.value().to_vec()) else {
                         continue;
                     };
-                    if self.sealer.is_current(&old) {
-                        continue;
-                    }
                     let context = context(table, key);
                     let plain = self.sealer.open(&context, &old).map_err(|_| {
                         self.tampered(format!("{table} {key} does not open with this cloud's key"))
@@ -293,6 +303,15 @@ impl File {
             kept.is_some().then_some(()).ok_or_else(does_not_open)
         })?;
         Ok(kept)
+    }
+
+    fn is_manifest_current(&self) -> Result<bool, Error> {
+        let mut is_current = false;
+        self.each_row(&self.begin_read()?, manifest::TABLE, |_, sealed| {
+            is_current = self.sealer.is_current(sealed);
+            Ok(())
+        })?;
+        Ok(is_current)
     }
 
     fn begin_read(&self) -> Result<ReadTransaction, Error> {

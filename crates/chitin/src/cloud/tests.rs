@@ -234,7 +234,7 @@ async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_
     // As after a kill in the middle of making the one and of deleting the other.
     {
         let paths = Paths::prepare(&options.data).unwrap();
-        let kek = RootKey::open_or_create(&paths.key_encryption_key()).unwrap();
+        let kek = keys::RootKey::open_or_create(&paths.key_encryption_key()).unwrap();
         let store = Store::open(&paths.state(), kek.sealer("state").unwrap()).unwrap();
         store.observe(half.id, model::Observation::nothing_yet()).unwrap();
         store.wish(doomed.id, Wish::Deleted, SystemClock.now()).unwrap();
@@ -257,5 +257,60 @@ async fn two_clouds_cannot_share_a_data_directory() {
         folder.path().join("data/endpoint.json").exists(),
         "the second took away the first one's endpoint"
     );
+    cloud.close(CancellationToken::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_process_of_an_engine_may_leave_a_core_file_or_shows_a_secret() {
+    crate::memory::keep_in();
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder.path().join("data"), Duration::from_secs(300));
+    let cloud = Cloud::open(&options, root()).await.unwrap();
+    let cluster = create(&cloud, "mute-roach", Plan::Serverless);
+    until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
+    let kek = std::fs::read_to_string(cloud.paths.key_encryption_key()).unwrap();
+    let key = kek["chitin-kek-1 ".len()..].trim_end();
+    let pids = engine_processes(cluster.id);
+    assert!(!pids.is_empty(), "no engine was found");
+    for pid in pids.iter().map(ToString::to_string).chain(["self".to_owned()]) {
+        let process = Path::new("/proc").join(&pid);
+        let limits = std::fs::read_to_string(process.join("limits")).unwrap();
+        let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
+        let bounds: Vec<&str> = core["Max core file size".len()..].split_whitespace().collect();
+        // 1 and not 0: with a program in core_pattern the kernel looks at no other bound (fs/coredump.c).
+        assert_eq!(bounds, ["1", "1", "bytes"], "process {pid}");
+        for file in ["environ", "cmdline"] {
+            let shown = std::fs::read(process.join(file)).unwrap();
+            assert!(!shown.windows(key.len()).any(|bytes| bytes == key.as_bytes()), "{pid} {file}");
+        }
+    }
+    cloud.close(CancellationToken::new()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_root_key_of_a_running_cloud_is_rotated_under_open_sessions() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder.path().join("data"), Duration::from_secs(300));
+    let cloud = Cloud::open(&options, root()).await.unwrap();
+    let cluster = create(&cloud, "turning-roach", Plan::Serverless);
+    until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
+    add_user(&cloud, cluster.id, "maria", "first password").await;
+    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(2), 'went on'").spawn().unwrap();
+    let before = std::fs::read_to_string(cloud.paths.key_encryption_key()).unwrap();
+    let standing = cloud.rotation.rotate_root().await.unwrap();
+    assert_eq!((standing.current, standing.earlier), (2, vec![1]));
+    let used = cloud.host.rewrap(&cluster).await.unwrap();
+    assert_eq!(used.version, "2");
+    let ended = timeout(Duration::from_secs(20), long.wait_with_output()).await.unwrap().unwrap();
+    assert!(String::from_utf8_lossy(&ended.stdout).contains("went on"));
+    assert_eq!(answer(&ask(&cloud, &cluster, "first password", "select 7").await), "7");
+    cloud.close(CancellationToken::new()).await;
+
+    // The next start finds nothing under the old version and destroys it.
+    let cloud = Cloud::open(&options, root()).await.unwrap();
+    until("the old version is gone", || cloud.rotation.standing().earlier.is_empty()).await;
+    let after = std::fs::read_to_string(cloud.paths.key_encryption_key()).unwrap();
+    assert!(!after.contains(before["chitin-kek-1 ".len()..].trim_end()));
+    assert_eq!(answer(&ask(&cloud, &cluster, "first password", "select 8").await), "8");
     cloud.close(CancellationToken::new()).await;
 }

@@ -48,7 +48,7 @@ async fn calls_of_the_cloud_api_that_are_not_built_say_so() {
         "/api/v1/roles/someone/ORGANIZATION//ORG_ADMIN".to_owned(),
         "/api/v1/cluster-versions".to_owned(),
         "/api/v1/clusters/available-regions".to_owned(),
-        format!("/api/v1/clusters/{id}/cmek"),
+        format!("/api/v1/clusters/{id}/logexport"),
         format!("/api/v1/clusters/{id}/backups-config"),
         format!("/api/v1/clusters/{id}/networking/egress-private-endpoints"),
         "/api/scim/v2/Users".to_owned(),

@@ -58,8 +58,10 @@ impl VolumeState {
     /// Whether nothing of ours encrypts the files, so that there is nothing to lock.
     pub fn is_plain(&self) -> bool {
         match self.encryption {
-            Encryption::None => true,
-            Encryption::Fscrypt | Encryption::FscryptImage | Encryption::Gocryptfs => false,
+            Encryption::None | Encryption::Attested => true,
+            Encryption::Fscrypt | Encryption::FscryptImage | Encryption::Luks2 | Encryption::Gocryptfs => {
+                false
+            }
         }
     }
 }

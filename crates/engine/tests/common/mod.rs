@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use engine::{Administration, Error, Host, HostConfig};
-use keys::KeyEncryptionKey;
+use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
 use time::OffsetDateTime;
 
@@ -21,7 +21,7 @@ pub struct Place {
 
 /// Opens a host that encrypts in this way, with the key file that lies in its data directory.
 pub async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>, Error> {
-    let kek = Arc::new(KeyEncryptionKey::open_or_create(&folder.join("kek")).unwrap());
+    let kek = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
     let config = HostConfig {
         data: folder.to_owned(),
         keys: kek,

@@ -201,3 +201,107 @@ fn check_pem(pem: &str) -> Result<(), String> {
 pub(super) fn base(address: &str) -> String {
     address.trim_end_matches('/').to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    fn vault(address: &str) -> KeyService {
+        KeyService {
+            name: "vault".parse().unwrap(),
+            kind: KeyType::Vault,
+            address: address.to_owned(),
+            ca_pem: None,
+            namespace: None,
+            credentials: KeyCredentials::VaultToken(KeptSecret::new("canary-token".into())),
+            updated_at: datetime!(2026-01-01 0:00 UTC),
+        }
+    }
+
+    #[test]
+    fn addresses_are_https_or_this_machine() {
+        for right in [
+            "https://vault.example:8200",
+            "https://example.com/vault/",
+            "http://127.0.0.1:8200",
+            "http://[::1]",
+        ] {
+            assert_eq!(check_service(&vault(right)), Ok(()), "{right}");
+        }
+        for wrong in [
+            "",
+            "vault.example:8200",
+            "http://vault.example:8200",
+            "http://localhost:8200",
+            "http://127.0.0.1.evil.example",
+            "file:///etc/passwd",
+            "https://user:secret@vault.example",
+            "https://vault.example/?token=x",
+            "https://vault.example/#x",
+        ] {
+            let refused = check_service(&vault(wrong)).unwrap_err();
+            assert!(refused.contains("it looks like https://") && !refused.contains("secret"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_service_takes_credentials_of_its_own_kind_without_spaces_and_never_repeats_them() {
+        let of = |kind, credentials| KeyService { kind, credentials, ..vault("https://vault.example") };
+        let secret = |text: &str| KeptSecret::new(text.into());
+        let wrong = [
+            of(KeyType::Vault, KeyCredentials::Pkcs11Pin(secret("canary"))),
+            of(KeyType::Aws, KeyCredentials::VaultToken(secret("canary"))),
+            of(KeyType::Gcp, KeyCredentials::GcpServiceAccount(secret("canary"))),
+            of(KeyType::Gcp, KeyCredentials::GcpServiceAccount(secret(r#"{"type": "canary"}"#))),
+            of(KeyType::Null, KeyCredentials::VaultToken(secret("canary"))),
+            of(KeyType::Azure, KeyCredentials::VaultToken(secret("canary"))),
+            of(KeyType::Vault, KeyCredentials::VaultToken(secret("canary\n"))),
+            of(KeyType::Vault, KeyCredentials::VaultToken(secret(""))),
+            // Its address is no path.
+            of(KeyType::Pkcs11, KeyCredentials::Pkcs11Pin(secret("canary"))),
+        ];
+        for service in wrong {
+            let refused = check_service(&service).unwrap_err();
+            assert!(!refused.contains("canary"), "{refused}");
+        }
+    }
+
+    #[test]
+    fn a_token_uri_that_is_not_https_is_refused() {
+        let file = r#"{"type": "service_account", "client_email": "a@b", "private_key_id": "1",
+            "private_key": "canary", "token_uri": "http://metadata.google.internal/token"}"#;
+        let credentials = KeyCredentials::GcpServiceAccount(KeptSecret::new(file.into()));
+        let service = KeyService { kind: KeyType::Gcp, credentials, ..vault("") };
+        let refused = check_service(&service).unwrap_err();
+        assert!(refused.contains("plaintext") && !refused.contains("canary"), "{refused}");
+    }
+
+    #[test]
+    fn certificates_and_namespaces_are_looked_at() {
+        for pem in ["", "hello", "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n"] {
+            let service = KeyService { ca_pem: Some(pem.into()), ..vault("https://vault.example") };
+            assert!(check_service(&service).is_err(), "{pem}");
+        }
+        let root = crate::testing::root("a root of the operator's");
+        let service = KeyService { ca_pem: Some(root.pem()), ..vault("https://vault.example") };
+        assert_eq!(check_service(&service), Ok(()));
+        for (namespace, is_right) in
+            [("team/prod", true), ("team/", true), ("", false), ("../x", false), ("a b", false)]
+        {
+            let service = KeyService { namespace: Some(namespace.into()), ..vault("https://vault.example") };
+            assert_eq!(check_service(&service).is_ok(), is_right, "{namespace}");
+        }
+    }
+
+    #[test]
+    fn keys_of_azure_are_refused_with_what_there_is_instead() {
+        let refused = check(KeyType::Azure, "https://vault.azure.net/keys/a", "").unwrap_err();
+        assert!(refused.contains("VAULT_TRANSIT"), "{refused}");
+        assert_eq!(check(KeyType::Null, "", ""), Ok(()));
+        assert!(check(KeyType::Null, "x", "").is_err());
+        assert!(check(KeyType::Vault, "transit/keys/shop", "someone").is_err());
+        assert!(check(KeyType::Vault, &format!("transit/keys/{}", "a".repeat(2_000)), "").is_err());
+    }
+}

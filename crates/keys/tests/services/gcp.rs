@@ -5,7 +5,7 @@ use std::sync::Arc;
 use keys::{DataKey, KeyEncryption, KeyFailure};
 use model::{KeyCredentials, KeyService, KeySpec, KeyType, SystemClock};
 
-use crate::google::{ACCOUNT, Fault, Google, OTHER_ACCOUNT};
+use crate::google::{ACCOUNT, Fault, Google, OTHER_ACCOUNT, World};
 use crate::world::{Loopback, TestClock, kind_of, open, place, service, spec};
 
 fn key_service(google: &Google) -> KeyService {
@@ -46,7 +46,7 @@ async fn a_rotated_google_key_wraps_with_its_primary_version_and_each_version_ha
     let key = key(&google);
     let mine = place();
     let old = key.wrap(&DataKey::random(), &mine).await.unwrap();
-    google.change(|world| world.rotate());
+    google.change(World::rotate);
     let new = key.wrap(&DataKey::random(), &mine).await.unwrap();
     assert_eq!((old.key_version.as_str(), new.key_version.as_str()), ("1", "2"));
     for state in ["DISABLED", "DESTROYED", "DESTROY_SCHEDULED"] {
@@ -114,7 +114,7 @@ async fn a_token_that_ended_is_asked_for_anew_and_an_account_s_key_that_was_dele
         .unwrap();
     let mine = place();
     let wrapped = key.wrap(&DataKey::random(), &mine).await.unwrap();
-    google.change(|world| world.end_tokens());
+    google.change(World::end_tokens);
     assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "opens");
     assert_eq!(assertions(&google), 2);
     google.change(|world| {

@@ -247,25 +247,25 @@ async fn call(
 }
 
 /// The bytes of a field, whose checksum must be right.
-fn field(body: &Value, name: &str) -> Result<Vec<u8>, Response> {
+fn field(body: &Value, name: &str) -> Result<Vec<u8>, Box<Response>> {
     let bytes = STANDARD.decode(body[name].as_str().unwrap()).unwrap();
     let said = body[format!("{name}Crc32c")].as_str().unwrap();
     if said == crc32c::crc32c(&bytes).to_string() {
         Ok(bytes)
     } else {
         let message = format!("The checksum in field {name}_crc32c did not match the data in field {name}.");
-        Err(refuse(400, "INVALID_ARGUMENT", &message))
+        Err(Box::new(refuse(400, "INVALID_ARGUMENT", &message)))
     }
 }
 
-fn usable(world: &World, number: usize) -> Result<LessSafeKey, Response> {
+fn usable(world: &World, number: usize) -> Result<LessSafeKey, Box<Response>> {
     let version = &world.versions[number - 1];
     if version.state == "ENABLED" {
         return Ok(LessSafeKey::new(UnboundKey::new(&AES_256_GCM, &version.material).unwrap()));
     }
     let name = format!("{}/cryptoKeyVersions/{number}", world.key);
     let message = format!("{name} is not enabled, current state is: {}.", version.state);
-    Err(refuse(400, "FAILED_PRECONDITION", &message))
+    Err(Box::new(refuse(400, "FAILED_PRECONDITION", &message)))
 }
 
 fn encrypt(world: &World, body: &Value) -> Response {
@@ -273,7 +273,7 @@ fn encrypt(world: &World, body: &Value) -> Response {
     let parts = (field(body, "plaintext"), field(body, "additionalAuthenticatedData"), usable(world, number));
     let (mut bytes, context, key) = match parts {
         (Ok(plain), Ok(context), Ok(key)) => (plain, context, key),
-        (Err(refused), _, _) | (_, Err(refused), _) | (_, _, Err(refused)) => return refused,
+        (Err(refused), _, _) | (_, Err(refused), _) | (_, _, Err(refused)) => return *refused,
     };
     let mut nonce = [0; 12];
     keys::fill_random(&mut nonce);
@@ -298,14 +298,14 @@ fn decrypt(world: &World, body: &Value) -> Response {
     let invalid = || refuse(400, "INVALID_ARGUMENT", "Decryption failed: the ciphertext is invalid.");
     let (sealed, context) = match (field(body, "ciphertext"), field(body, "additionalAuthenticatedData")) {
         (Ok(sealed), Ok(context)) => (sealed, context),
-        (Err(refused), _) | (_, Err(refused)) => return refused,
+        (Err(refused), _) | (_, Err(refused)) => return *refused,
     };
     if sealed.len() < 29 || !(1..=world.versions.len()).contains(&usize::from(sealed[0])) {
         return invalid();
     }
     let key = match usable(world, usize::from(sealed[0])) {
         Ok(key) => key,
-        Err(refused) => return refused,
+        Err(refused) => return *refused,
     };
     let nonce = Nonce::try_assume_unique_for_key(&sealed[1..13]).unwrap();
     let mut bytes = sealed[13..].to_vec();

@@ -99,9 +99,9 @@ pub struct Program(Child);
 
 impl Program {
     pub fn start(command: &mut Command) -> Self {
-        let name = command.get_program().to_owned();
+        let name = command.get_program().to_string_lossy().into_owned();
         let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Self(started.unwrap_or_else(|cause| panic!("{name:?} does not start: {cause}; run ./test once")))
+        Self(started.unwrap_or_else(|cause| panic!("{name} does not start: {cause}; run ./test once")))
     }
 }
 

@@ -114,3 +114,52 @@ impl Refused {
 fn clock(code: &str) -> String {
     format!("{code}: the signature's time is not AWS's; set this machine's clock")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kind(code: &str, message: &str, status: u16) -> &'static str {
+        let refused = Refused { code: code.to_owned(), message: message.to_owned(), status };
+        match refused.meaning(&Subject::of(&model::KeySpec::root())) {
+            KeyFailure::Denied { .. } => "denied",
+            KeyFailure::Unreachable { .. } => "unreachable",
+            KeyFailure::Unusable { .. } => "unusable",
+            KeyFailure::DoesNotOpen { .. } => "does not open",
+            KeyFailure::NotItsKey { .. } => "not its key",
+        }
+    }
+
+    #[test]
+    fn each_documented_error_has_its_meaning() {
+        let expected = [
+            ("DisabledException", "arn is disabled.", 400, "denied"),
+            ("KMSInvalidStateException", "arn is pending deletion.", 400, "denied"),
+            ("KMSInvalidStateException", "arn is unavailable.", 400, "unreachable"),
+            ("NotFoundException", "Key 'arn' does not exist", 400, "denied"),
+            ("AccessDeniedException", "User: arn is not authorized to perform: kms:Decrypt", 400, "denied"),
+            ("ExpiredTokenException", "The security token included in the request is expired", 400, "denied"),
+            ("UnrecognizedClientException", "The security token included is invalid.", 400, "denied"),
+            ("InvalidCiphertextException", "", 400, "does not open"),
+            ("IncorrectKeyException", "", 400, "does not open"),
+            ("InvalidKeyUsageException", "", 400, "unusable"),
+            ("ValidationException", "", 400, "unusable"),
+            ("KeyUnavailableException", "", 500, "unreachable"),
+            ("DependencyTimeoutException", "", 500, "unreachable"),
+            ("KMSInternalException", "", 500, "unreachable"),
+            ("ThrottlingException", "Rate exceeded", 400, "unreachable"),
+            ("SomethingNew", "", 503, "unreachable"),
+            (
+                "InvalidSignatureException",
+                "Signature expired: 20260101 is now earlier than",
+                400,
+                "unreachable",
+            ),
+            ("SignatureDoesNotMatch", "Signature not yet current: 20260101", 403, "unreachable"),
+            ("InvalidSignatureException", "The request signature we calculated", 400, "unusable"),
+        ];
+        for (code, message, status, meaning) in expected {
+            assert_eq!(kind(code, message, status), meaning, "{code}: {message}");
+        }
+    }
+}

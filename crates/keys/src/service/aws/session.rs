@@ -23,7 +23,7 @@ const ROLE_SECONDS: u32 = 3_600;
 /// How long before its end a role is assumed anew.
 const BEFORE_END: Duration = Duration::from_secs(300);
 
-/// An access key. AWS's own type for it cannot be wiped, so one is made for each signature only.
+/// An access key.
 #[derive(Clone)]
 pub(super) struct Keys {
     id: String,

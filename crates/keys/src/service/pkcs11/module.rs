@@ -17,8 +17,10 @@ use tokio::time::timeout;
 use super::super::asking::{Subject, clean};
 use crate::KeyFailure;
 
-/// For one use, with the wait for those before it. Modules of machines in a network take long when they look for another.
+/// For one use. Modules of machines in a network take long when they look for another.
 const TIME_MAX: Duration = Duration::from_secs(15);
+/// For the wait for those before it: many clusters may ask at once.
+const TURN_MAX: Duration = Duration::from_secs(30);
 /// Most PINs that are remembered as refused.
 const REFUSED_MAX: usize = 256;
 
@@ -68,31 +70,27 @@ impl Module {
         subject: &Subject,
         work: impl FnOnce(&Self, &Pkcs11) -> Result<T, KeyFailure> + Send + 'static,
     ) -> Result<T, KeyFailure> {
-        let asked = async {
-            let broken = || subject.unreachable("the PKCS #11 module broke off");
-            let turn = self.turn.clone().acquire_owned().await.map_err(|_| broken())?;
-            let (answer, answered) = oneshot::channel();
-            let (module, about) = (self.clone(), subject.clone());
-            std::thread::Builder::new()
-                .name("pkcs11".to_owned())
-                .spawn(move || {
-                    let result = module.context(&about).and_then(|context| work(&module, context));
-                    if let Err(KeyFailure::Unreachable { .. }) = &result {
-                        module.finalize();
-                    }
-                    drop(turn);
-                    // Whoever asked may have given up.
-                    let _ = answer.send(result);
-                })
-                .map_err(|cause| {
-                    subject.unreachable(format!("no thread for the PKCS #11 module: {cause}"))
-                })?;
-            answered.await.map_err(|_| broken())?
+        let broken = || subject.unreachable("the PKCS #11 module broke off");
+        let late = |max: Duration| {
+            subject.unreachable(format!("the PKCS #11 module did not answer in {} s", max.as_secs()))
         };
-        timeout(TIME_MAX, asked).await.unwrap_or_else(|_| {
-            Err(subject
-                .unreachable(format!("the PKCS #11 module did not answer in {} s", TIME_MAX.as_secs())))
-        })
+        let turn = timeout(TURN_MAX, self.turn.clone().acquire_owned());
+        let turn = turn.await.map_err(|_| late(TURN_MAX))?.map_err(|_| broken())?;
+        let (answer, answered) = oneshot::channel();
+        let (module, about) = (self.clone(), subject.clone());
+        std::thread::Builder::new()
+            .name("pkcs11".to_owned())
+            .spawn(move || {
+                let result = module.context(&about).and_then(|context| work(&module, context));
+                if let Err(KeyFailure::Unreachable { .. }) = &result {
+                    module.finalize();
+                }
+                drop(turn);
+                // Whoever asked may have given up.
+                let _ = answer.send(result);
+            })
+            .map_err(|cause| subject.unreachable(format!("no thread for the PKCS #11 module: {cause}")))?;
+        timeout(TIME_MAX, answered).await.map_err(|_| late(TIME_MAX))?.map_err(|_| broken())?
     }
 
     fn context(&self, subject: &Subject) -> Result<&Pkcs11, KeyFailure> {

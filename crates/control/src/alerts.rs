@@ -1,0 +1,94 @@
+//! What somebody must look at, from what was last seen. Every word of a key service has been bounded where it was read.
+
+use api::{Alert, Severity};
+use model::{KeyServiceName, Wish};
+use store::{Entry, Snapshot};
+
+/// Most alerts of one answer.
+const ALERTS_MAX: usize = 1_000;
+
+/// Everything that is wrong, the worst first.
+pub(crate) fn all(snapshot: &Snapshot) -> Vec<Alert> {
+    let mut alerts: Vec<Alert> = snapshot.iter().flat_map(|entry| of(entry)).collect();
+    // An order of its own, so that two looks can be compared.
+    alerts.sort_by(|one, other| (one.severity, &one.cluster).cmp(&(other.severity, &other.cluster)));
+    alerts.truncate(ALERTS_MAX);
+    alerts
+}
+
+/// The worst of one cluster.
+pub(crate) fn worst(entry: &Entry) -> Option<Alert> {
+    of(entry).into_iter().min_by_key(|alert| alert.severity)
+}
+
+/// What is wrong with one cluster's keys.
+fn of(entry: &Entry) -> Vec<Alert> {
+    let (cluster, seen) = (&entry.cluster, &entry.seen.keys);
+    if cluster.wish == Wish::Deleted {
+        return Vec::new();
+    }
+    let name = &cluster.name;
+    let spec = cluster.keys.spec();
+    let test = test_command(&spec, name.as_str());
+    let alert = |severity, what, since, next_step| Alert {
+        severity,
+        cluster: Some(name.to_string()),
+        what,
+        since,
+        next_step,
+    };
+    let mut alerts = Vec::new();
+    if cluster.keys.is_revoked {
+        let state = if seen.is_locked_away { "is stopped and locked" } else { "is being stopped" };
+        alerts.push(alert(
+            Severity::Critical,
+            format!("{spec} was revoked: the cluster {state}"),
+            None,
+            format!("to give the key back: chitin key restore {name}"),
+        ));
+    }
+    if let Some(reason) = &seen.denied {
+        alerts.push(alert(
+            Severity::Critical,
+            format!("the key service refuses the cluster's key: {reason}"),
+            None,
+            format!(
+                "allow {spec} at the service again; the cluster comes back by itself{}",
+                test.as_ref().map(|test| format!("; to try the key: {test}")).unwrap_or_default()
+            ),
+        ));
+    }
+    if let Some(outage) = &seen.outage {
+        alerts.push(alert(
+            Severity::Warning,
+            format!(
+                "the key service does not answer: {}; what runs goes on, what sleeps cannot wake",
+                outage.reason
+            ),
+            Some(outage.since),
+            format!(
+                "bring the service back; it is asked again by itself{}",
+                test.as_ref().map(|test| format!("; to try the key: {test}")).unwrap_or_default()
+            ),
+        ));
+    }
+    if let Some(reason) = &seen.failure {
+        let what = if cluster.keys.data_keys > seen.data_keys {
+            "the volume could not be encrypted anew"
+        } else {
+            "the data key could not be wrapped anew"
+        };
+        alerts.push(alert(
+            Severity::Warning,
+            format!("{what}: {reason}; the earlier key is still used"),
+            None,
+            format!("it is tried again by itself; look at it: chitin key list {name}"),
+        ));
+    }
+    alerts
+}
+
+fn test_command(spec: &model::KeySpec, cluster: &str) -> Option<String> {
+    let service = spec.service.as_ref().map(KeyServiceName::as_str)?;
+    Some(format!("chitin key service test {service} --uri '{}' --cluster {cluster}", spec.uri))
+}
