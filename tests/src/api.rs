@@ -90,6 +90,17 @@ impl Cloud {
         })
     }
 
+    /// Begins a call and leaves it: for one that is not answered.
+    pub fn begin_call(&self, method: &str, path: &str) -> std::process::Child {
+        let key = std::fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
+        let mut command = self.program("curl");
+        command.args(["-sS", "--max-time", "60", "-X", method, "--cacert"]).arg(self.root_certificate());
+        command.args(["-H", &format!("Authorization: Bearer {}", key.trim())]);
+        let silent = std::process::Stdio::null;
+        command.arg(self.web(path)).stdin(silent()).stdout(silent()).stderr(silent());
+        command.spawn().expect("curl starts")
+    }
+
     /// As [`Cloud::call`], without a program in between: for tests that measure what follows the answer.
     pub fn call_at_once(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
         eventually("the API's rate limit lets us in", PATIENCE, || {

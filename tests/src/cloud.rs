@@ -65,6 +65,16 @@ pub fn program() -> PathBuf {
     path
 }
 
+/// The program with its steps at which a test can stop it: `CHITIN_FAILPOINTS_BIN`, or what `./test` builds.
+pub fn program_with_steps() -> PathBuf {
+    let path = std::env::var_os("CHITIN_FAILPOINTS_BIN").map_or_else(
+        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/chitin-failpoints"),
+        PathBuf::from,
+    );
+    assert!(path.exists(), "{} does not exist; ./test builds it", path.display());
+    path
+}
+
 /// A loopback port that was free a moment ago.
 pub fn free_port() -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
@@ -74,6 +84,19 @@ pub fn free_port() -> SocketAddr {
 impl Cloud {
     /// Starts a cloud and waits until it answers.
     pub fn start(options: Options) -> Self {
+        let cloud = Self::prepare(options);
+        cloud.boot();
+        cloud
+    }
+
+    /// A cloud over a copy of another one's data directory, as it lies there now. It is not started.
+    pub fn over(data: &Path, options: Options) -> Self {
+        let cloud = Self::prepare(options);
+        run(Command::new("cp").args(["-a", "--sparse=always"]).arg(data).arg(cloud.data())).ok();
+        cloud
+    }
+
+    fn prepare(options: Options) -> Self {
         // Short, because the path of a Unix socket below it may have 107 bytes.
         let directory =
             tempfile::Builder::new().prefix("ch-").tempdir_in("/tmp").expect("a temporary directory");
@@ -81,16 +104,14 @@ impl Cloud {
             Some(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), known),
             None => free_port(),
         };
-        let cloud = Self {
+        Self {
             directory,
             sql: port(SQL_PORT),
             http: port(HTTP_PORT),
             options,
             process: Mutex::new(None),
             trust: OnceLock::new(),
-        };
-        cloud.boot();
-        cloud
+        }
     }
 
     /// Starts with the defaults.
@@ -100,20 +121,49 @@ impl Cloud {
 
     /// Starts the program (again) over the same data and waits until it answers.
     pub fn boot(&self) {
-        let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
+        self.boot_program(&program(), &[], &[]);
+    }
+
+    /// As [`Cloud::boot`], with more arguments and more environment for this once.
+    pub fn boot_with(&self, arguments: &[&str], environment: &[(&str, &str)]) {
+        self.boot_program(&program(), arguments, environment);
+    }
+
+    /// Starts the program in vain, with more arguments and more environment, and returns what it said.
+    #[track_caller]
+    pub fn refuses_to_start(&self, arguments: &[&str], environment: &[(&str, &str)]) -> String {
+        let mut command = self.start_command(&program());
+        self.say_how(&mut command, arguments, environment);
+        run_with(&mut command, b"", PATIENCE).refused()
+    }
+
+    fn say_how(&self, command: &mut Command, arguments: &[&str], environment: &[(&str, &str)]) {
         let listen = |address: SocketAddr| match self.options.host {
             Some(_) => format!("[::]:{}", address.port()),
             None => address.to_string(),
         };
-        let child = self
-            .start_command()
+        command
             .args(["start", "--data"])
             .arg(self.data())
             .args(["--sql", &listen(self.sql), "--http", &listen(self.http)])
             .args(&self.options.arguments)
+            .args(arguments)
             // Many tests fail to sign in to one cluster from one address, on purpose; those of the throttle say so.
             .env("CHITIN_THROTTLE_FREE", "1000000")
             .envs(self.options.environment.iter().cloned())
+            .envs(environment.iter().copied());
+    }
+
+    /// As [`Cloud::boot`], but the program stops for good when it comes to this step.
+    pub fn boot_until(&self, step: &str) {
+        self.boot_program(&program_with_steps(), &[], &[("FAILPOINTS", &format!("{step}=pause"))]);
+    }
+
+    fn boot_program(&self, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) {
+        let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
+        let mut command = self.start_command(program);
+        self.say_how(&mut command, arguments, environment);
+        let child = command
             .stdin(Stdio::null())
             .stdout(log.try_clone().expect("a log file"))
             .stderr(log)
@@ -134,13 +184,13 @@ impl Cloud {
     }
 
     /// The program with names of its own, if it is to have any. Every step becomes the next, so its number stays the same.
-    fn start_command(&self) -> Command {
-        let Some(names) = &self.options.names else { return self.program(program()) };
+    fn start_command(&self, program: &Path) -> Command {
+        let Some(names) = &self.options.names else { return self.program(program) };
         let file = self.directory.path().join("hosts");
         fs::write(&file, names).expect("a scratch file");
         let mut command = self.program("unshare");
         let steps = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-        command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program());
+        command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program);
         command
     }
 
@@ -365,6 +415,12 @@ impl<'cloud> Cluster<'cloud> {
     /// The same cluster with another user.
     pub fn with_user(&self, user: &str, password: &str) -> Self {
         Self { user: user.to_owned(), password: password.to_owned(), ..self.clone() }
+    }
+
+    /// The same cluster as another cloud has it, over a copy of this one's data.
+    pub fn at<'other>(&self, cloud: &'other Cloud) -> Cluster<'other> {
+        let Cluster { cloud: _, name, handle, id, user, password } = self.clone();
+        Cluster { cloud, name, handle, id, user, password }
     }
 
     /// The same cluster with a user that is made now.

@@ -10,6 +10,8 @@ pub mod capture;
 pub mod cloud;
 pub mod command;
 pub mod hosts;
+pub mod key_services;
+pub mod keys;
 pub mod machine;
 pub mod networking;
 pub mod provider;
@@ -18,6 +20,7 @@ pub mod responder;
 pub mod runner;
 pub mod scram;
 pub mod shared;
+pub mod switch;
 pub mod tls;
 pub mod wire;
 

@@ -209,6 +209,7 @@ fn every_registered_test_file_runs_all_its_tests() {
         ("sign_in", "sign_in"),
         ("network", "network"),
         ("private", "private"),
+        ("keys", "keys"),
     ] {
         let base = root().join("tests/tests");
         let registered = fs::read_to_string(base.join(format!("{runner}.rs"))).expect("the runner");
