@@ -120,7 +120,7 @@ impl Engines {
             match (step, back_off.next_try()) {
                 (Step::Rest, _) => {}
                 (Step::Bury | Step::Settle | Step::Stop | Step::Switch, _) | (_, None) => {
-                    due.push((step, entry.clone()))
+                    due.push((step, entry.clone()));
                 }
                 (_, Some(time)) if time <= now => due.push((step, entry.clone())),
                 (_, Some(time)) => next_try = Some(next_try.map_or(time, |earlier| earlier.min(time))),

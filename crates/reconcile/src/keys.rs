@@ -44,6 +44,7 @@ pub enum KeyStep {
 
 /// What the machine and the clock say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct KeyFacts {
     /// Nothing of the cluster runs, and its volume is locked.
     pub is_at_rest: bool,
