@@ -16,7 +16,7 @@ pub async fn run(cloud: &Cloud, command: KeyServiceCommand, printer: Printer) ->
             let found = cloud.api.key_services().await?;
             if found.is_empty() && !printer.is_json() {
                 output::say(
-                    "there is no key service yet; add one: chitin key service set NAME --type vault --url URL --token-file FILE",
+                    "there is no key service yet; add one: chitin key service set NAME --type vault --address URL --token-file FILE",
                 );
                 return Ok(());
             }
@@ -59,7 +59,7 @@ fn request(known: Option<&KeyService>, wanted: &KeyServiceSet) -> Result<PutKeyS
             .next("chitin key service set --help"));
         }
     };
-    let said = wanted.url.as_ref().or(wanted.endpoint.as_ref()).or(wanted.module.as_ref());
+    let said = wanted.address.as_ref().or(wanted.endpoint.as_ref()).or(wanted.module.as_ref());
     let address = said.or(known.map(|known| &known.address)).cloned().unwrap_or_default();
     let replaced = |said: Option<String>, known: Option<&String>| match said {
         Some(said) => Some(said).filter(|said| !said.is_empty()),
@@ -205,18 +205,19 @@ mod tests {
         assert_eq!((same.kind, same.namespace.as_deref()), (KeyType::Vault, Some("team")));
         assert_eq!(same.address, known().address);
         assert!(same.credentials.is_none());
-        let other = request(Some(&known()), &wanted("--url https://other.example.org --namespace=")).unwrap();
+        let other =
+            request(Some(&known()), &wanted("--address https://other.example.org --namespace=")).unwrap();
         assert_eq!((other.address.as_str(), other.namespace), ("https://other.example.org", None));
         assert!(other.credentials.is_none(), "the cloud then asks for the secret again");
     }
 
     #[test]
     fn a_new_service_needs_its_type_and_a_secret_from_a_file() {
-        assert_eq!(request(None, &wanted("--url https://a")).unwrap_err().kind, Kind::Usage);
+        assert_eq!(request(None, &wanted("--address https://a")).unwrap_err().kind, Kind::Usage);
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, "canary\n").unwrap();
-        let line = format!("--type vault --url https://a --token-file {}", path.display());
+        let line = format!("--type vault --address https://a --token-file {}", path.display());
         let made = request(None, &wanted(&line)).unwrap();
         assert!(!format!("{made:?}").contains("canary"));
         assert_eq!(made.credentials.unwrap().token.unwrap().secret().expose(), "canary");

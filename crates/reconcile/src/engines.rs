@@ -325,7 +325,7 @@ async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Err
         Ok(used) => {
             let encryption = house.host.volume_state(id).map(|state| state.encryption);
             note(house, id, |seen| seen.encryption = encryption.or(seen.encryption)).await?;
-            let now = house.clock.now();
+            let now = house.now();
             let noted = move |store: &store::Store| {
                 store.observe_keys(id, |seen| {
                     keys::remember(seen, &used, now);

@@ -133,13 +133,13 @@ impl From<KeyTypeName> for KeyType {
 pub enum KeyServiceCommand {
     /// List the key services; secrets are never shown
     #[command(
-        after_help = "Example:  chitin key service list\nNext:     chitin key service set vault --type vault --url https://vault.example.org:8200 --token-file token"
+        after_help = "Example:  chitin key service list\nNext:     chitin key service set vault --type vault --address https://vault.example.org:8200 --token-file token"
     )]
     List,
     /// Add a key service, or change one; what is not said stays
     #[command(
         long_about = "Add a key service, or change one; what is not said stays.\n\nSecrets are read from files (`-` is standard input), or asked for on a terminal; never from arguments or the environment. A secret that is kept is never sent to another address: whoever changes the address gives the secret again.",
-        after_help = "Example:  chitin key service set vault --type vault --url https://vault.example.org:8200 --token-file token\n          chitin key service set vault --type vault --url https://vault.example.org:8200 --role-id ROLE --secret-id-file secret\n          chitin key service set aws --type aws --access-key-id AKIA… --secret-access-key-file secret\n          chitin key service set google --type gcp --credentials-file account.json\n          chitin key service set module --type pkcs11 --module /usr/lib/softhsm/libsofthsm2.so --pin-file pin\nNext:     chitin key service test vault --uri transit/keys/my-shop"
+        after_help = "Example:  chitin key service set vault --type vault --address https://vault.example.org:8200 --token-file token\n          chitin key service set vault --type vault --address https://vault.example.org:8200 --role-id ROLE --secret-id-file secret\n          chitin key service set aws --type aws --access-key-id AKIA… --secret-access-key-file secret\n          chitin key service set google --type gcp --credentials-file account.json\n          chitin key service set module --type pkcs11 --module /usr/lib/softhsm/libsofthsm2.so --pin-file pin\nNext:     chitin key service test vault --uri transit/keys/my-shop"
     )]
     Set(Box<KeyServiceSet>),
     /// Remove a key service that no cluster needs
@@ -177,7 +177,7 @@ pub struct KeyServiceSet {
     pub kind: Option<KeyTypeName>,
     /// vault: its URL
     #[arg(long, value_name = "URL", conflicts_with_all = ["endpoint", "module"])]
-    pub url: Option<String>,
+    pub address: Option<String>,
     /// aws and gcp: another endpoint than the provider's own; an empty one goes back to that
     #[arg(long, value_name = "URL", conflicts_with = "module")]
     pub endpoint: Option<String>,
