@@ -4,7 +4,7 @@
 //! Stopping an engine whose key may not be used, and switching to a copied volume, are steps of the engines' loop: there
 //! is one place that starts and stops.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -93,6 +93,8 @@ struct Keys {
     busy: HashMap<task::Id, (ClusterId, bool)>,
     back_offs: HashMap<(ClusterId, bool), BackOff>,
     asked: HashMap<ClusterId, Instant>,
+    /// Revoked, and asked since: whether the service denies the key too decides how the revocation ends.
+    asked_revoked: HashSet<ClusterId>,
 }
 
 pub(crate) async fn run(house: Arc<Reconciler>, stop: CancellationToken) {
@@ -103,6 +105,7 @@ pub(crate) async fn run(house: Arc<Reconciler>, stop: CancellationToken) {
         busy: HashMap::new(),
         back_offs: HashMap::new(),
         asked: HashMap::new(),
+        asked_revoked: HashSet::new(),
     };
     loop {
         changes.mark_unchanged();
@@ -133,6 +136,9 @@ impl Keys {
         let mut next_look = now + self.house.settings.look_every;
         for entry in snapshot.iter() {
             let id = entry.cluster.id;
+            if !entry.cluster.keys.is_revoked {
+                self.asked_revoked.remove(&id);
+            }
             if !concerns(entry, &self.house) {
                 continue;
             }
@@ -165,6 +171,7 @@ impl Keys {
         }
         if self.asked.len() > 2 * snapshot.len() + 16 {
             self.asked.retain(|id, _| snapshot.get(id).is_some());
+            self.asked_revoked.retain(|id| snapshot.get(id).is_some());
             self.back_offs.retain(|(id, _), _| snapshot.get(id).is_some());
         }
         next_look
@@ -172,14 +179,17 @@ impl Keys {
 
     /// When the key service is to be asked next.
     fn ask_at(&self, entry: &Entry, now: Instant) -> Instant {
-        let seen = &entry.seen.keys;
+        let (id, seen) = (entry.cluster.id, &entry.seen.keys);
+        if entry.cluster.keys.is_revoked && !self.asked_revoked.contains(&id) {
+            return now;
+        }
         let is_troubled = seen.hindrance(&entry.cluster.keys).is_some()
             || seen.outage.is_some()
             || matches!(entry.seen.phase, model::Phase::Broken { .. });
         let every = self.house.settings.keys_every;
         // Where something waits for the answer it is asked more often.
         let every = if is_troubled { every.min(self.house.settings.keys_again_after) } else { every };
-        self.asked.get(&entry.cluster.id).map_or(now, |asked| *asked + every)
+        self.asked.get(&id).map_or(now, |asked| *asked + every)
     }
 
     async fn facts(&self, entry: &Entry, now: Instant, ask_at: Instant) -> KeyFacts {
@@ -207,6 +217,9 @@ impl Keys {
         let id = entry.cluster.id;
         if matches!(step, KeyStep::Ask | KeyStep::Rewrap) {
             self.asked.insert(id, Instant::now());
+        }
+        if step == KeyStep::Ask && entry.cluster.keys.is_revoked {
+            self.asked_revoked.insert(id);
         }
         let house = self.house.clone();
         let task = self.tasks.spawn(async move {

@@ -34,7 +34,7 @@ pub async fn attack(stage: &Stage<'_>) -> Vec<Row> {
         Err(Stop::Missing(why)) => claims.iter().map(|_| Verdict::missing(why.clone())).collect(),
         Err(Stop::Broken(fault)) => claims.iter().map(|_| Verdict::failed(fault.to_string())).collect(),
     };
-    let _ = stage.cloud.api.delete_key_service(&name).await;
+    let _ = put_back(stage, &name).await;
     claims.iter().zip(verdicts).map(|(claim, verdict)| verdict.on(FEATURE, claim)).collect()
 }
 
@@ -80,11 +80,26 @@ async fn play(stage: &Stage<'_>, name: &str) -> Result<Vec<Verdict>, Stop> {
         Verdict::from(given_back(stage, &keeper).await),
         Verdict::from(silent(stage, &keeper).await),
     ];
-    // Put back, so that the key service can go before the cluster does.
+    // The keeper must live for this: what it wrapped goes over to the root key.
     keeper.set(Mood::Willing);
-    api.update_cmek(id, &wanted(KeyType::Null, "", None)).await.map_err(setup)?;
-    reach(stage, |status| status == CmekStatus::Enabled).await?;
+    // Should it fail, it is tried once more outside, and the verdicts count all the same.
+    let _ = put_back(stage, name).await;
     Ok(verdicts)
+}
+
+/// Takes the key service away, and before that the need for it.
+async fn put_back(stage: &Stage<'_>, name: &str) -> Result<(), Fault> {
+    let (api, id) = (&stage.cloud.api, stage.id);
+    if api.cmek(id).await.map_err(setup)?.status != CmekStatus::Disabled {
+        // Revoked still, if an attack broke off.
+        api.restore_key(id).await.map_err(setup)?;
+        api.update_cmek(id, &wanted(KeyType::Null, "", None)).await.map_err(setup)?;
+        reach(stage, |status| status == CmekStatus::Enabled).await?;
+    }
+    match api.delete_key_service(name).await {
+        Ok(_) | Err(api::Error::NotFound { .. }) => Ok(()),
+        Err(error) => Err(setup(error)),
+    }
 }
 
 async fn another_version(stage: &Stage<'_>, keeper: &Keeper, name: &str) -> Result<Verdict, Fault> {
@@ -117,6 +132,14 @@ async fn revoked(stage: &Stage<'_>, keeper: &Keeper) -> Result<Verdict, Fault> {
     };
     if reach(stage, |status| status == CmekStatus::Revoked).await? != CmekStatus::Revoked {
         return Ok(Verdict::failed("the cluster did not become REVOKED in time"));
+    }
+    // Until the service's no was heard, its yes would end nothing.
+    let end = Instant::now() + CHANGE_MAX;
+    while api.cluster_keys(id).await.map_err(setup)?.denied.is_none() {
+        if Instant::now() > end {
+            return Ok(Verdict::failed("the service's denial was not noticed"));
+        }
+        sleep(LOOK_EVERY).await;
     }
     let facts = api.cluster_keys(id).await.map_err(setup)?.facts;
     if facts.is_unlocked == Some(true) {
