@@ -26,8 +26,7 @@ const REGION: &str = "eu-central-1";
 
 /// A program that `./test` installs for the tests of key services.
 fn installed(name: &str) -> PathBuf {
-    let path =
-        Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-clients/keys/bin").join(name);
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/test-clients/keys/bin").join(name);
     assert!(path.exists(), "{} is missing; run ./test once, which installs it", path.display());
     path
 }
@@ -71,7 +70,10 @@ impl Bao {
         let bao = Self { program, _home: home, address, door: Switch::to(address) };
         eventually("OpenBao answers", READY, || {
             let url = format!("http://{address}/v1/sys/health");
-            run(Command::new("curl").args(["-sS", "--fail", "--max-time", "5", &url])).status.success().then_some(())
+            run(Command::new("curl").args(["-sS", "--fail", "--max-time", "5", &url]))
+                .status
+                .success()
+                .then_some(())
         });
         bao.admin("POST", "sys/mounts/transit", &json!({ "type": "transit" }));
         bao.admin("POST", "sys/auth/approle", &json!({ "type": "approle" }));
@@ -109,8 +111,16 @@ impl Bao {
     /// Destroys versions before this one for good.
     pub fn destroy_before(&self, name: &str, version: u32) {
         let path = format!("transit/keys/{name}/config");
-        self.admin("POST", &path, &json!({ "min_decryption_version": version, "min_encryption_version": version }));
-        self.admin("POST", &format!("transit/keys/{name}/trim"), &json!({ "min_available_version": version }));
+        self.admin(
+            "POST",
+            &path,
+            &json!({ "min_decryption_version": version, "min_encryption_version": version }),
+        );
+        self.admin(
+            "POST",
+            &format!("transit/keys/{name}/trim"),
+            &json!({ "min_available_version": version }),
+        );
     }
 
     /// Destroys a key for good.
@@ -240,8 +250,10 @@ impl Aws {
 
     /// Asks KMS as an administrator.
     pub fn kms(&self, action: &str, body: &Value) -> Value {
-        let headers =
-            [format!("X-Amz-Target: TrentService.{action}"), "Content-Type: application/x-amz-json-1.1".into()];
+        let headers = [
+            format!("X-Amz-Target: TrentService.{action}"),
+            "Content-Type: application/x-amz-json-1.1".into(),
+        ];
         serde_json::from_str(&self.send("kms", &headers, &body.to_string())).unwrap_or_default()
     }
 

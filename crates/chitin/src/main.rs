@@ -55,18 +55,30 @@ enum Command {
         after_help = "Example:  chitin start --data /var/lib/chitin\nNext:     chitin cluster create my-shop"
     )]
     Start(Box<StartOptions>),
-    /// Look after the root key: back it up, recover it, protect it
-    #[command(subcommand, after_help = "Begin with:  chitin key backup FILE")]
-    Key(KeyCommand),
+    /// Manage keys: what encrypts clusters at rest, who keeps it, and the root key
+    #[command(subcommand, after_help = "Begin with:  chitin key list")]
+    Key(KeyCommands),
     #[command(flatten)]
     Client(cli::Command),
+}
+
+/// Keys that need a running cloud, and the root key, which needs its files.
+#[derive(Debug, Subcommand)]
+enum KeyCommands {
+    #[command(flatten)]
+    Cloud(cli::KeyCommand),
+    #[command(flatten)]
+    Local(KeyCommand),
 }
 
 fn main() -> ExitCode {
     let CommandLine { global, command } = CommandLine::parse();
     match command {
         Command::Start(options) => start(*options),
-        Command::Key(command) => key(command, &global),
+        Command::Key(KeyCommands::Cloud(command)) => {
+            cli::run(cli::Command::Key(command), &global, CommandLine::command())
+        }
+        Command::Key(KeyCommands::Local(command)) => key(command, &global),
         Command::Client(command) => cli::run(command, &global, CommandLine::command()),
     }
 }

@@ -19,8 +19,7 @@ pub fn keep_in() {
     let bound = Rlimit { current: Some(CORE_BYTES_MAX), maximum: Some(CORE_BYTES_MAX) };
     // Who may not raise a bound that is at 0 already stays at 0.
     let none = Rlimit { current: Some(0), maximum: Some(0) };
-    if let Err(cause) = setrlimit(Resource::Core, bound.clone()).or_else(|_| setrlimit(Resource::Core, none))
-    {
+    if let Err(cause) = setrlimit(Resource::Core, bound).or_else(|_| setrlimit(Resource::Core, none)) {
         tracing::warn!(%cause, "core files could not be switched off");
     }
     if let Err(cause) = set_dumpable_behavior(DumpableBehavior::NotDumpable) {
@@ -128,7 +127,7 @@ mod tests {
         let both = format!("{}{}", line("/dev/dm-77"), line("/swapfile"));
         match look(&both, &[("dm-77/dm/uuid", "CRYPT-PLAIN-swap\n")]) {
             Capability::Missing { why, .. } => {
-                assert!(why.contains("/swapfile") && !why.contains("dm-77"), "{why}")
+                assert!(why.contains("/swapfile") && !why.contains("dm-77"), "{why}");
             }
             Capability::Present { how } => panic!("{how}"),
         }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use api::{
-    Cluster, ClusterConfig, ClusterDetail, ClusterNetwork, CreateCluster as Request, CreateDedicated,
-    CreateServerless, CreateSpec, Error, Protection, UpdateCluster,
+    Cluster, ClusterConfig, ClusterDetail, ClusterKeys, ClusterNetwork, CreateCluster as Request,
+    CreateDedicated, CreateServerless, CreateSpec, Error, Protection, UpdateCluster,
 };
 use model::{ClusterState, Phase, Plan, Provider, Tier, Visibility};
 use time::format_description::well_known::Rfc3339;
@@ -16,7 +16,7 @@ use crate::command::network::VisibilityName;
 use crate::command::{ClusterCommand, CreateCluster};
 use crate::failure::{Failure, Kind};
 use crate::output::{self, Printer, facts, table};
-use crate::{confirm, url, visibility};
+use crate::{confirm, keys, url, visibility};
 
 /// Regions are the client's words; one machine is one region.
 const REGION: &str = "local";
@@ -33,7 +33,9 @@ pub async fn run(cloud: &Cloud, command: ClusterCommand, printer: Printer) -> Re
             let cluster = cloud.cluster(&one.cluster).await?;
             let detail = cloud.api.detail(cluster.id).await?;
             let network = cloud.api.network(cluster.id).await?;
-            printer.result(&cluster, || shown(&cluster, &detail, &network))
+            // A cluster that is not made yet has no key file to read.
+            let keys = cloud.api.cluster_keys(cluster.id).await.ok();
+            printer.result(&cluster, || shown(&cluster, &detail, &network, keys.as_ref()))
         }
         ClusterCommand::Url { cluster, user, database } => {
             let cluster = cloud.cluster(&cluster).await?;
@@ -230,7 +232,12 @@ fn state(cluster: &Cluster) -> String {
         .unwrap_or_default()
 }
 
-fn shown(cluster: &Cluster, detail: &ClusterDetail, network: &ClusterNetwork) -> String {
+fn shown(
+    cluster: &Cluster,
+    detail: &ClusterDetail,
+    network: &ClusterNetwork,
+    keys: Option<&ClusterKeys>,
+) -> String {
     let encryption = match detail.encryption {
         Some(model::Encryption::None) => "NONE: started with --allow-unencrypted".to_owned(),
         Some(encryption) => encryption.as_str().to_owned(),
@@ -270,6 +277,7 @@ fn shown(cluster: &Cluster, detail: &ClusterDetail, network: &ClusterNetwork) ->
         ("sessions", detail.facts.sessions.to_string()),
         ("encryption", encryption),
         ("volume key", key.to_owned()),
+        ("wrapped by", keys.map(keys::line).unwrap_or_default()),
         ("network", visibility::line(network)),
         ("allowlist", allowlist),
         ("protection", protection.to_owned()),

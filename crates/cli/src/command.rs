@@ -2,6 +2,7 @@
 
 pub mod allowlist;
 pub mod egress;
+pub mod key;
 pub mod network;
 pub mod sign_in;
 
@@ -13,6 +14,7 @@ use model::{AddressRange, ClusterName, Plan};
 
 pub use allowlist::{AllowlistCommand, AllowlistStart, Expiry};
 pub use egress::{EgressCommand, EgressEdit, PolicyName, Switch};
+pub use key::KeyCommand;
 pub use network::{
     ClusterVisibility, EndpointCommand, NetworkChoice, OneEndpoint, OneOwner, OwnedEndpoint, OwnerCommand,
     PeeringCommand, PeeringCreate,
@@ -115,6 +117,9 @@ pub enum Command {
     /// Manage identity providers: whose tokens sign in
     #[command(subcommand, after_help = "Begin with:  chitin provider list")]
     Provider(ProviderCommand),
+    /// Keys that need a running cloud. The program puts them under one noun with its own, so they are not parsed here
+    #[command(skip)]
+    Key(KeyCommand),
     /// Look at failed sign-ins, and forget them
     #[command(subcommand, after_help = "Begin with:  chitin throttle list")]
     Throttle(ThrottleCommand),
@@ -399,7 +404,17 @@ mod tests {
         #[command(flatten)]
         global: Global,
         #[command(subcommand)]
-        command: Command,
+        command: Every,
+    }
+
+    /// As the program puts them together.
+    #[derive(clap::Subcommand)]
+    enum Every {
+        /// Manage keys
+        #[command(subcommand, after_help = "Begin with:  chitin key list")]
+        Key(KeyCommand),
+        #[command(flatten)]
+        Client(Command),
     }
 
     fn parse(line: &str) -> Result<Program, clap::Error> {
@@ -450,10 +465,34 @@ mod tests {
     }
 
     #[test]
+    fn a_key_is_rotated_in_one_way_at_a_time_and_no_secret_is_an_argument() {
+        for good in [
+            "chitin key rotate my-shop",
+            "chitin key rotate --root",
+            "chitin key rotate my-shop --data-key --no-wait",
+            "chitin key rotate my-shop --type root",
+            "chitin key service set vault --type vault --url https://a --role-id r --secret-id-file f",
+        ] {
+            assert!(parse_line(good), "{good}");
+        }
+        for wrong in [
+            "chitin key rotate",
+            "chitin key rotate my-shop --root",
+            "chitin key rotate my-shop --data-key --uri a",
+            "chitin key enable my-shop --type azure --uri a",
+            "chitin key service set vault --token t",
+            "chitin key service set vault --token-file a --role-id b",
+            "chitin key service set ../vault",
+        ] {
+            assert!(!parse_line(wrong), "{wrong}");
+        }
+    }
+
+    #[test]
     fn global_options_may_stand_anywhere() {
         let program = parse("chitin cluster show my-shop --data /x --output json").unwrap();
         assert_eq!((program.global.data.to_str(), program.global.output), (Some("/x"), Output::Json));
-        let Command::Cluster(ClusterCommand::Show(one)) = program.command else { panic!() };
+        let Every::Client(Command::Cluster(ClusterCommand::Show(one))) = program.command else { panic!() };
         assert_eq!(one.cluster, "my-shop");
         assert!(parse("chitin --data /x sql my-shop -U maria -- -c select").is_ok());
     }

@@ -16,11 +16,14 @@ mod failure;
 mod fixtures;
 mod hba;
 mod identity_map;
+mod key_services;
+mod keys;
 mod ocsp;
 mod output;
 mod password;
 mod peerings;
 mod providers;
+mod secret;
 mod sql;
 mod status;
 mod text;
@@ -36,7 +39,7 @@ use cloud::Cloud;
 use failure::{Failure, Kind};
 use output::Printer;
 
-pub use command::{CertCommand, Command, Global};
+pub use command::{CertCommand, Command, Global, KeyCommand};
 
 /// Carries out a client command and returns its exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 no cloud
 /// answers, 4 not found. `program` is the whole command line, for completions. Must not be called inside a runtime.
@@ -82,6 +85,7 @@ fn carry_out(
             Command::Ocsp(command) => ocsp::run(&cloud, command, printer).await,
             Command::Crl(command) => crls::run(&cloud, command, printer).await,
             Command::Provider(command) => providers::run(&cloud, command, printer).await,
+            Command::Key(command) => keys::run(&cloud, command, printer).await,
             Command::Throttle(command) => throttle::run(&cloud, command, printer).await,
             Command::Sql(sql) => Err(sql::become_psql(sql::prepare(&cloud, sql).await?)),
             Command::Status => status::run(&cloud, printer).await,

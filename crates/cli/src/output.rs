@@ -55,6 +55,19 @@ impl Printer {
         bar.enable_steady_tick(Duration::from_millis(100));
         bar
     }
+
+    /// A bar of bytes on a terminal, nothing elsewhere.
+    pub fn progress(self, text: &str) -> ProgressBar {
+        if self.is_json() || !std::io::stderr().is_terminal() {
+            return ProgressBar::hidden();
+        }
+        let bar = ProgressBar::new(0);
+        if let Ok(style) = ProgressStyle::with_template("{msg} {bar:30} {bytes}/{total_bytes} {elapsed}") {
+            bar.set_style(style);
+        }
+        bar.set_message(text.to_owned());
+        bar
+    }
 }
 
 /// Prints one line of data.

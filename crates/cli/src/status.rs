@@ -1,15 +1,18 @@
 //! `chitin status`: the cloud, what the machine gives, and the clusters' numbers.
 
-use api::Status;
+use api::{Alert, RootKey, Status};
+use time::format_description::well_known::Rfc3339;
 
 use crate::cloud::Cloud;
 use crate::failure::Failure;
+use crate::keys;
 use crate::output::{self, Printer, facts, table};
 
 /// Prints the status.
 pub async fn run(cloud: &Cloud, printer: Printer) -> Result<(), Failure> {
     let status = cloud.api.status().await?;
-    printer.result(&status, || shown(&status))?;
+    let root = cloud.api.root_key().await?;
+    printer.result(&status, || shown(&status, &root))?;
     if !printer.is_json() {
         for warning in &status.warnings {
             output::say(&format!("warning: {warning}"));
@@ -18,7 +21,7 @@ pub async fn run(cloud: &Cloud, printer: Printer) -> Result<(), Failure> {
     Ok(())
 }
 
-fn shown(status: &Status) -> String {
+fn shown(status: &Status, root: &RootKey) -> String {
     let machine = &status.machine;
     let encryption = match (machine.encryption, &machine.no_encryption_reason) {
         (Some(encryption), _) if encryption != model::Encryption::None => encryption.as_str().to_owned(),
@@ -31,14 +34,16 @@ fn shown(status: &Status) -> String {
         encryption
     };
     let clusters = format!("{} ({} running, {} asleep)", status.clusters, status.running, status.asleep);
-    let head = facts([
-        ("chitin", status.version.clone()),
-        ("SQL", status.sql.clone()),
-        ("API", format!("https://{}", status.http)),
-        ("clusters", clusters),
-        ("engine", format!("PostgreSQL {}", machine.postgres_version)),
-        ("encryption", encryption),
-    ]);
+    let head = alerts(&status.alerts)
+        + &facts([
+            ("chitin", status.version.clone()),
+            ("SQL", status.sql.clone()),
+            ("API", format!("https://{}", status.http)),
+            ("clusters", clusters),
+            ("engine", format!("PostgreSQL {}", machine.postgres_version)),
+            ("encryption", encryption),
+            ("root key", keys::root_line(root)),
+        ]);
     let rows = machine.capabilities.iter().map(|capability| {
         let present = if capability.is_present { "yes" } else { "MISSING" };
         let next = capability.next_step.clone().unwrap_or_default();
@@ -48,6 +53,24 @@ fn shown(status: &Status) -> String {
         return head;
     }
     format!("{head}\n\n{}", table(["WALL", "STANDS", "HOW", "NEXT STEP"], rows))
+}
+
+/// What somebody must look at, before everything else.
+fn alerts(alerts: &[Alert]) -> String {
+    if alerts.is_empty() {
+        return String::new();
+    }
+    let rows = alerts.iter().map(|alert| {
+        let since = alert.since.and_then(|since| since.format(&Rfc3339).ok()).unwrap_or_default();
+        [
+            alert.severity.as_str().to_uppercase(),
+            alert.cluster.clone().unwrap_or_default(),
+            alert.what.clone(),
+            since,
+            alert.next_step.clone(),
+        ]
+    });
+    format!("{}\n\n", table(["ALERT", "CLUSTER", "WHAT", "SINCE", "NEXT STEP"], rows))
 }
 
 #[cfg(test)]
@@ -75,10 +98,28 @@ mod tests {
                 ..api::Machine::default()
             },
             warnings: Vec::new(),
-            alerts: Vec::new(),
+            alerts: vec![Alert {
+                severity: api::Severity::Critical,
+                cluster: Some("my-shop".to_owned()),
+                what: "its key was revoked".to_owned(),
+                since: None,
+                next_step: "restore it".to_owned(),
+            }],
         };
-        let text = shown(&status);
+        let root = RootKey {
+            id: "0123456789abcdef".to_owned(),
+            version: 2,
+            protection: api::RootKeyProtection::Passphrase,
+            protection_detail: String::new(),
+            since: None,
+            earlier_versions: Vec::new(),
+            is_memory_locked: false,
+            are_core_dumps_off: true,
+        };
+        let text = shown(&status, &root);
+        assert!(text.contains("version 2, protected by a passphrase, memory NOT LOCKED"), "{text}");
         assert!(text.contains("NONE: the file system has none (--allow-unencrypted is on)"), "{text}");
         assert!(text.contains("MISSING"), "{text}");
+        assert!(text.starts_with("ALERT") && text.lines().nth(1).unwrap().contains("CRITICAL"), "{text}");
     }
 }

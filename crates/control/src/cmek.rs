@@ -7,7 +7,7 @@ use api::{CmekAction, CmekClusterInfo, CmekKeySpec, CmekRegionSpec, CmekSpecific
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State as Shared};
-use model::{Cluster, ClusterId, CmekStatus, KeyServiceName, KeySpec, KeyType};
+use model::{Cluster, ClusterId, ClusterName, CmekStatus, Encryption, KeyServiceName, KeySpec, KeyType};
 use store::Snapshot;
 use time::OffsetDateTime;
 
@@ -32,10 +32,12 @@ pub(crate) async fn enable(
     body: Bytes,
 ) -> Result<Json<CmekClusterInfo>, Refusal> {
     let specs = region_specs(&body)?;
-    let id = input::made(&state.store, &id)?.cluster.id;
+    let entry = input::made(&state.store, &id)?;
+    let (id, encryption) = (entry.cluster.id, entry.seen.encryption);
     let now = input::now(&state);
     input::edit_among(&state, id, move |cluster, all| {
         not_revoked(cluster)?;
+        encrypted_by_us(encryption, &cluster.name)?;
         let asked = one_key(&cluster.regions, None, &specs)?;
         let current = cluster.keys.cmek.clone().filter(KeySpec::is_customers);
         let spec = resolve(&asked, current.as_ref(), all)?;
@@ -125,6 +127,21 @@ fn region_specs(body: &Bytes) -> Result<Vec<CmekRegionSpec>, Refusal> {
         checks::key(spec.key_spec.kind, &spec.key_spec.uri, &spec.key_spec.auth_principal)?;
     }
     Ok(region_specs)
+}
+
+/// A key that encrypts nothing would promise what does not hold.
+fn encrypted_by_us(encryption: Option<Encryption>, name: &ClusterName) -> Result<(), Refusal> {
+    match encryption {
+        None
+        | Some(Encryption::Fscrypt | Encryption::FscryptImage | Encryption::Luks2 | Encryption::Gocryptfs) => {
+            Ok(())
+        }
+        Some(kind @ (Encryption::None | Encryption::Attested)) => Err(Refusal::wrong_state(format!(
+            "the files of {name} are not encrypted by Chitin ({}), so no key of yours would lock them; start Chitin where \
+             it can encrypt, then: chitin key rotate {name} --data-key",
+            kind.as_str()
+        ))),
+    }
 }
 
 fn not_revoked(cluster: &Cluster) -> Result<(), Refusal> {

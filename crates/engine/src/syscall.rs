@@ -111,7 +111,9 @@ fn ioctl<T>(file: &File, request: u64, argument: &mut T) -> io::Result<()> {
 /// Gives the kernel a key for the file system on which `place` lies. Adding it again changes nothing.
 pub(crate) fn add_key(place: &File, key: &[u8; 64]) -> io::Result<KeyIdentifier> {
     let mut argument =
-        AddKey { specifier: specifier(&[0; 16]), raw_size: 64, key_id: 0, reserved: [0; 8], raw: *key };
+        AddKey { specifier: specifier(&[0; 16]), raw_size: 64, key_id: 0, reserved: [0; 8], raw: [0; 64] };
+    // Copied once, to where it is wiped.
+    argument.raw.copy_from_slice(key);
     let answer = ioctl(place, FS_IOC_ADD_ENCRYPTION_KEY, &mut argument);
     argument.raw.zeroize();
     answer?;

@@ -83,7 +83,6 @@ fn kill_at(step: &str, data: &Path, kind: Encryption) {
         .env(ENCRYPTION, kind.as_str())
         .env("FAILPOINTS", format!("{step}=pause"))
         .stdout(Stdio::piped())
-        .stderr(Stdio::null())
         .spawn()
         .unwrap();
     let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);

@@ -176,3 +176,93 @@ async fn whoever_wants_the_cluster_does_not_wait_for_its_copy() {
     host.destroy(&cluster).await.unwrap();
     assert!(host.on_disk().is_empty());
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_crashed_recovers_before_its_volume_is_switched() {
+    let Place { folder, host } = place(Some(Encryption::None)).await;
+    let cluster = cluster(107);
+    host.create(&cluster).await.unwrap();
+    common::maria(&host.administration(cluster.id).await.unwrap()).await;
+    assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
+    let client = session(&host, cluster.id, "maria", "defaultdb").await;
+    // Acknowledged, but in the WAL only.
+    client.batch_execute("CREATE TABLE t AS SELECT 'late' AS x").await.unwrap();
+    for pid in common::processes_of(folder.path()) {
+        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+    }
+    host.switch_volume(&cluster).await.unwrap();
+    host.start(&cluster).await.unwrap();
+    let client = session(&host, cluster.id, "maria", "defaultdb").await;
+    assert_eq!(client.query_one("SELECT x FROM t", &[]).await.unwrap().get::<_, String>(0), "late");
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_moves_out_of_plaintext_into_an_encrypted_volume() {
+    let Some(kind) = common::kinds().first() else {
+        eprintln!("not tried: nothing encrypts here");
+        return;
+    };
+    let Place { folder, host } = place(Some(Encryption::None)).await;
+    let cluster = cluster(108);
+    host.create(&cluster).await.unwrap();
+    host.administration(cluster.id).await.unwrap().write_canary("canary-once-plain").await.unwrap();
+    assert!(host.search(cluster.id, "canary-once-plain").await.unwrap().hits > 0);
+    host.shutdown().await;
+    drop(host);
+    let host = open(folder.path(), Some(*kind)).await.unwrap();
+    assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
+    host.switch_volume(&cluster).await.unwrap();
+    let state = host.volume_state(cluster.id).unwrap();
+    assert!(state.encryption == *kind && state.is_proven && !state.is_unlocked, "{state:?}");
+    host.start(&cluster).await.unwrap();
+    let found = host.search(cluster.id, "canary-once-plain").await.unwrap();
+    assert!(found.hits == 0 && found.hits_in_plaintext > 0, "{found:?}");
+    assert_eq!(left(folder.path(), &cluster), ["complete.json", "volume-1"]);
+    host.destroy(&cluster).await.unwrap();
+}
+
+/// Whoever had the earlier key-encryption key must not be able to open the copy either.
+#[tokio::test(flavor = "multi_thread")]
+async fn wrapping_the_data_key_anew_reaches_the_copy_too() {
+    let Place { folder, host } = place(Some(Encryption::None)).await;
+    let cluster = cluster(109);
+    host.create(&cluster).await.unwrap();
+    host.stop(cluster.id).await.unwrap();
+    assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
+    let keys = || [0, 1].map(|generation| key_text(folder.path(), &cluster, generation).unwrap());
+    let [old, old_next] = keys();
+    host.rewrap(&cluster).await.unwrap();
+    let [new, new_next] = keys();
+    assert!(old != new && old_next != new_next);
+    host.switch_volume(&cluster).await.unwrap();
+    host.start(&cluster).await.unwrap();
+    host.destroy(&cluster).await.unwrap();
+    assert!(host.on_disk().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_whose_key_was_exchanged_is_not_switched_to() {
+    let Some(kind) = common::kinds().first() else {
+        eprintln!("not tried: nothing encrypts here");
+        return;
+    };
+    let Place { folder, host } = place(Some(*kind)).await;
+    let cluster = cluster(110);
+    host.create(&cluster).await.unwrap();
+    host.administration(cluster.id).await.unwrap().write_canary("kept").await.unwrap();
+    assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
+    // A wrapped key of this very cluster, which opens, but is not the copy's.
+    let [own, next] = [0, 1].map(|generation| volume(folder.path(), &cluster, generation).join("key.json"));
+    std::fs::copy(&own, &next).unwrap();
+    assert!(host.switch_volume(&cluster).await.is_err());
+    assert!(!host.is_copied(cluster.id), "the next copy begins anew");
+    host.start(&cluster).await.unwrap();
+    assert!(host.search(cluster.id, "kept").await.unwrap().hits_in_plaintext > 0, "nothing was lost");
+    assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
+    host.switch_volume(&cluster).await.unwrap();
+    host.start(&cluster).await.unwrap();
+    host.destroy(&cluster).await.unwrap();
+    common::nothing_left(folder.path());
+}

@@ -50,15 +50,17 @@ impl fmt::Debug for SecretText {
 }
 
 /// The 512-bit key of one cluster's volume.
-#[derive(Clone)]
-pub struct DataKey(Zeroizing<[u8; 64]>);
+///
+/// The bytes stay where they are when the key is handed on: a move of the bytes themselves would leave a copy behind that
+/// nobody wipes.
+pub struct DataKey(Box<Zeroizing<[u8; 64]>>);
 
 impl DataKey {
     /// Draws a new key from the operating system's randomness.
     pub fn random() -> Self {
-        let mut bytes = Zeroizing::new([0; 64]);
-        fill_random(bytes.as_mut());
-        Self(bytes)
+        let mut key = Self::empty();
+        fill_random(&mut key.0[..]);
+        key
     }
 
     /// The bytes, for the kernel or the file system that encrypts with them.
@@ -67,9 +69,21 @@ impl DataKey {
     }
 
     pub(crate) fn from_bytes(bytes: &[u8]) -> Option<Self> {
-        let mut key = Zeroizing::new([0; 64]);
-        (bytes.len() == key.len()).then(|| key.copy_from_slice(bytes))?;
-        Some(Self(key))
+        let mut key = Self::empty();
+        (bytes.len() == key.0.len()).then(|| key.0.copy_from_slice(bytes))?;
+        Some(key)
+    }
+
+    fn empty() -> Self {
+        Self(Box::new(Zeroizing::new([0; 64])))
+    }
+}
+
+impl Clone for DataKey {
+    fn clone(&self) -> Self {
+        let mut key = Self::empty();
+        key.0.copy_from_slice(self.expose());
+        key
     }
 }
 

@@ -25,6 +25,7 @@ pub enum Step {
 
 /// What the machine says, and what the keys allow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct EngineFacts {
     /// The machine's answer.
     pub is_running: bool,

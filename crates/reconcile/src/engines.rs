@@ -120,7 +120,7 @@ impl Engines {
             match (step, back_off.next_try()) {
                 (Step::Rest, _) => {}
                 (Step::Bury | Step::Settle | Step::Stop | Step::Switch, _) | (_, None) => {
-                    due.push((step, entry.clone()))
+                    due.push((step, entry.clone()));
                 }
                 (_, Some(time)) if time <= now => due.push((step, entry.clone())),
                 (_, Some(time)) => next_try = Some(next_try.map_or(time, |earlier| earlier.min(time))),
@@ -325,7 +325,7 @@ async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Err
         Ok(used) => {
             let encryption = house.host.volume_state(id).map(|state| state.encryption);
             note(house, id, |seen| seen.encryption = encryption.or(seen.encryption)).await?;
-            let now = house.clock.now();
+            let now = house.now();
             let noted = move |store: &store::Store| {
                 store.observe_keys(id, |seen| {
                     keys::remember(seen, &used, now);

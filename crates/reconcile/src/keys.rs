@@ -44,6 +44,7 @@ pub enum KeyStep {
 
 /// What the machine and the clock say.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a fact of its own")]
 pub struct KeyFacts {
     /// Nothing of the cluster runs, and its volume is locked.
     pub is_at_rest: bool,
@@ -262,7 +263,7 @@ async fn is_root_old(house: &Reconciler, id: ClusterId) -> bool {
 async fn rewrap(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Error> {
     let (id, wish) = (entry.cluster.id, &entry.cluster.keys);
     let demand = wish.rewraps;
-    let now = house.clock.now();
+    let now = house.now();
     announce(house, id, &wish.spec()).await?;
     match asked(house.host.rewrap(&entry.cluster)).await {
         Ok(used) => {
@@ -286,7 +287,7 @@ async fn rewrap(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::E
 
 /// Asks whether the data key can be unwrapped, and writes what that means.
 async fn ask(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Error> {
-    let (id, now) = (entry.cluster.id, house.clock.now());
+    let (id, now) = (entry.cluster.id, house.now());
     let mut answer = asked(house.host.try_key(id)).await;
     if entry.seen.keys.denied.is_none() && matches!(answer, Err(Trouble::Denied(_))) {
         tokio::time::sleep(CONFIRM_AFTER).await;

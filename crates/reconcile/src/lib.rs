@@ -21,6 +21,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use ::time::OffsetDateTime;
 use engine::Host;
 use model::{Clock, ClusterId};
 use store::Store;
@@ -112,6 +113,12 @@ impl Reconciler {
             roles::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
+    }
+
+    /// The time as the API tells it: clients compare what they get, and all of it is in microseconds.
+    fn now(&self) -> OffsetDateTime {
+        let now = self.clock.now();
+        now.replace_nanosecond(now.microsecond() * 1_000).unwrap_or(now)
     }
 
     fn awake_since(&self) -> MutexGuard<'_, HashMap<ClusterId, Instant>> {

@@ -19,7 +19,9 @@ use crate::world;
 fn write(one: &Cluster<'_>, canaries: &[String; 3]) {
     let [row, temporary, logged] = canaries;
     let mut session = one.sign_in();
-    session.query(&format!("create table kept as select '{row}'::text x from generate_series(1, 50)")).unwrap();
+    session
+        .query(&format!("create table kept as select '{row}'::text x from generate_series(1, 50)"))
+        .unwrap();
     session.query(&format!("set work_mem = '64kB'; create table sorted as select '{temporary}' || (g * 7919 % 10007) t from generate_series(1, 60000) g order by 1; drop table sorted")).unwrap();
     session.query(&format!("do $$ begin raise warning '{logged}'; end $$")).unwrap();
     session.query(&format!("select 1/0 as \"{logged}\"")).unwrap_err();
@@ -186,23 +188,38 @@ pub fn a_state_file_in_which_a_bit_turned_is_refused_and_named() {
     cloud.stop();
     let path = cloud.data().join("state.redb");
     let good = fs::read(&path).expect("the state");
-    let used: Vec<usize> = (0..good.len()).step_by(4096).filter(|at| {
-        let page = &good[*at..(*at + 4096).min(good.len())];
-        page.iter().filter(|byte| **byte != 0).count() > 200
-    }).collect();
+    let used: Vec<usize> = (0..good.len())
+        .step_by(4096)
+        .filter(|at| {
+            let page = &good[*at..(*at + 4096).min(good.len())];
+            page.iter().filter(|byte| **byte != 0).count() > 200
+        })
+        .collect();
     assert!(used.len() > 4, "{} pages of the state are in use", used.len());
     let mut refused = 0;
     for (turn, page) in used.iter().take(10).enumerate() {
         let mut bent = good.clone();
         let within = &good[*page..(*page + 4096).min(good.len())];
-        let at = page + within.iter().enumerate().filter(|(_, byte)| **byte != 0).nth(40 + turn * 7).expect("a used page").0;
+        let at = page
+            + within
+                .iter()
+                .enumerate()
+                .filter(|(_, byte)| **byte != 0)
+                .nth(40 + turn * 7)
+                .expect("a used page")
+                .0;
         bent[at] ^= 1 << (turn % 8);
         fs::write(&path, &bent).expect("ours");
         let starts = {
             let mut command = cloud.program("timeout");
             command.args(["-s", "TERM", "8"]).arg(house::cloud::program());
             command.args(["start", "--data"]).arg(cloud.data());
-            command.args(["--sql", &cloud.sql_address().to_string(), "--http", &cloud.http_address().to_string()]);
+            command.args([
+                "--sql",
+                &cloud.sql_address().to_string(),
+                "--http",
+                &cloud.http_address().to_string(),
+            ]);
             run(&mut command)
         };
         // `timeout` ends what starts all the same: a page of an earlier transaction, which nobody reads.
@@ -224,7 +241,9 @@ pub fn a_state_file_in_which_a_bit_turned_is_refused_and_named() {
 fn turned_bits_serve_no_wrong_row(more: &[&str]) {
     let cloud = Cloud::start(world::options(more));
     let one = cloud.cluster("turned", &[]);
-    one.sign_in().query("create table kept as select g, md5(g::text) t from generate_series(1, 200000) g").unwrap();
+    one.sign_in()
+        .query("create table kept as select g, md5(g::text) t from generate_series(1, 200000) g")
+        .unwrap();
     one.sign_in().query("checkpoint").err();
     cloud.stop();
     let folder = one.volume();

@@ -46,11 +46,8 @@ fn lives(cloud: &Cloud, hands: &Hands<'_>, first: &Value, second: &Value) {
 
     one.rotate_key(second);
     assert_eq!(one.wrapped_key()["key"]["uri"], second["uri"]);
-    let told: Vec<(Value, Value)> = one
-        .key_infos()
-        .iter()
-        .map(|info| (info["spec"]["uri"].clone(), info["status"].clone()))
-        .collect();
+    let told: Vec<(Value, Value)> =
+        one.key_infos().iter().map(|info| (info["spec"]["uri"].clone(), info["status"].clone())).collect();
     assert_eq!(told[0], (second["uri"].clone(), json!("ENABLED")));
     assert!(told.contains(&(first["uri"].clone(), json!("DISABLED"))), "{told:?}");
 
@@ -166,7 +163,11 @@ pub fn a_key_that_cannot_be_used_is_not_gone_over_to() {
     assert_eq!(one.wrapped_key(), before);
     let message = one.key_infos()[0]["user_message"].as_str().expect("a message").to_owned();
     assert!(message.contains("foreign-of-unusable"), "{message}");
-    assert_eq!(one.sign_in().value("select 1"), "1", "the cluster stands still for a key that was never its own");
+    assert_eq!(
+        one.sign_in().value("select 1"),
+        "1",
+        "the cluster stands still for a key that was never its own"
+    );
     one.rotate_key(&key);
     one.ask_for_key("PUT", &bao.key("unusable", "foreign-of-unusable")).ok();
     one.await_key("ROTATE_FAILED");

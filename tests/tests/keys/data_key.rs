@@ -30,8 +30,7 @@ fn write(one: &Cluster<'_>, writer: usize, seen: &Written, is_over: &AtomicBool)
         };
         while !is_over.load(Ordering::Relaxed) {
             let number = seen.acknowledged.load(Ordering::Relaxed) + 1;
-            let insert =
-                format!("insert into written values ({writer}, {number}) on conflict do nothing");
+            let insert = format!("insert into written values ({writer}, {number}) on conflict do nothing");
             if session.query(&insert).is_err() {
                 seen.cuts.fetch_add(1, Ordering::Relaxed);
                 break;
@@ -87,8 +86,7 @@ fn under_load(cloud: &Cloud, name: &str) {
     assert!(was_progress_seen, "nobody was told how far it is");
     let mut session = one.sign_in();
     for (writer, seen) in seen.iter().enumerate() {
-        let (last, cuts) =
-            (seen.acknowledged.load(Ordering::Relaxed), seen.cuts.load(Ordering::Relaxed));
+        let (last, cuts) = (seen.acknowledged.load(Ordering::Relaxed), seen.cuts.load(Ordering::Relaxed));
         let count = session
             .value(&format!("select count(*) from written where writer = {writer} and number <= {last}"));
         assert_eq!(count, last.to_string(), "writer {writer} lost acknowledged commits");
@@ -96,7 +94,10 @@ fn under_load(cloud: &Cloud, name: &str) {
     }
     assert_eq!(session.value("select md5(string_agg(t, '' order by g)) from bulk"), sum);
     assert!(one.keys()["data_key_since"].is_string());
-    assert_ne!(one.wrapped_key()["wrapped"], serde_json::from_str::<serde_json::Value>(&old_text).expect("JSON")["wrapped"]);
+    assert_ne!(
+        one.wrapped_key()["wrapped"],
+        serde_json::from_str::<serde_json::Value>(&old_text).expect("JSON")["wrapped"]
+    );
     // The old key and volume are gone.
     if one.folder() == old_volume {
         for name in ["key.json", "image", "cipher"] {

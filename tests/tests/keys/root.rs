@@ -50,9 +50,8 @@ pub fn a_lost_root_key_is_recovered_by_the_procedure_that_was_printed() {
     let one = with_a_row(&cloud);
     let passphrase = private(&cloud, "passphrase", PASSPHRASE);
     let backup = cloud.scratch().join("backup-of-root-key");
-    let printed = cloud
-        .chitin(["key", "backup", text(&backup), "--new-passphrase-file", text(&passphrase)])
-        .ok();
+    let printed =
+        cloud.chitin(["key", "backup", text(&backup), "--new-passphrase-file", text(&passphrase)]).ok();
     let mode = fs::metadata(&backup).expect("the backup").permissions().mode();
     assert_eq!(mode & 0o777, 0o600);
     let kept = fs::read_to_string(cloud.data().join("kek")).expect("the key file");
@@ -105,9 +104,8 @@ pub fn a_backup_of_another_cloud_or_from_before_a_rotation_is_refused() {
     let said = cloud.refuses_to_start(&[], &[]);
     assert!(!said.is_empty());
     fs::remove_file(cloud.data().join("kek")).expect("ours");
-    let said = cloud
-        .chitin(["key", "recover", text(&backup), "--passphrase-file", text(&passphrase)])
-        .refused();
+    let said =
+        cloud.chitin(["key", "recover", text(&backup), "--passphrase-file", text(&passphrase)]).refused();
     assert!(said.contains("rotation") && said.contains("Nothing was changed"), "{said}");
     assert!(!cloud.data().join("kek").exists());
     fs::write(cloud.data().join("kek"), &newest).expect("ours");
@@ -152,9 +150,7 @@ pub fn a_root_key_that_systemd_hands_over_opens_with_that_credential_alone() {
     let folder = cloud.scratch().join("credentials");
     fs::create_dir(&folder).expect("a scratch folder");
     let credential = folder.join("chitin-kek");
-    cloud
-        .chitin(["key", "protect", "--with", "credential", "--credential-file", text(&credential)])
-        .ok();
+    cloud.chitin(["key", "protect", "--with", "credential", "--credential-file", text(&credential)]).ok();
     let said = cloud.refuses_to_start(&[], &[]);
     assert!(said.contains("credential"), "{said}");
     let environment = [("CREDENTIALS_DIRECTORY", text(&folder))];
@@ -179,11 +175,21 @@ pub fn a_root_key_that_a_key_service_wraps_opens_while_the_service_permits_it() 
     let cloud = Cloud::start(world::options(&[]));
     let one = with_a_row(&cloud);
     cloud.stop();
-    let written = json!({ "kind": "VAULT_TRANSIT", "address": bao.url(), "credentials": { "vault_token": token } });
+    let written =
+        json!({ "kind": "VAULT_TRANSIT", "address": bao.url(), "credentials": { "vault_token": token } });
     let service = private(&cloud, "key-service.json", &written.to_string());
     let given = ["--root-key-service", text(&service)];
     cloud
-        .chitin(["key", "protect", "--with", "service", given[0], given[1], "--uri", "transit/keys/root-of-cloud"])
+        .chitin([
+            "key",
+            "protect",
+            "--with",
+            "service",
+            given[0],
+            given[1],
+            "--uri",
+            "transit/keys/root-of-cloud",
+        ])
         .ok();
     let said = cloud.refuses_to_start(&[], &[]);
     assert!(said.contains("--root-key-service"), "{said}");
@@ -230,9 +236,15 @@ pub fn a_rotation_of_the_root_key_in_the_running_cloud_is_noticed_by_nobody() {
         the_row_is_there(&one);
     }
     assert_eq!(sleeping.phase(), "asleep");
-    assert_eq!(fs::read(customers.key_file()).expect("a key file"), foreign, "a customer's key has nothing to do with it");
+    assert_eq!(
+        fs::read(customers.key_file()).expect("a key file"),
+        foreign,
+        "a customer's key has nothing to do with it"
+    );
     // The earlier versions are destroyed when nothing needs them.
-    eventually("earlier versions are gone", SOON * 3, || (root()["earlier_versions"] == json!([])).then_some(()));
+    eventually("earlier versions are gone", SOON * 3, || {
+        (root()["earlier_versions"] == json!([])).then_some(())
+    });
     let now = fs::read_to_string(cloud.data().join("kek")).expect("the key file");
     for secret in old.split_whitespace().filter(|part| part.len() >= 64) {
         assert!(!now.contains(secret), "the earlier root key is in the key file");

@@ -383,13 +383,13 @@ async fn an_old_backup_of_the_root_key_does_not_open_what_was_rotated() {
 
 #[test]
 fn a_passphrase_is_no_argument_and_does_not_print() {
-    let typed = Unlock { typed: Some(SecretText::new("canary horse".to_owned())), ..Unlock::default() };
-    assert!(!format!("{typed:?}").contains("canary"));
     #[derive(Debug, Parser)]
     struct Line {
         #[command(flatten)]
         unlock: Unlock,
     }
+    let typed = Unlock { typed: Some(SecretText::new("canary horse".to_owned())), ..Unlock::default() };
+    assert!(!format!("{typed:?}").contains("canary"));
     let refused = Line::try_parse_from(["start", "--passphrase=canary"]).unwrap_err().to_string();
     assert!(refused.contains("unexpected argument"), "{refused}");
 }

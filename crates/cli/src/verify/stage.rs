@@ -47,10 +47,11 @@ pub async fn rows(cloud: &Cloud, door: &Target, name: &str) -> Vec<Row> {
     let mut rows = certificates::attack(&stage).await;
     rows.extend(tokens::attack(&stage).await);
     rows.extend(throttle::attack(&stage).await);
+    // Before the attack on its egress, after which it reaches nothing.
+    rows.extend(customer_keys::attack(&stage).await);
     rows.extend(egress::attack(&stage).await);
     rows.extend(private::attack(&stage).await);
     rows.extend(doors::attack(&stage).await);
-    rows.extend(customer_keys::attack(&stage).await);
     rows
 }
 

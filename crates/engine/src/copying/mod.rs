@@ -3,6 +3,8 @@
 
 mod compare;
 mod file;
+#[cfg(test)]
+mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
@@ -163,21 +165,14 @@ impl Pass<'_> {
             return Ok(false);
         };
         let facts = rustix::fs::fstat(&source).map_err(failed("look at", path))?;
-        let made = match mkdirat(to, name, Mode::RWXU) {
-            Err(Errno::EXIST) => match enter(to, name, path)? {
-                Some(there) => Some(there),
-                None => {
-                    remove(to, name, path)?;
-                    mkdirat(to, name, Mode::RWXU).map_err(failed("create", path))?;
-                    enter(to, name, path)?
-                }
-            },
-            made => {
-                made.map_err(failed("create", path))?;
-                enter(to, name, path)?
-            }
-        };
-        let target = made.ok_or_else(|| refused(path, "somebody else changes the copy"))?;
+        let mut there = enter(to, name, path)?;
+        if there.is_none() {
+            // Nothing, or something else of that name.
+            remove(to, name, path)?;
+            mkdirat(to, name, Mode::RWXU).map_err(failed("create", path))?;
+            there = enter(to, name, path)?;
+        }
+        let target = there.ok_or_else(|| refused(path, "somebody else changes the copy"))?;
         self.folder(&source, &target, path, depth + 1)?;
         file::dress(&target, &facts).map_err(failed("protect", path))?;
         Ok(true)
@@ -191,7 +186,11 @@ impl Pass<'_> {
         };
         let facts = rustix::fs::fstat(&source).map_err(failed("look at", path))?;
         let look = Look::of(&facts);
-        let is_there = self::look(to, name, path)?.is_some_and(|copy| copy.st_size == facts.st_size);
+        let there = self::look(to, name, path)?;
+        if there.is_some_and(|copy| FileType::from_raw_mode(copy.st_mode) != FileType::RegularFile) {
+            remove(to, name, path)?;
+        }
+        let is_there = there.is_some_and(|copy| copy.st_size == facts.st_size);
         if !is_there || self.looks.0.get(path) != Some(&look) {
             self.looks.0.remove(path);
             let target = file::open_target(to, name).map_err(failed("create", path))?;

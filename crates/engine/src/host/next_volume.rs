@@ -363,10 +363,24 @@ fn make_next(
 
 fn must_have_room(folder: &Path, used_bytes: u64) -> Result<(), Error> {
     let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("look at", folder)(cause.into()))?;
-    let free_bytes = room.f_bavail * room.f_frsize;
-    let needed_bytes = used_bytes + used_bytes / 10;
+    let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+    let needed_bytes = used_bytes.saturating_add(used_bytes / 10);
     if free_bytes >= needed_bytes {
         return Ok(());
     }
     Err(Error::NoRoom { used_bytes, needed_bytes, free_bytes, path: folder.to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_copy_that_has_no_room_is_refused_with_numbers() {
+        let folder = tempfile::tempdir().unwrap();
+        must_have_room(folder.path(), 1).unwrap();
+        let refused = must_have_room(folder.path(), 1_000_000_000_000_000).unwrap_err().to_string();
+        assert!(refused.contains("1100000000000000 free bytes"), "a tenth more is wanted: {refused}");
+        assert!(refused.contains(&folder.path().display().to_string()), "{refused}");
+    }
 }

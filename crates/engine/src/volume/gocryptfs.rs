@@ -199,10 +199,11 @@ fn cipher_of(config: &[u8]) -> Option<String> {
 fn with_password(mut command: Command, key: &DataKey) -> Result<(Child, ChildStdin), Error> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = spawn(command).map_err(|cause| failed(&cause.to_string()))?;
-    let mut password = Zeroizing::new(hex::encode(key.expose()));
-    password.push('\n');
+    let mut password = Zeroizing::new([b'\n'; 2 * 64 + 1]);
+    hex::encode_to_slice(key.expose(), &mut password[..2 * 64])
+        .map_err(|cause| failed(&cause.to_string()))?;
     if let Some(mut input) = child.stdin.take()
-        && input.write_all(password.as_bytes()).is_ok()
+        && input.write_all(password.as_ref()).is_ok()
     {
         return Ok((child, input));
     }

@@ -9,6 +9,8 @@ use model::{Clock, Fetch, FetchBody, FetchFailure, Fetcher, Hidden, KeyService, 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use time::OffsetDateTime;
+use tokio::sync::{Mutex, MutexGuard};
+use tokio::time::timeout;
 use url::form_urlencoded::Serializer;
 use zeroize::Zeroizing;
 
@@ -18,6 +20,8 @@ use crate::{Binding, DataKey, KeyFailure};
 const ANSWER_BYTES_MAX: usize = 64 * 1024;
 /// For one exchange, from the name's look-up to the last byte.
 const TIME_MAX: Duration = Duration::from_secs(10);
+/// For the wait while another signs in, which takes two exchanges at most.
+const SIGN_IN_MAX: Duration = Duration::from_secs(25);
 /// Most characters of a service's own message that are passed on.
 const MESSAGE_CHARACTERS_MAX: usize = 300;
 /// Shortest secret that is looked for in messages; shorter ones would make holes in common words.
@@ -155,6 +159,13 @@ impl Asker {
             ));
         }
         Ok(Answer { status: fetched.status, body: Zeroizing::new(fetched.body) })
+    }
+
+    /// What a sign-in gave. Those who ask while another signs in wait for it, but not behind each other for ever when the
+    /// service hangs.
+    pub(super) async fn lock<'a, T>(&self, kept: &'a Mutex<T>) -> Result<MutexGuard<'a, T>, KeyFailure> {
+        let waited = timeout(SIGN_IN_MAX, kept.lock()).await;
+        waited.map_err(|_| self.subject.unreachable("signing in at the service takes too long"))
     }
 
     /// What is not an answer of the service's: another program's, or one that is cut.

@@ -160,3 +160,34 @@ async fn a_service_that_repeats_our_secrets_does_not_get_them_into_our_texts() {
     );
     all(Ok(answer(400, &echo)), is("unusable")).await;
 }
+
+/// Never answers before its time is over.
+#[derive(Default)]
+struct Silent;
+
+#[async_trait]
+impl Fetcher for Silent {
+    async fn fetch(&self, fetch: Fetch) -> Reply {
+        tokio::time::sleep(fetch.time_max).await;
+        Err(FetchFailure::TimedOut)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_hundred_clusters_do_not_wait_behind_each_other_for_a_service_that_is_silent() {
+    let google = Google::start().await;
+    for (spec, credentials, address) in providers(&google) {
+        let service = service(spec.kind, address, credentials);
+        let key = keys::service::open(&service, &spec, Arc::new(Silent), Arc::new(SystemClock)).unwrap();
+        let begun = tokio::time::Instant::now();
+        let mut asked = tokio::task::JoinSet::new();
+        for _ in 0..100 {
+            let (key, wrapped) = (key.clone(), wrapped(&spec));
+            asked.spawn(async move { kind_of(key.unwrap(&wrapped, &place()).await) });
+        }
+        while let Some(answered) = asked.join_next().await {
+            assert_eq!(answered.unwrap(), "unreachable", "{spec}");
+        }
+        assert!(begun.elapsed().as_secs() <= 60, "{spec}: {:?}", begun.elapsed());
+    }
+}

@@ -3,7 +3,7 @@
 //! assertion's signature and times, scopes, permissions, checksums, states of versions, and the authenticated data.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 
 use aws_lc_rs::aead::{AES_256_GCM, Aad, LessSafeKey, Nonce, UnboundKey};
 use aws_lc_rs::encoding::{AsDer, Pkcs8V1Der, PublicKeyX509Der};
@@ -82,6 +82,9 @@ impl Drop for Google {
     }
 }
 
+/// One for all tests, because it takes long to make.
+static ACCOUNT_KEY: LazyLock<KeyPair> = LazyLock::new(|| KeyPair::generate(KeySize::Rsa2048).unwrap());
+
 fn pem(label: &str, der: &[u8]) -> String {
     let text = STANDARD.encode(der);
     let lines: Vec<&str> =
@@ -91,7 +94,7 @@ fn pem(label: &str, der: &[u8]) -> String {
 
 impl Google {
     pub async fn start() -> Self {
-        let pair = KeyPair::generate(KeySize::Rsa2048).unwrap();
+        let pair = &*ACCOUNT_KEY;
         let private: Pkcs8V1Der<'_> = pair.as_der().unwrap();
         let public: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
         let address = format!("http://127.0.0.1:{}", free_port());

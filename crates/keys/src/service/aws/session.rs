@@ -104,7 +104,7 @@ impl Session {
         if self.asker.spec.auth_principal.is_empty() {
             return Ok(self.own.clone());
         }
-        let mut assumed = self.assumed.lock().await;
+        let mut assumed = self.asker.lock(&self.assumed).await?;
         if let Some(Assumed { keys, until }) = &*assumed
             && self.asker.now() < *until
         {
@@ -125,7 +125,7 @@ impl Session {
         if self.asker.spec.auth_principal.is_empty() {
             return Ok(None);
         }
-        self.assumed.lock().await.take_if(|assumed| assumed.keys.id == refused.id);
+        self.asker.lock(&self.assumed).await?.take_if(|assumed| assumed.keys.id == refused.id);
         self.keys(place).await.map(Some)
     }
 

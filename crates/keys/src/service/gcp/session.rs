@@ -143,9 +143,9 @@ impl Session {
         self.address.as_deref().filter(|address| !is_googles(address)).unwrap_or(IAM_CREDENTIALS)
     }
 
-    /// The token to use now. Whoever asks while another signs in waits for that; each exchange has its deadline.
+    /// The token to use now.
     pub(super) async fn token(&self, place: &Binding) -> Result<SecretText, KeyFailure> {
-        let mut current = self.current.lock().await;
+        let mut current = self.asker.lock(&self.current).await?;
         if let Some(Current { token, until }) = &*current
             && self.asker.now() < *until
         {
@@ -163,7 +163,7 @@ impl Session {
         refused: &SecretText,
         place: &Binding,
     ) -> Result<SecretText, KeyFailure> {
-        self.current.lock().await.take_if(|current| current.token.expose() == refused.expose());
+        self.asker.lock(&self.current).await?.take_if(|current| current.token.expose() == refused.expose());
         self.token(place).await
     }
 

@@ -120,9 +120,9 @@ impl Session {
         self.asker.ask(Question { headers, ..question }).await
     }
 
-    /// The token to use now. Whoever asks while another signs in waits for that; each exchange has its deadline.
+    /// The token to use now.
     pub(super) async fn token(&self, place: &Binding) -> Result<SecretText, KeyFailure> {
-        let mut current = self.current.lock().await;
+        let mut current = self.asker.lock(&self.current).await?;
         let now = self.asker.now();
         if let Some(Current { token, until }) = &*current
             && until.is_none_or(|until| now < until)
@@ -144,7 +144,7 @@ impl Session {
         match &self.login {
             Login::Token(_) => Ok(None),
             Login::AppRole { .. } => {
-                let mut current = self.current.lock().await;
+                let mut current = self.asker.lock(&self.current).await?;
                 if let Some(Current { token, .. }) = &*current
                     && token.expose() != refused.expose()
                 {

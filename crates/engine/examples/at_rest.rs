@@ -1,0 +1,114 @@
+//! Measures one kind of volume for `bench/at_rest`: waking, sleeping, and a new data key. Prints one line of JSON.
+
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Instant;
+
+use engine::{Copied, Host, HostConfig};
+use keys::RootKey;
+use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, Wish};
+use time::OffsetDateTime;
+
+/// Sleeps and wakes, of which the median counts.
+const ROUNDS: usize = 7;
+
+#[tokio::main]
+async fn main() -> Result<(), Box<dyn Error>> {
+    let words: Vec<String> = std::env::args().collect();
+    let [_, data, kind, megabytes] = words.as_slice() else {
+        return Err("usage: at_rest DATA KIND MEGABYTES".into());
+    };
+    let kinds = [Encryption::Fscrypt, Encryption::FscryptImage, Encryption::Luks2, Encryption::Gocryptfs];
+    let kind = kinds.into_iter().find(|known| known.as_str() == kind).unwrap_or(Encryption::None);
+    let data = Path::new(data);
+    let host = Host::open(HostConfig {
+        data: data.to_owned(),
+        keys: Arc::new(RootKey::open_or_create(&data.join("kek"))?),
+        allow_unencrypted: kind == Encryption::None,
+        postgres_bin: None,
+        encryption: Some(kind),
+        attestation: None,
+    })
+    .await?;
+    let cluster = cluster()?;
+    host.create(&cluster).await?;
+    fill(&host, &cluster, megabytes.parse()?).await?;
+
+    let (mut sleeps, mut wakes) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let began = Instant::now();
+        host.stop(cluster.id).await?;
+        sleeps.push(began.elapsed().as_secs_f64() * 1e3);
+        let began = Instant::now();
+        host.start(&cluster).await?;
+        wakes.push(began.elapsed().as_secs_f64() * 1e3);
+    }
+    let began = Instant::now();
+    if host.copy_volume(&cluster).await? != Copied::Done {
+        return Err("the copy was given up".into());
+    }
+    let copy_seconds = began.elapsed().as_secs_f64();
+    let bytes = host.copy_progress(cluster.id).map_or(0, |progress| progress.total_bytes);
+    let began = Instant::now();
+    host.switch_volume(&cluster).await?;
+    let switch_seconds = began.elapsed().as_secs_f64();
+    host.start(&cluster).await?;
+    host.destroy(&cluster).await?;
+    println!(
+        "{}",
+        serde_json::json!({
+            "sleep_ms": median(sleeps), "wake_ms": median(wakes), "bytes": bytes,
+            "copy_seconds": copy_seconds, "switch_seconds": switch_seconds,
+        })
+    );
+    Ok(())
+}
+
+/// Rows that take about this much room and do not compress.
+async fn fill(host: &Host, cluster: &Cluster, megabytes: u32) -> Result<(), Box<dyn Error>> {
+    let run = host.socket(cluster.id).and_then(|socket| Some(socket.parent()?.to_owned()));
+    let mut config = tokio_postgres::Config::new();
+    config.host_path(run.ok_or("the engine does not run")?).user(model::INTERNAL_ROLE).dbname("postgres");
+    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    let connection = tokio::spawn(connection);
+    client
+        .batch_execute(&format!(
+            "CREATE TABLE bulk AS SELECT g AS id, repeat(md5(g::text), 30) AS body
+             FROM generate_series(1, {megabytes} * 1000) g; CHECKPOINT"
+        ))
+        .await?;
+    drop(client);
+    connection.await??;
+    Ok(())
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+fn cluster() -> Result<Cluster, Box<dyn Error>> {
+    let now = OffsetDateTime::UNIX_EPOCH;
+    Ok(Cluster {
+        id: ClusterId::random(),
+        routing_id: 2.try_into()?,
+        name: "bench-cluster".parse()?,
+        plan: Plan::Serverless,
+        provider: Provider::Gcp,
+        regions: vec!["local".to_owned()],
+        labels: std::collections::BTreeMap::new(),
+        is_delete_protected: false,
+        allowlist: Vec::new(),
+        asked: model::Asked::default(),
+        sign_in: model::SignIn::default(),
+        network: model::Network::default(),
+        egress: model::Egress::default(),
+        keys: model::KeyWish::default(),
+        wish: Wish::Exists(Power::Running),
+        revision: 1,
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+    })
+}
