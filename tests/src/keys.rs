@@ -58,7 +58,9 @@ impl Cluster<'_> {
     #[track_caller]
     pub fn rotate_key(&self, key: &Value) {
         let status = self.ask_for_key("PUT", key).ok()["status"].clone();
-        assert!(status == "ROTATING" || status == "ENABLED", "{status}");
+        // One that follows a failure is answered with that failure, until it was tried.
+        let expected = ["ROTATING", "ENABLED", "ENABLE_FAILED", "ROTATE_FAILED"];
+        assert!(expected.iter().any(|word| status == *word), "{status}");
         self.await_key("ENABLED");
     }
 
@@ -135,18 +137,17 @@ impl Cluster<'_> {
         serde_json::from_str(&fs::read_to_string(self.key_file()).expect("a key file")).expect("JSON")
     }
 
-    /// What the disk has of the cluster's data: the image or the files of ciphertext, with their bytes.
-    pub fn ciphertext(&self) -> Vec<(PathBuf, Vec<u8>)> {
+    /// What the disk has of the cluster's data: the image or the files of ciphertext, with their bytes by their places.
+    /// Holes of an image are left out.
+    pub fn ciphertext(&self) -> Vec<(PathBuf, Vec<(u64, Vec<u8>)>)> {
         let volume = self.volume();
-        let found: Vec<(PathBuf, Vec<u8>)> = ["image", "cipher", "files"]
+        let found: Vec<_> = ["image", "cipher"]
             .iter()
             .flat_map(|name| files_below(&volume.join(name)))
-            .map(|path| {
-                let bytes = fs::read(&path).unwrap_or_default();
-                (path, bytes)
-            })
+            .map(|path| (path.clone(), extents(&path)))
             .collect();
-        assert!(!found.is_empty(), "nothing lies in {}", volume.display());
+        let bytes: usize = found.iter().flat_map(|(_, extents)| extents).map(|(_, bytes)| bytes.len()).sum();
+        assert!(bytes > 1 << 20, "only {bytes} bytes lie in {}", volume.display());
         found
     }
 
@@ -185,24 +186,36 @@ pub fn copy_folder(from: &Path, to: &Path) {
     crate::command::run(command.args(["-a", "--sparse=always"]).arg(from).arg(to)).ok();
 }
 
-/// Whether the bytes are somewhere in the file.
-pub fn is_in_file(needle: &[u8], path: &Path) -> bool {
-    use std::io::Read;
-    let Ok(mut file) = fs::File::open(path) else { return false };
-    let mut kept = Vec::new();
-    let mut more = vec![0; 1 << 20];
-    while let Ok(count) = file.read(&mut more) {
-        if count == 0 {
-            return false;
-        }
-        kept.extend_from_slice(&more[..count]);
-        if is_in(needle, &kept) {
-            return true;
-        }
-        let rest = kept.len().saturating_sub(needle.len());
-        kept.drain(..rest);
+/// What is written in a file, by its places; holes are left out, since an image is as big as its disk.
+pub fn extents(path: &Path) -> Vec<(u64, Vec<u8>)> {
+    use std::os::unix::fs::FileExt;
+
+    use rustix::fs::{SeekFrom, seek};
+
+    let file = fs::File::open(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let (mut found, mut at) = (Vec::new(), 0);
+    // The error at the end says that no data follow.
+    while let Ok(begin) = seek(&file, SeekFrom::Data(at)) {
+        let end = seek(&file, SeekFrom::Hole(begin)).expect("a hole follows all data");
+        let mut bytes = vec![0; usize::try_from(end - begin).expect("it fits")];
+        file.read_exact_at(&mut bytes, begin).expect("ours");
+        found.push((begin, bytes));
+        at = end;
     }
-    false
+    found
+}
+
+/// Files at or below the path in which one of the texts stands. By grep, which skips the holes of images.
+pub fn files_with<T: AsRef<str>>(path: &Path, texts: &[T]) -> Vec<String> {
+    let patterns: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
+    let mut command = std::process::Command::new("grep");
+    command.args(["-r", "-l", "-a", "-F", "-D", "skip", "-f", "-"]).arg(path).env("LC_ALL", "C");
+    let deadline = Duration::from_secs(120);
+    let done = crate::command::run_with(&mut command, patterns.join("\n").as_bytes(), deadline);
+    match done.code() {
+        0 | 1 => done.stdout.lines().map(str::to_owned).collect(),
+        _ => panic!("grep could not search {}: {}", path.display(), done.stderr),
+    }
 }
 
 /// Whether the bytes are somewhere in the others.

@@ -13,7 +13,7 @@ pub fn while_the_service_is_silent_what_runs_goes_on_and_what_sleeps_waits_for_i
     // Its own, since it is shut.
     let bao = Bao::start();
     let cloud = Cloud::start(world::options(&[]));
-    let names = ["goes-on", "waits"];
+    let names = ["goes-on", "waits-long"];
     let [running, waiting] = names.map(|name| {
         let key = bao.tenant(&cloud, name);
         let one = cloud.cluster(name, &[]);
@@ -46,7 +46,7 @@ pub fn while_the_service_is_silent_what_runs_goes_on_and_what_sleeps_waits_for_i
     let refusal = waiting.try_sign_in().err().expect("a cluster without its key cannot start");
     assert_eq!(refusal.code, "57P03", "{refusal:?}");
     assert!(refusal.message.contains("gives no answer"), "{refusal:?}");
-    let said = cloud.chitin(["cluster", "wake", "waits"]).refused();
+    let said = cloud.chitin(["cluster", "wake", "waits-long"]).refused();
     assert!(said.contains("answer"), "{said}");
     assert!(waiting.engine_processes().is_empty());
     assert_eq!(waiting.key_status(), "ENABLED", "silence is no revocation");
