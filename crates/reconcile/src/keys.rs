@@ -95,6 +95,9 @@ struct Keys {
     asked: HashMap<ClusterId, Instant>,
     /// Revoked, and asked since: whether the service denies the key too decides how the revocation ends.
     asked_revoked: HashSet<ClusterId>,
+    /// The version that the root key is being rotated to, and the clusters that are known to be under it: a cloud has many,
+    /// and each is read once or twice and not at every look.
+    followed: (String, HashSet<ClusterId>),
 }
 
 pub(crate) async fn run(house: Arc<Reconciler>, stop: CancellationToken) {
@@ -106,6 +109,7 @@ pub(crate) async fn run(house: Arc<Reconciler>, stop: CancellationToken) {
         back_offs: HashMap::new(),
         asked: HashMap::new(),
         asked_revoked: HashSet::new(),
+        followed: (String::new(), HashSet::new()),
     };
     loop {
         changes.mark_unchanged();
@@ -142,8 +146,7 @@ impl Keys {
             if !concerns(entry, &self.house) {
                 continue;
             }
-            let is_busy = |is_copy| self.busy.values().any(|busy| *busy == (id, is_copy));
-            if is_busy(false) {
+            if self.is_busy(id, false) {
                 continue;
             }
             let ask_at = self.ask_at(entry, now);
@@ -156,7 +159,7 @@ impl Keys {
             let copies = self.busy.values().filter(|(_, is_copy)| *is_copy).count();
             match step {
                 None => {}
-                Some(KeyStep::Copy) if is_busy(true) || copies >= COPIES_MAX => {}
+                Some(KeyStep::Copy) if self.is_busy(id, true) || copies >= COPIES_MAX => {}
                 Some(step) if self.busy.len() < self.house.settings.parallel_max => {
                     self.begin(step, is_copy, entry.clone());
                 }
@@ -177,6 +180,10 @@ impl Keys {
         next_look
     }
 
+    fn is_busy(&self, id: ClusterId, is_copy: bool) -> bool {
+        self.busy.values().any(|busy| *busy == (id, is_copy))
+    }
+
     /// When the key service is to be asked next.
     fn ask_at(&self, entry: &Entry, now: Instant) -> Instant {
         let (id, seen) = (entry.cluster.id, &entry.seen.keys);
@@ -192,8 +199,9 @@ impl Keys {
         self.asked.get(&id).map_or(now, |asked| *asked + every)
     }
 
-    async fn facts(&self, entry: &Entry, now: Instant, ask_at: Instant) -> KeyFacts {
-        let (host, id) = (&self.house.host, entry.cluster.id);
+    async fn facts(&mut self, entry: &Entry, now: Instant, ask_at: Instant) -> KeyFacts {
+        let (host, id) = (self.house.host.clone(), entry.cluster.id);
+        let is_root_old = !entry.cluster.keys.spec().is_customers() && self.is_root_old(id).await;
         let keys = &entry.seen.keys;
         let is_barred = keys.hindrance(&entry.cluster.keys).is_some();
         let is_copy_wanted = entry.cluster.keys.data_keys > keys.data_keys;
@@ -207,10 +215,28 @@ impl Keys {
                 && !host.is_running(id)
                 && host.volume_state(id).is_none_or(|state| !state.is_unlocked || state.is_plain()),
             is_copied: is_copy_wanted && host.is_copied(id),
-            is_root_old: !entry.cluster.keys.spec().is_customers() && is_root_old(&self.house, id).await,
+            is_root_old,
             is_ask_due: ask_at <= now,
             may_try: may_try(false) && (!is_copy_wanted || may_try(true)),
         }
+    }
+
+    /// Whether an earlier version of the root key wraps the data key.
+    async fn is_root_old(&mut self, id: ClusterId) -> bool {
+        let Some(version) = self.house.root.rotating_to() else { return false };
+        let (known, followed) = &mut self.followed;
+        if *known != version {
+            (*known, *followed) = (version, HashSet::new());
+        }
+        if followed.contains(&id) {
+            return false;
+        }
+        let Ok(used) = self.house.host.key_use(id).await else { return false };
+        let is_old = !used.spec.is_customers() && used.version != *known;
+        if !is_old {
+            followed.insert(id);
+        }
+        is_old
     }
 
     fn begin(&mut self, step: KeyStep, is_copy: bool, entry: Arc<Entry>) {
@@ -265,12 +291,6 @@ fn concerns(entry: &Entry, house: &Reconciler) -> bool {
         || wish.is_revoked
         || seen.is_locked_away
         || house.root.rotating_to().is_some()
-}
-
-/// Whether an earlier version of the root key wraps the data key.
-async fn is_root_old(house: &Reconciler, id: ClusterId) -> bool {
-    let Some(version) = house.root.rotating_to() else { return false };
-    house.host.key_use(id).await.is_ok_and(|used| !used.spec.is_customers() && used.version != version)
 }
 
 async fn rewrap(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Error> {
