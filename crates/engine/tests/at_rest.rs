@@ -3,6 +3,7 @@
 
 mod common;
 
+use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -12,9 +13,13 @@ use common::{EncryptingDisk, Place, cluster, folder, is_root, kinds, open, place
 use engine::Host;
 use keys::RootKey;
 use model::{Cluster, Encryption};
+use regex::bytes::Regex;
 
 /// Where a canary was written to.
 const WAYS: [&str; 6] = ["row", "unlogged", "dropped", "sort", "log", "name"];
+
+/// More than the longest text that is searched for.
+const LONGEST_BYTES: u64 = 1_024;
 
 fn canary(way: &str) -> String {
     format!("canary-{way}-4be1d07c9a")
@@ -53,27 +58,33 @@ async fn write_canaries(host: &Host, cluster: &Cluster) {
 
 /// Which canaries the bytes of a file, or of all files of a folder, hold.
 fn found_below(path: &Path) -> Vec<&'static str> {
-    let mut grep = Command::new("grep");
-    grep.args(["--recursive", "--text", "--only-matching", "--no-filename", "--fixed-strings"]);
-    for way in WAYS {
-        grep.arg("-e").arg(canary(way));
-    }
-    let output = grep.arg(path).output().unwrap();
-    assert!(output.status.code().is_some_and(|code| code < 2), "grep: {output:?}");
-    let text = String::from_utf8(output.stdout).unwrap();
-    let lines: std::collections::HashSet<&str> = text.lines().collect();
-    let mut found: Vec<&str> = WAYS.into_iter().filter(|way| lines.contains(&*canary(way))).collect();
+    let files = if path.is_file() { vec![path.to_owned()] } else { files_below(path) };
+    let any = Regex::new(&WAYS.map(canary).join("|")).unwrap();
+    let hits: HashSet<Vec<u8>> = files.iter().flat_map(|file| hits_in(file, &any)).collect();
+    let mut found: Vec<&str> = WAYS.into_iter().filter(|way| hits.contains(canary(way).as_bytes())).collect();
     found.sort_unstable();
     found
 }
 
+/// What the bytes of a file hold of a pattern; holes hold nothing.
+fn hits_in(path: &Path, pattern: &Regex) -> HashSet<Vec<u8>> {
+    let file = File::open(path).unwrap();
+    let (mut hits, mut at, mut piece) = (HashSet::new(), 0, vec![0; 4 << 20]);
+    while let Ok(start) = rustix::fs::seek(&file, rustix::fs::SeekFrom::Data(at)) {
+        let count = file.read_at(&mut piece, start).unwrap();
+        hits.extend(pattern.find_iter(&piece[..count]).map(|hit| hit.as_bytes().to_vec()));
+        if count < piece.len() {
+            break;
+        }
+        // It may lie across the border of two pieces.
+        at = start + count as u64 - LONGEST_BYTES;
+    }
+    hits
+}
+
 /// Whether the bytes of a file hold this.
 fn holds(path: &Path, needle: &str) -> bool {
-    let status =
-        Command::new("grep").args(["--text", "--quiet", "--fixed-strings", "-e", needle]).arg(path).status();
-    let code = status.unwrap().code().unwrap();
-    assert!(code < 2, "grep failed");
-    code == 0
+    !hits_in(path, &Regex::new(&regex::escape(needle)).unwrap()).is_empty()
 }
 
 fn files_below(folder: &Path) -> Vec<PathBuf> {

@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use keys::DataKey;
 use rustix::mount::{UnmountFlags, unmount};
@@ -19,6 +19,9 @@ const IMAGE_BYTES_MAX: u64 = 1 << 40;
 const IMAGE_BYTES_MIN: u64 = 1 << 30;
 /// For making or mounting a file system.
 const TOOL_MAX: Duration = Duration::from_secs(60);
+/// For a loop device to be free after its last user is gone.
+const DETACH_MAX: Duration = Duration::from_secs(10);
+const DETACH_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const IMAGE: &str = "image";
 /// The encrypted folder inside: the root of an ext4 file system cannot be one.
 const INNER: &str = "v";
@@ -129,10 +132,15 @@ fn mount(folder: &Path) -> Result<PathBuf, Error> {
     Ok(target)
 }
 
-/// Frees loop devices whose file lies below the folder.
+/// Frees loop devices whose file lies below the folder, and waits until they are gone: what a dying mount still writes
+/// would go into an image that somebody else has mounted by then.
 pub(super) fn detach_loops_below(folder: &Path) {
     for device in loops_below(folder) {
         let _ = Command::new("losetup").arg("-d").arg(device).stderr(Stdio::null()).status();
+    }
+    let deadline = Instant::now() + DETACH_MAX;
+    while loops_below(folder).next().is_some() && Instant::now() < deadline {
+        std::thread::sleep(DETACH_PAUSE);
     }
 }
 
