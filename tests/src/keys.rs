@@ -208,17 +208,12 @@ pub fn extents(path: &Path) -> Pieces {
     found
 }
 
-/// Files at or below the path in which one of the texts stands. By grep, which skips the holes of images.
+/// Files at or below the path in which one of the texts stands.
 pub fn files_with<T: AsRef<str>>(path: &Path, texts: &[T]) -> Vec<String> {
-    let patterns: Vec<&str> = texts.iter().map(AsRef::as_ref).collect();
-    let mut command = std::process::Command::new("grep");
-    command.args(["-r", "-l", "-a", "-F", "-D", "skip", "-f", "-"]).arg(path).env("LC_ALL", "C");
-    let deadline = Duration::from_secs(120);
-    let done = crate::command::run_with(&mut command, patterns.join("\n").as_bytes(), deadline);
-    match done.code() {
-        0 | 1 => done.stdout.lines().map(str::to_owned).collect(),
-        _ => panic!("grep could not search {}: {}", path.display(), done.stderr),
-    }
+    let has = |path: &PathBuf| {
+        extents(path).iter().any(|(_, bytes)| texts.iter().any(|text| is_in(text.as_ref().as_bytes(), bytes)))
+    };
+    files_below(path).iter().filter(|path| has(path)).map(|path| path.display().to_string()).collect()
 }
 
 /// Whether the bytes are somewhere in the others.
