@@ -387,7 +387,8 @@ impl Drop for Cloud {
         }
         if std::thread::panicking() {
             eprintln!("the end of the cloud's log:\n{}", self.log_end());
-            self.end(Signal::TERM);
+            // One that stands still at a step would not end otherwise.
+            self.end(Signal::KILL);
         } else {
             self.stop();
         }

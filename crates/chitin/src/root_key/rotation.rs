@@ -102,7 +102,10 @@ impl Rotation {
             let version = blocking(move || Ok(root.begin_rotation()?)).await?;
             *began = Some(Instant::now());
             fail::fail_point!("root-rotation-begun");
-            rotation.seal_anew().await?;
+            rotation.seal_authority().await?;
+            fail::fail_point!("root-rotation-authority");
+            rotation.seal_state().await?;
+            fail::fail_point!("root-rotation-state");
             tracing::info!(
                 version,
                 "the root key has a new version, and the state is under it; clusters follow"
@@ -114,12 +117,19 @@ impl Rotation {
 
     /// Seals anew what is not under the newest version: nothing, unless a rotation was interrupted or just began.
     pub async fn seal_anew(self: &Arc<Self>) -> Result<(), Error> {
+        self.seal_authority().await?;
+        self.seal_state().await
+    }
+
+    async fn seal_authority(self: &Arc<Self>) -> Result<(), Error> {
+        let rotation = self.clone();
+        blocking(move || Ok(Authority::reseal(rotation.paths.data(), &rotation.authority)?)).await
+    }
+
+    async fn seal_state(self: &Arc<Self>) -> Result<(), Error> {
         let rotation = self.clone();
         blocking(move || {
-            Authority::reseal(rotation.paths.data(), &rotation.authority)?;
-            fail::fail_point!("root-rotation-authority");
             rotation.store.reseal()?;
-            fail::fail_point!("root-rotation-state");
             Ok(())
         })
         .await
