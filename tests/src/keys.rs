@@ -13,6 +13,9 @@ use crate::command::eventually;
 /// For a key service to be asked and a volume to be locked, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// What is written in a file, by its places.
+pub type Extents = Vec<(u64, Vec<u8>)>;
+
 impl Cluster<'_> {
     fn cmek_path(&self) -> String {
         format!("/api/v1/clusters/{}/cmek", self.id)
@@ -139,7 +142,7 @@ impl Cluster<'_> {
 
     /// What the disk has of the cluster's data: the image or the files of ciphertext, with their bytes by their places.
     /// Holes of an image are left out.
-    pub fn ciphertext(&self) -> Vec<(PathBuf, Vec<(u64, Vec<u8>)>)> {
+    pub fn ciphertext(&self) -> Vec<(PathBuf, Extents)> {
         let volume = self.volume();
         let found: Vec<_> = ["image", "cipher"]
             .iter()
@@ -187,7 +190,7 @@ pub fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// What is written in a file, by its places; holes are left out, since an image is as big as its disk.
-pub fn extents(path: &Path) -> Vec<(u64, Vec<u8>)> {
+pub fn extents(path: &Path) -> Extents {
     use std::os::unix::fs::FileExt;
 
     use rustix::fs::{SeekFrom, seek};
