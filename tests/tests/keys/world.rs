@@ -33,22 +33,22 @@ static NATIVE: OnceLock<Cloud> = OnceLock::new();
 static FUSE: OnceLock<Cloud> = OnceLock::new();
 
 /// OpenBao.
-pub fn bao() -> Arc<Bao> {
+pub(crate) fn bao() -> Arc<Bao> {
     BAO.get(Bao::start)
 }
 
 /// AWS.
-pub fn aws() -> Arc<Aws> {
+pub(crate) fn aws() -> Arc<Aws> {
     AWS.get(Aws::start)
 }
 
 /// The token.
-pub fn hsm() -> Arc<Hsm> {
+pub(crate) fn hsm() -> Arc<Hsm> {
     HSM.get(Hsm::make)
 }
 
 /// The options of a cloud that knows where the token is.
-pub fn options(more: &[&str]) -> Options {
+pub(crate) fn options(more: &[&str]) -> Options {
     let arguments: Vec<&str> = ARGUMENTS.iter().chain(more).copied().collect();
     let mut options = Options::with(&arguments);
     options.environment.push(hsm().environment());
@@ -56,12 +56,12 @@ pub fn options(more: &[&str]) -> Options {
 }
 
 /// A cloud that encrypts in the best way that this machine has.
-pub fn native() -> &'static Cloud {
+pub(crate) fn native() -> &'static Cloud {
     NATIVE.get_or_init(|| started(&[]))
 }
 
 /// A cloud that encrypts with gocryptfs.
-pub fn fuse() -> &'static Cloud {
+pub(crate) fn fuse() -> &'static Cloud {
     FUSE.get_or_init(|| started(&["--encryption", "gocryptfs"]))
 }
 
@@ -76,7 +76,7 @@ fn started(more: &[&str]) -> Cloud {
 }
 
 /// Stops everything and says whether the clouds left nothing behind.
-pub fn stop() -> bool {
+pub(crate) fn stop() -> bool {
     let is_clean = |cloud: &OnceLock<Cloud>| {
         cloud.get().is_none_or(|cloud| {
             let stopped = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cloud.stop()));
