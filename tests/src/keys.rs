@@ -42,11 +42,20 @@ impl Cluster<'_> {
 
     /// Asks for a key in every region.
     pub fn ask_for_key(&self, method: &str, key: &Value) -> Answer {
+        self.cloud.call(method, &self.cmek_path(), Some(&self.in_every_region(key)))
+    }
+
+    /// As [`Cluster::ask_for_key`], where the program may stop before it answers.
+    pub fn begin_to_ask_for_key(&self, method: &str, key: &Value) -> std::process::Child {
+        self.cloud.begin_call(method, &self.cmek_path(), &self.in_every_region(key))
+    }
+
+    fn in_every_region(&self, key: &Value) -> Value {
         let shown = self.cloud.call("GET", &format!("/api/v1/clusters/{}", self.id), None).ok();
         let regions = shown["regions"].as_array().expect("regions");
         let specs: Vec<Value> =
             regions.iter().map(|region| json!({ "region": region["name"], "key_spec": key })).collect();
-        self.cloud.call(method, &self.cmek_path(), Some(&json!({ "region_specs": specs })))
+        json!({ "region_specs": specs })
     }
 
     /// Gives the cluster its first key of the customer's, and waits until it wraps the data key.
@@ -97,6 +106,11 @@ impl Cluster<'_> {
     /// Asks for another data key.
     pub fn ask_for_data_key(&self) -> Answer {
         self.cloud.call("POST", &format!("{}/data-key/rotate", self.keys_path()), Some(&json!({})))
+    }
+
+    /// As [`Cluster::ask_for_data_key`], where the program may stop before it answers.
+    pub fn begin_to_ask_for_data_key(&self) -> std::process::Child {
+        self.cloud.begin_call("POST", &format!("{}/data-key/rotate", self.keys_path()), &json!({}))
     }
 
     /// What Chitin shows of the cluster's keys.
