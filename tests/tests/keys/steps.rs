@@ -166,17 +166,19 @@ pub fn kill_9_at_every_step_of_a_rotation_of_the_root_key_loses_nothing() {
         cloud.kill();
         let _ = call.wait();
         cloud.boot();
-        assert_eq!(version(), before + 1, "after {step}");
+        // The step may also be one of going on with the rotation before, and then the new one was not begun yet.
+        let now = version();
+        assert!(now == before + 1 || (now == before && step != "root-rotation-begun"), "after {step}: {now}");
         the_rows_are_there(&one, &rows, step);
         one.sleep();
         the_rows_are_there(&one, &rows, step);
-        let wanted = (before + 1).to_string();
+        let wanted = now.to_string();
         eventually("the data key is wrapped by the new version", SOON, || {
             (one.wrapped_key()["key_version"] == wanted.as_str()).then_some(())
         });
         // And it can be repeated.
         cloud.call("POST", ROTATE_ROOT, None).ok();
-        assert_eq!(version(), before + 2);
+        assert_eq!(version(), now + 1);
         the_rows_are_there(&one, &rows, step);
     }
     cloud.stop();
