@@ -91,11 +91,12 @@ impl Cloud {
     }
 
     /// Begins a call and leaves it: for one that is not answered.
-    pub fn begin_call(&self, method: &str, path: &str) -> std::process::Child {
+    pub fn begin_call(&self, method: &str, path: &str, body: &Value) -> std::process::Child {
         let key = std::fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
         let mut command = self.program("curl");
         command.args(["-sS", "--max-time", "60", "-X", method, "--cacert"]).arg(self.root_certificate());
         command.args(["-H", &format!("Authorization: Bearer {}", key.trim())]);
+        command.args(["-H", "Content-Type: application/json", "--data-binary", &body.to_string()]);
         let silent = std::process::Stdio::null;
         command.arg(self.web(path)).stdin(silent()).stdout(silent()).stderr(silent());
         command.spawn().expect("curl starts")

@@ -13,8 +13,8 @@ use crate::command::eventually;
 /// For a key service to be asked and a volume to be locked, on a busy machine.
 pub const SOON: Duration = Duration::from_secs(60);
 
-/// Bytes of a file with the places where they lie.
-pub type Pieces = Vec<(u64, Vec<u8>)>;
+/// What is written in a file, by its places.
+pub type Extents = Vec<(u64, Vec<u8>)>;
 
 impl Cluster<'_> {
     fn cmek_path(&self) -> String {
@@ -42,11 +42,20 @@ impl Cluster<'_> {
 
     /// Asks for a key in every region.
     pub fn ask_for_key(&self, method: &str, key: &Value) -> Answer {
+        self.cloud.call(method, &self.cmek_path(), Some(&self.in_every_region(key)))
+    }
+
+    /// As [`Cluster::ask_for_key`], where the program may stop before it answers.
+    pub fn begin_to_ask_for_key(&self, method: &str, key: &Value) -> std::process::Child {
+        self.cloud.begin_call(method, &self.cmek_path(), &self.in_every_region(key))
+    }
+
+    fn in_every_region(&self, key: &Value) -> Value {
         let shown = self.cloud.call("GET", &format!("/api/v1/clusters/{}", self.id), None).ok();
         let regions = shown["regions"].as_array().expect("regions");
         let specs: Vec<Value> =
             regions.iter().map(|region| json!({ "region": region["name"], "key_spec": key })).collect();
-        self.cloud.call(method, &self.cmek_path(), Some(&json!({ "region_specs": specs })))
+        json!({ "region_specs": specs })
     }
 
     /// Gives the cluster its first key of the customer's, and waits until it wraps the data key.
@@ -99,6 +108,11 @@ impl Cluster<'_> {
         self.cloud.call("POST", &format!("{}/data-key/rotate", self.keys_path()), Some(&json!({})))
     }
 
+    /// As [`Cluster::ask_for_data_key`], where the program may stop before it answers.
+    pub fn begin_to_ask_for_data_key(&self) -> std::process::Child {
+        self.cloud.begin_call("POST", &format!("{}/data-key/rotate", self.keys_path()), &json!({}))
+    }
+
     /// What Chitin shows of the cluster's keys.
     pub fn keys(&self) -> Value {
         self.cloud.call("GET", &self.keys_path(), None).ok()
@@ -142,7 +156,7 @@ impl Cluster<'_> {
 
     /// What the disk has of the cluster's data: the image or the files of ciphertext, with their bytes by their places.
     /// Holes of an image are left out.
-    pub fn ciphertext(&self) -> Vec<(PathBuf, Pieces)> {
+    pub fn ciphertext(&self) -> Vec<(PathBuf, Extents)> {
         let volume = self.volume();
         let found: Vec<_> = ["image", "cipher"]
             .iter()
@@ -190,7 +204,7 @@ pub fn copy_folder(from: &Path, to: &Path) {
 }
 
 /// What is written in a file, by its places; holes are left out, since an image is as big as its disk.
-pub fn extents(path: &Path) -> Pieces {
+pub fn extents(path: &Path) -> Extents {
     use std::os::unix::fs::FileExt;
 
     use rustix::fs::{SeekFrom, seek};
