@@ -154,11 +154,9 @@ impl Cloud {
             .envs(environment.iter().copied());
     }
 
-    /// As [`Cloud::boot`], but the program stops for good when it comes to this step; or to the second time, after
-    /// `again`, for a step that belongs to every start.
-    pub fn boot_until(&self, step: &str, again: bool) {
-        let how = if again { "1*off->pause" } else { "pause" };
-        self.boot_program(&program_with_steps(), &[], &[("FAILPOINTS", &format!("{step}={how}"))]);
+    /// As [`Cloud::boot`], but the program stops for good when it comes to this step.
+    pub fn boot_until(&self, step: &str) {
+        self.boot_program(&program_with_steps(), &[], &[("FAILPOINTS", &format!("{step}=pause"))]);
     }
 
     fn boot_program(&self, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) {

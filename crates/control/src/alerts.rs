@@ -72,7 +72,7 @@ fn of(entry: &Entry) -> Vec<Alert> {
             ),
         ));
     }
-    if let Some(reason) = &seen.failure {
+    if let Some(reason) = cluster.keys.failure(seen) {
         let what = if cluster.keys.data_keys > seen.data_keys {
             "the volume could not be encrypted anew"
         } else {

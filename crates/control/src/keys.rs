@@ -115,7 +115,7 @@ async fn describe(state: &State, id: ClusterId) -> Result<Json<ClusterKeys>, Ref
         is_locked_away: seen.is_locked_away,
         denied: seen.denied.clone(),
         outage: seen.outage.as_ref().map(Into::into),
-        failure: seen.failure.clone(),
+        failure: cluster.keys.failure(seen).cloned(),
         next_step: alerts::worst(&entry).map(|alert| alert.next_step),
     }))
 }

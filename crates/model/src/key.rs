@@ -210,12 +210,17 @@ impl KeyWish {
             return CmekStatus::Enabled;
         }
         let was_enabled = seen.rewraps > 0;
-        match (was_enabled, seen.failure.is_some()) {
+        match (was_enabled, self.failure(seen).is_some()) {
             (false, false) => CmekStatus::Enabling,
             (false, true) => CmekStatus::EnableFailed,
             (true, false) => CmekStatus::Rotating,
             (true, true) => CmekStatus::RotateFailed,
         }
+    }
+
+    /// Why the newest demand was not met yet. What an earlier one failed of says nothing of it.
+    pub fn failure<'a>(&self, seen: &'a KeysSeen) -> Option<&'a String> {
+        seen.failure.as_ref().filter(|_| seen.failed_demand == self.rewraps)
     }
 
     /// Every key that was asked for, newest first: the one that is wished for with where CMEK stands, the one that still
@@ -225,7 +230,7 @@ impl KeyWish {
         let status = self.status(seen);
         let since = self.cmek_since.unwrap_or(OffsetDateTime::UNIX_EPOCH);
         let known = seen.keys.iter().find(|key| key.spec == *wanted);
-        let message = seen.denied.as_ref().or(seen.failure.as_ref());
+        let message = seen.denied.as_ref().or(self.failure(seen));
         let outage = seen.outage.as_ref().map(|outage| &outage.reason);
         let first = KeySeen {
             spec: wanted.clone(),
@@ -333,6 +338,8 @@ pub struct KeysSeen {
     pub tried: Vec<KeySpec>,
     /// Why the newest demand was not met yet; it is tried again.
     pub failure: Option<String>,
+    /// The demand for wrapping that was the newest when that failed.
+    pub failed_demand: u64,
     /// The engine is stopped and the data key is out of the kernel, because the key may not be used.
     pub is_locked_away: bool,
     /// Every key that wrapped the data key, newest first. At most [`KEYS_KEPT_MAX`].
@@ -386,14 +393,19 @@ mod tests {
         assert_eq!(wish.status(&seen), CmekStatus::Disabled);
         wish = KeyWish { cmek: Some(key.clone()), rewraps: 1, ..wish };
         assert_eq!(wish.status(&seen), CmekStatus::Enabling);
-        seen.failure = Some("no such key".into());
+        (seen.failure, seen.failed_demand) = (Some("no such key".into()), 1);
         assert_eq!(wish.status(&seen), CmekStatus::EnableFailed);
         assert_eq!(wish.keys(&seen)[0].user_message, "no such key");
+        // Another key, which nobody tried yet.
+        wish.rewraps = 2;
+        assert_eq!(wish.status(&seen), CmekStatus::Enabling);
+        assert_eq!(wish.keys(&seen)[0].user_message, "");
+        wish.rewraps = 1;
         seen = KeysSeen { rewraps: 1, wrapped_by: Some(key.clone()), ..KeysSeen::default() };
         assert_eq!(wish.status(&seen), CmekStatus::Enabled);
         wish.rewraps = 2;
         assert_eq!(wish.status(&seen), CmekStatus::Rotating);
-        seen.failure = Some("denied".into());
+        (seen.failure, seen.failed_demand) = (Some("denied".into()), 2);
         assert_eq!(wish.status(&seen), CmekStatus::RotateFailed);
         wish.is_revoked = true;
         assert_eq!(wish.status(&seen), CmekStatus::Revoking);

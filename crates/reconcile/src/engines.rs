@@ -343,7 +343,11 @@ async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Err
                 tracing::error!(cluster = %id, %cause, "a copy could not be ended");
             }
             let text = format!("the copied volume could not be switched to: {reason}");
-            house.write(move |store| store.observe_keys(id, |seen| seen.failure = Some(text))).await?;
+            let rewraps = entry.cluster.keys.rewraps;
+            let noted = move |store: &store::Store| {
+                store.observe_keys(id, |seen| (seen.failure, seen.failed_demand) = (Some(text), rewraps))
+            };
+            house.write(noted).await?;
         }
     }
     Ok(Outcome::Rests)

@@ -312,7 +312,7 @@ async fn rewrap(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::E
         Err(cause) => {
             let reason = cause.to_string();
             tracing::error!(cluster = %id, key = %wish.spec(), reason, "the data key could not be wrapped anew; the earlier key stays in use, and it is tried again");
-            note(house, id, move |seen| seen.failure = Some(reason)).await?;
+            note(house, id, move |seen| (seen.failure, seen.failed_demand) = (Some(reason), demand)).await?;
             Ok(false)
         }
     }
@@ -388,7 +388,8 @@ async fn copy(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Err
         Err(cause) => {
             let reason = format!("the volume could not be copied under a new data key: {cause}");
             tracing::error!(cluster = %id, reason, "the earlier data key stays in use, and it is tried again");
-            note(house, id, move |seen| seen.failure = Some(reason)).await?;
+            let demand = entry.cluster.keys.rewraps;
+            note(house, id, move |seen| (seen.failure, seen.failed_demand) = (Some(reason), demand)).await?;
             Ok(false)
         }
     }

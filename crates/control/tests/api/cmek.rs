@@ -320,7 +320,7 @@ async fn what_is_wrong_with_keys_is_an_alert_with_a_next_step_and_the_worst_come
         seen.outage =
             Some(KeyOutage { since: OffsetDateTime::UNIX_EPOCH, reason: "connection refused".to_owned() });
         seen.denied = Some("permission denied".to_owned());
-        seen.failure = Some("no such key".to_owned());
+        (seen.failure, seen.failed_demand) = (Some("no such key".to_owned()), 1);
     };
     world.store.observe_keys(id, ill).unwrap();
     world.call("PATCH", &path, json!({"action": "REVOKE"})).await;
