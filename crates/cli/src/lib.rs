@@ -40,6 +40,7 @@ use failure::{Failure, Kind};
 use output::Printer;
 
 pub use command::{CertCommand, Command, Global, KeyCommand};
+pub use secret::Silence;
 
 /// Carries out a client command and returns its exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 no cloud
 /// answers, 4 not found. `program` is the whole command line, for completions. Must not be called inside a runtime.

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use api::{Password, SecretText};
 use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
+use zeroize::Zeroizing;
 
 use crate::failure::{Failure, Kind};
 use crate::text;
@@ -35,7 +36,7 @@ pub fn ask(what: &str, option: &str) -> Result<Password, Failure> {
     write!(std::io::stderr(), "{what}: ")?;
     std::io::stderr().flush()?;
     let silence = Silence::begin()?;
-    let mut bytes = Vec::new();
+    let mut bytes = Zeroizing::new(Vec::with_capacity(SECRET_BYTES_MAX));
     let line_end = |byte: &u8| *byte == b'\n';
     for byte in input.lock().bytes().take(SECRET_BYTES_MAX) {
         let byte = byte?;
@@ -46,7 +47,7 @@ pub fn ask(what: &str, option: &str) -> Result<Password, Failure> {
     }
     drop(silence);
     writeln!(std::io::stderr())?;
-    let typed = String::from_utf8(bytes).unwrap_or_default();
+    let typed = std::str::from_utf8(&bytes).unwrap_or_default();
     if typed.trim().is_empty() {
         return Err(Failure::new(Kind::Usage, format!("{what} was left empty; nothing was changed")));
     }
@@ -54,16 +55,16 @@ pub fn ask(what: &str, option: &str) -> Result<Password, Failure> {
 }
 
 /// A terminal that does not show what is typed, until this is dropped.
-struct Silence(Termios);
+#[derive(Debug)]
+pub struct Silence(Termios);
 
 impl Silence {
-    fn begin() -> Result<Self, Failure> {
-        let before =
-            tcgetattr(std::io::stdin()).map_err(|error| Failure::new(Kind::Failed, error.to_string()))?;
+    /// Switches the echo of standard input off.
+    pub fn begin() -> std::io::Result<Self> {
+        let before = tcgetattr(std::io::stdin())?;
         let mut silent = before.clone();
         silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(std::io::stdin(), OptionalActions::Flush, &silent)
-            .map_err(|error| Failure::new(Kind::Failed, error.to_string()))?;
+        tcsetattr(std::io::stdin(), OptionalActions::Flush, &silent)?;
         Ok(Self(before))
     }
 }

@@ -5,9 +5,9 @@ use std::io::{BufRead, IsTerminal, Write};
 use std::path::Path;
 use std::time::Duration;
 
+use cli::Silence;
 use keys::{PASSPHRASE_BYTES_MAX, Secret, SecretText};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::termios::{LocalModes, OptionalActions, Termios, tcgetattr, tcsetattr};
 use zeroize::Zeroizing;
 
 use super::Error;
@@ -68,26 +68,6 @@ pub fn ask_twice() -> Result<SecretText, String> {
         Ok(first)
     } else {
         Err("the two passphrases differ; nothing was changed".to_owned())
-    }
-}
-
-/// Switches the echo off for as long as it lives.
-struct Silence(Termios);
-
-impl Silence {
-    fn begin() -> rustix::io::Result<Self> {
-        let before = tcgetattr(std::io::stdin())?;
-        let mut silent = before.clone();
-        silent.local_modes.remove(LocalModes::ECHO);
-        tcsetattr(std::io::stdin(), OptionalActions::Flush, &silent)?;
-        Ok(Self(before))
-    }
-}
-
-impl Drop for Silence {
-    fn drop(&mut self) {
-        // A terminal that is gone needs no echo.
-        let _ = tcsetattr(std::io::stdin(), OptionalActions::Flush, &self.0);
     }
 }
 
