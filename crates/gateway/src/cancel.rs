@@ -17,6 +17,10 @@ use crate::directory::Directory;
 /// For the engine to take a cancel request and close.
 const ENGINE_MAX: Duration = Duration::from_secs(5);
 
+/// Before a key is looked at. On a small machine what a right one sets going would compete with whoever reads that the
+/// connection was closed, and so tell him.
+const SETTLE: Duration = Duration::from_millis(10);
+
 /// Passes the request on if its key is right. The client's connection is closed before this is called, so that nobody
 /// can tell a right key from a wrong one by waiting.
 pub(crate) async fn cancel(
@@ -26,6 +30,7 @@ pub(crate) async fn cancel(
     key: &CancelKey,
     origin: &Origin,
 ) {
+    tokio::time::sleep(SETTLE).await;
     let Some((facts, socket, engine_key)) = sessions.find_cancel(key) else {
         return;
     };
