@@ -2,82 +2,16 @@
 //! encryption; every kind that the machine gives.
 #![expect(clippy::unwrap_used, reason = "a test's way to report is to panic")]
 
+mod common;
+
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Administration, Error, Host, HostConfig};
+use common::{Place, VERIFIER, cluster, maria, open, place, session};
+use engine::{Error, Host, HostConfig};
 use keys::RootKey;
-use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
-use time::OffsetDateTime;
-
-const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
-
-struct Place {
-    folder: tempfile::TempDir,
-    host: Arc<Host>,
-}
-
-async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>, Error> {
-    let kek = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
-    let config = HostConfig {
-        data: folder.to_owned(),
-        keys: kek,
-        allow_unencrypted: encryption == Some(Encryption::None),
-        postgres_bin: None,
-        encryption,
-        attestation: None,
-    };
-    Host::open(config).await
-}
-
-async fn place(encryption: Option<Encryption>) -> Place {
-    // Short: a socket's path ends at 107 bytes.
-    let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
-    let host = open(folder.path(), encryption).await.unwrap();
-    Place { folder, host }
-}
-
-fn cluster(routing_id: u32) -> Cluster {
-    let now = OffsetDateTime::now_utc();
-    Cluster {
-        id: ClusterId::random(),
-        routing_id: routing_id.try_into().unwrap(),
-        name: "lazy-roach".parse().unwrap(),
-        plan: Plan::Serverless,
-        provider: Provider::Gcp,
-        regions: vec!["local".to_owned()],
-        labels: std::collections::BTreeMap::new(),
-        is_delete_protected: false,
-        allowlist: Vec::new(),
-        asked: model::Asked::default(),
-        sign_in: model::SignIn::default(),
-        network: model::Network::default(),
-        egress: model::Egress::default(),
-        keys: model::KeyWish::default(),
-        wish: Wish::Exists(Power::Running),
-        revision: 1,
-        created_at: now,
-        updated_at: now,
-        deleted_at: None,
-    }
-}
-
-/// A session as a SQL user, as the gateway attaches it.
-async fn session(host: &Host, id: ClusterId, user: &str, database: &str) -> tokio_postgres::Client {
-    let role: RoleName = user.parse().unwrap();
-    host.admit(id, &role).await.unwrap();
-    let run = host.socket(id).unwrap().parent().unwrap().to_owned();
-    let mut config = tokio_postgres::Config::new();
-    let (client, connection) =
-        config.host_path(run).user(user).dbname(database).connect(tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
-}
-
-async fn maria(administration: &Administration) {
-    administration.create_user(&"maria".parse().unwrap(), VERIFIER).await.unwrap();
-}
+use model::{Cluster, Encryption, RoleName};
 
 fn nothing_left(folder: &Path) {
     let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
