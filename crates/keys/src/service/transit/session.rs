@@ -145,16 +145,9 @@ impl Session {
             Login::Token(_) => Ok(None),
             Login::AppRole { .. } => {
                 let mut current = self.asker.lock(&self.current).await?;
-                if let Some(Current { token, .. }) = &*current
-                    && token.expose() != refused.expose()
-                {
-                    return Ok(Some(token.clone()));
-                }
-                *current = None;
-                let fresh = self.sign_in(place).await?;
-                let token = fresh.token.clone();
-                *current = Some(fresh);
-                Ok(Some(token))
+                current.take_if(|current| current.token.expose() == refused.expose());
+                drop(current);
+                self.token(place).await.map(Some)
             }
         }
     }
