@@ -138,19 +138,23 @@ impl Keys {
     async fn look(&mut self) -> Instant {
         let (snapshot, now) = (self.house.store.snapshot(), Instant::now());
         let mut next_look = now + self.house.settings.look_every;
+        // Asked once a look: a cloud has many clusters, and nearly always no rotation.
+        let rotating_to = self.house.root.rotating_to();
+        if let Some(version) = &rotating_to
+            && self.followed.0 != *version
+        {
+            self.followed = (version.clone(), HashSet::new());
+        }
         for entry in snapshot.iter() {
             let id = entry.cluster.id;
             if !entry.cluster.keys.is_revoked {
                 self.asked_revoked.remove(&id);
             }
-            if !concerns(entry, &self.house) {
-                continue;
-            }
-            if self.is_busy(id, false) {
+            if !concerns(entry, rotating_to.is_some()) || self.is_busy(id, false) {
                 continue;
             }
             let ask_at = self.ask_at(entry, now);
-            let facts = self.facts(entry, now, ask_at).await;
+            let facts = self.facts(entry, now, ask_at, rotating_to.is_some()).await;
             let step = decide_keys(entry.cluster.wish, &entry.cluster.keys, &entry.seen, facts);
             if entry.cluster.keys.spec().is_customers() {
                 next_look = next_look.min(ask_at.max(now + SHORTEST));
@@ -199,9 +203,10 @@ impl Keys {
         self.asked.get(&id).map_or(now, |asked| *asked + every)
     }
 
-    async fn facts(&mut self, entry: &Entry, now: Instant, ask_at: Instant) -> KeyFacts {
+    async fn facts(&mut self, entry: &Entry, now: Instant, ask_at: Instant, is_rotating: bool) -> KeyFacts {
         let (host, id) = (self.house.host.clone(), entry.cluster.id);
-        let is_root_old = !entry.cluster.keys.spec().is_customers() && self.is_root_old(id).await;
+        let is_root_old =
+            is_rotating && !entry.cluster.keys.spec().is_customers() && self.is_root_old(id).await;
         let keys = &entry.seen.keys;
         let is_barred = keys.hindrance(&entry.cluster.keys).is_some();
         let is_copy_wanted = entry.cluster.keys.data_keys > keys.data_keys;
@@ -221,18 +226,14 @@ impl Keys {
         }
     }
 
-    /// Whether an earlier version of the root key wraps the data key.
+    /// Whether, in a rotation of the root key, an earlier version of it wraps the data key.
     async fn is_root_old(&mut self, id: ClusterId) -> bool {
-        let Some(version) = self.house.root.rotating_to() else { return false };
-        let (known, followed) = &mut self.followed;
-        if *known != version {
-            (*known, *followed) = (version, HashSet::new());
-        }
+        let (version, followed) = &mut self.followed;
         if followed.contains(&id) {
             return false;
         }
         let Ok(used) = self.house.host.key_use(id).await else { return false };
-        let is_old = !used.spec.is_customers() && used.version != *known;
+        let is_old = !used.spec.is_customers() && used.version != *version;
         if !is_old {
             followed.insert(id);
         }
@@ -284,13 +285,13 @@ impl Keys {
 }
 
 /// Whether anything may be to do: most clusters of most clouds need no look at all.
-fn concerns(entry: &Entry, house: &Reconciler) -> bool {
+fn concerns(entry: &Entry, is_rotating: bool) -> bool {
     let (wish, seen) = (&entry.cluster.keys, &entry.seen.keys);
     wish.cmek.is_some()
         || wish.data_keys > seen.data_keys
         || wish.is_revoked
         || seen.is_locked_away
-        || house.root.rotating_to().is_some()
+        || is_rotating
 }
 
 async fn rewrap(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Error> {
