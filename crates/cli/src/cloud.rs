@@ -69,17 +69,7 @@ impl From<Error> for Failure {
             .next(
                 "is it running? chitin start; or say where it is: --data DIR, or CHITIN_URL with CHITIN_CA",
             ),
-            Error::NotFound { message } => {
-                // What belongs to no cluster is listed elsewhere.
-                let list = if message.contains("key service") {
-                    "chitin key service list"
-                } else if message.contains("identity provider") {
-                    "chitin provider list"
-                } else {
-                    "chitin cluster list"
-                };
-                Self::new(Kind::NotFound, message).next(list)
-            }
+            Error::NotFound { message } => Self::new(Kind::NotFound, message).next("chitin cluster list"),
             Error::Refused { status: 401 | 403, message, .. } => Self::new(Kind::Failed, message)
                 .next("the API key is not this cloud's: check --data, or CHITIN_API_KEY"),
             Error::Refused { message, .. } => Self::new(Kind::Failed, message),

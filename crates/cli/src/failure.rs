@@ -50,6 +50,14 @@ impl Failure {
         Self { next: Some(next.into()), ..self }
     }
 
+    /// The same with another next step, where what is missing is listed by a command of its own.
+    pub fn listed_by(self, command: &str) -> Self {
+        match self.kind {
+            Kind::NotFound => self.next(command),
+            Kind::Failed | Kind::Usage | Kind::Unreachable => self,
+        }
+    }
+
     /// The exit code.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(self.kind.code())

@@ -30,20 +30,27 @@ pub async fn run(cloud: &Cloud, command: KeyServiceCommand, printer: Printer) ->
             printer.result(&set, || shown(&set))
         }
         KeyServiceCommand::Remove { name } => {
-            let removed = cloud.api.delete_key_service(name.as_str()).await?;
+            let removed = cloud.api.delete_key_service(name.as_str()).await.map_err(missing)?;
             printer.result(&removed, || format!("removed {name}, and its secret with it"))
         }
         KeyServiceCommand::Test { name, uri, principal, cluster } => {
+            if let Some(cluster) = &cluster {
+                cloud.cluster(cluster).await?;
+            }
             let key = TestKey { uri, auth_principal: principal.unwrap_or_default(), cluster };
             let spinner = printer.spinner("wrapping and unwrapping a throw-away data key");
             let tested = cloud.api.test_key(name.as_str(), &key).await;
             spinner.finish_and_clear();
-            let tested = tested?;
+            let tested = tested.map_err(missing)?;
             printer.result(&tested, || {
                 format!("{} works: a throw-away data key was wrapped and unwrapped", tested.key_spec)
             })
         }
     }
+}
+
+fn missing(error: api::Error) -> Failure {
+    Failure::from(error).listed_by("chitin key service list")
 }
 
 /// What is to be sent: what is known, changed by what was said.

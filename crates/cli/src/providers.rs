@@ -41,7 +41,8 @@ pub async fn run(cloud: &Cloud, command: ProviderCommand, printer: Printer) -> R
         }
         ProviderCommand::Remove { name, cluster } => {
             let scope = scope(cloud, cluster.as_deref()).await?;
-            let removed = cloud.api.delete_provider(scope, name.as_str()).await?;
+            let removed = cloud.api.delete_provider(scope, name.as_str()).await;
+            let removed = removed.map_err(|error| Failure::from(error).listed_by("chitin provider list"))?;
             printer.result(&removed, || format!("tokens of {name} are refused from now on"))
         }
     }
