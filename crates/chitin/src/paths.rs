@@ -161,18 +161,12 @@ impl Paths {
         self.data.join("clusters")
     }
 
-    /// Makes the directory ours alone for as long as the file lives, as a running cloud does.
-    pub fn claim(&self) -> Result<std::fs::File, Unsuitable> {
-        use std::os::unix::fs::OpenOptionsExt;
-
-        use rustix::fs::{FlockOperation, flock};
-        let path = self.data.join("lock");
-        let mut options = std::fs::OpenOptions::new();
-        options.create(true).truncate(false).write(true).mode(0o600);
-        let lock = options.open(&path).map_err(file("open", &path))?;
-        flock(&lock, FlockOperation::NonBlockingLockExclusive)
-            .map_err(|_| Unsuitable::InUse { path: self.data.clone() })?;
-        Ok(lock)
+    /// Makes the directory ours alone for as long as the claim lives, as a running cloud does.
+    pub fn claim(&self) -> Result<engine::Claim, Unsuitable> {
+        engine::Claim::take(&self.data).map_err(|refused| match refused {
+            engine::Error::InUse { path } => Unsuitable::InUse { path },
+            other => file("lock", &self.data)(std::io::Error::other(other)),
+        })
     }
 
     /// The cloud's root certificate.

@@ -8,7 +8,6 @@ mod next_volume;
 mod switching;
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -19,6 +18,7 @@ use model::{Cluster, ClusterId, Encryption};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use tokio::time::{Instant, sleep};
 
+use crate::claim::Claim;
 use crate::inside::Inside;
 use crate::jail::{Jail, Purpose};
 use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
@@ -83,8 +83,7 @@ pub struct Host {
     attestation: Option<String>,
     slots: Mutex<HashMap<ClusterId, Arc<Slot>>>,
     deaths: broadcast::Sender<ClusterId>,
-    /// Held for as long as we live: two Chitins on one directory would destroy each other's work.
-    _claim: File,
+    _claim: Claim,
 }
 
 /// One cluster's place: who wants to change it waits here.
@@ -107,7 +106,7 @@ impl Host {
     fn open_now(config: &HostConfig) -> Result<Arc<Self>, Error> {
         let data = config.data.canonicalize().map_err(Error::file("find", &config.data))?;
         let places = Places::new(&data);
-        let claim = claim(&data)?;
+        let claim = Claim::take(&data)?;
         make_folder(&places.clusters(), 0o711)?;
         make_folder(&data.join("run"), 0o711)?;
         leftovers::clear(&places);
@@ -376,23 +375,6 @@ impl std::fmt::Debug for Host {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Host").field("data", &self.places.data()).finish_non_exhaustive()
     }
-}
-
-fn claim(data: &Path) -> Result<File, Error> {
-    use std::os::unix::fs::OpenOptionsExt;
-
-    use rustix::fs::{FlockOperation, flock};
-    let path = data.join("lock");
-    let file = std::fs::OpenOptions::new()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .mode(0o600)
-        .open(&path)
-        .map_err(Error::file("open", &path))?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive)
-        .map_err(|_| Error::InUse { path: data.to_owned() })?;
-    Ok(file)
 }
 
 /// The roles that the identity map named before: they are admitted again from the first moment.

@@ -2,6 +2,7 @@
 
 mod administration;
 mod cgroup;
+mod claim;
 mod copying;
 mod evidence;
 mod foreign_data;
@@ -19,10 +20,14 @@ mod provision;
 mod running;
 mod search;
 mod settings;
+#[cfg(test)]
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
 mod syscall;
 mod volume;
 
 pub use administration::{Administration, Database};
+pub use claim::Claim;
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
 pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started};
