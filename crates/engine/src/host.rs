@@ -249,9 +249,10 @@ impl Host {
         })
         .await?;
         let key = self.keys.unwrap(id, &wrapped).await?;
-        let places = self.places.clone();
+        let (places, owner) = (self.places.clone(), Owner::of(cluster));
         blocking(move || {
-            let volume = volume::unlock(&places.volume(id, marker.generation), marker.encryption, &key)?;
+            let folder = places.volume(id, marker.generation);
+            let volume = volume::unlock(&folder, marker.encryption, &key, owner)?;
             let admitted = admitted_before(&volume.base);
             Ok((volume, admitted))
         })

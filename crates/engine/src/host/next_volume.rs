@@ -195,25 +195,27 @@ impl Host {
             // One that died left its volume unlocked.
             self.stop_in(slot).await?;
         }
-        let (places, id) = (self.places.clone(), cluster.id);
+        let (places, id, owner) = (self.places.clone(), cluster.id, Owner::of(cluster));
         let (from, source) = match (base, keys.source) {
             (Some(base), _) => (base, None),
             (None, Some(key)) => {
                 let folder = places.volume(id, marker.generation);
-                let unlocked = blocking(move || volume::unlock(&folder, marker.encryption, &key)).await?;
+                let unlock = move || volume::unlock(&folder, marker.encryption, &key, owner);
+                let unlocked = blocking(unlock).await?;
                 (unlocked.base.clone(), Some(unlocked))
             }
             // It was stopped since its key was not needed.
             (None, None) => return Ok(None),
         };
-        let (next, owner) = (lock(&slot.next).clone(), Owner::of(cluster));
+        let next = lock(&slot.next).clone();
         let kind = self.posture.encryption_of_new();
         let base = from.clone();
         let (target, wrapped) = (keys.target, keys.wrapped);
         let opened = blocking(move || {
             let opened = match (next, wrapped) {
                 (Some(next), None) => {
-                    let unlocked = volume::unlock(&places.volume(id, next.generation), next.kind, &target);
+                    let folder = places.volume(id, next.generation);
+                    let unlocked = volume::unlock(&folder, next.kind, &target, owner);
                     unlocked.map(|unlocked| Some((next, unlocked)))
                 }
                 (None, Some(wrapped)) => {

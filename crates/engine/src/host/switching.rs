@@ -60,9 +60,9 @@ impl Host {
         self.stop_in(slot).await?;
         fail::fail_point!("switch-stopped");
         let source = self.ended_cleanly(slot, cluster, old, &old_key).await?;
-        let last = next.clone();
+        let (last, owner) = (next.clone(), Owner::of(cluster));
         blocking(move || {
-            let target = match volume::unlock(&new_folder, last.kind, &new_key) {
+            let target = match volume::unlock(&new_folder, last.kind, &new_key, owner) {
                 Ok(target) => target,
                 Err(cause) => {
                     source.lock()?;
@@ -112,7 +112,9 @@ impl Host {
     ) -> Result<Unlocked, Error> {
         for is_last in [false, true] {
             let (folder, key) = (self.places.volume(cluster.id, marker.generation), key.clone());
-            let volume = blocking(move || volume::unlock(&folder, marker.encryption, &key)).await?;
+            let owner = Owner::of(cluster);
+            let unlock = move || volume::unlock(&folder, marker.encryption, &key, owner);
+            let volume = blocking(unlock).await?;
             let (host, wanted) = (self.clone(), cluster.clone());
             let (volume, state) = blocking(move || {
                 let state = host.control_state(&wanted, &volume);

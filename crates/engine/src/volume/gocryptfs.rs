@@ -1,32 +1,45 @@
 //! gocryptfs over FUSE: AES-256-GCM, for machines without fscrypt and for ordinary users.
 
+use std::ffi::CString;
+use std::fs::File;
 use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::channel;
+use std::sync::mpsc::{RecvTimeoutError, channel};
 use std::time::{Duration, Instant};
 
 use keys::DataKey;
+use rustix::mount::{MountFlags, UnmountFlags, unmount};
 use zeroize::Zeroizing;
 
 use super::{FILES, Seen};
 use crate::Error;
-use crate::places::{is_root, make_folder, mount_at, mounts_below};
+use crate::places::{Owner, is_root, make_folder, mount_at, mounts_below};
 use crate::process::spawn;
 
 /// The folder of ciphertext. A sibling of the mount point, never below it: gocryptfs must not need its own mount.
 pub(super) const CIPHER: &str = "cipher";
-/// For gocryptfs to mount, and to end.
-const MOUNT_MAX: Duration = Duration::from_secs(20);
+/// For gocryptfs to be ready, and to end.
+const READY_MAX: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(5);
+/// Of one read through the kernel: the most that gocryptfs can take.
+const READ_BYTES_MAX: u32 = 128 << 10;
+/// What gocryptfs may do on the ciphertext although it is not root: pass folders that are closed to others, and serve
+/// files whatever mode the engine gave them.
+const CAPABILITIES: &str = "-all,+dac_override,+chown,+fowner";
+/// What it says on the way to being ready, and then; the rest is why it is not.
+const PROGRESS: [&str; 2] = ["Reading Password from stdin", "Decrypting master key"];
+const READY: &str = "mounted and ready";
 
-/// Serves until its input ends, then kills itself and all that it started.
+/// Serves until its input ends, then kills itself and all that it started. The standard error that it is given becomes
+/// descriptor 3, the kernel's end of a mount that is there already; what gocryptfs says comes on the output.
 ///
-/// The kernel's own way to die with a parent (`PR_SET_PDEATHSIG`) does not hold for gocryptfs: it is lost whenever a
-/// process changes its user, and gocryptfs does so for each file that it makes.
-const SERVE: &str =
-    r#"IFS= read -r key; { printf '%s\n' "$key" | "$@"; kill -9 0; } & key=; read -r end; kill -9 0"#;
+/// The kernel's own way to die with a parent (`PR_SET_PDEATHSIG`) is not enough: it is lost when a program changes its
+/// user, and speaks of the thread that started it, not of whoever holds the volume.
+const SERVE: &str = r#"exec 3<&2 2>&1; IFS= read -r key
+{ printf '%s\n' "$key" | "$@"; kill -9 0; } & key=; read -r end; kill -9 0"#;
 
 /// A mounted file system and the process that serves it.
 #[derive(Debug)]
@@ -43,7 +56,7 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
     make_folder(&folder.join(FILES), 0o700)?;
     // The password has 512 random bits, so scrypt has nothing to slow down.
     let mut init = Command::new("gocryptfs");
-    init.args(["-init", "-q", "-nosyslog", "-scryptn", "10"]).arg(&cipher);
+    init.args(["-init", "-q", "-nosyslog", "-scryptn", "10"]).arg(&cipher).stderr(Stdio::piped());
     let (mut child, input) = with_password(init, key)?;
     drop(input);
     let mut reason = String::new();
@@ -54,53 +67,101 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
     if status.success() { Ok(()) } else { Err(failed(reason.trim())) }
 }
 
-pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
-    let mounted = folder.join(FILES);
-    let mut serve = Command::new("sh");
-    serve.process_group(0).args(["-c", SERVE, "serve", "gocryptfs", "-fg", "-nosyslog"]);
-    if is_root() {
-        // The engine runs as a user of its own, and the kernel checks its rights.
-        serve.arg("-allow_other");
+pub(super) fn unlock(folder: &Path, key: &DataKey, owner: Owner) -> Result<Unlocked, Error> {
+    let (cipher, mounted) = (folder.join(CIPHER), folder.join(FILES));
+    let mut shell = Command::new("sh");
+    shell.process_group(0).args(["-c", SERVE, "serve"]);
+    if !is_root() {
+        shell.args(["gocryptfs", "-fg", "-nosyslog"]).arg(&cipher).arg(&mounted).stderr(Stdio::null());
+        return serve(shell, key, mounted);
     }
-    serve.arg(folder.join(CIPHER)).arg(&mounted);
-    let (server, lifeline) = with_password(serve, key)?;
-    let mut unlocked = Unlocked { server, _lifeline: lifeline, mounted };
-    if wait_ready(&mut unlocked.server) && !mounts_below(&unlocked.mounted).is_empty() {
-        return Ok(unlocked);
-    }
-    let mut reason = String::new();
-    unlocked.kill();
-    if let Some(mut stderr) = unlocked.server.stderr.take() {
-        let _ = stderr.read_to_string(&mut reason);
-    }
-    let _ = unlocked.server.wait();
-    Err(failed(reason.trim()))
+    shell.stderr(mount(&cipher, &mounted)?);
+    shell.args(as_owner(owner)).args(["gocryptfs", "-fg", "-nosyslog"]).arg(&cipher).arg("/dev/fd/3");
+    serve(shell, key, mounted.clone()).inspect_err(|_| {
+        let _ = unmount(&mounted, UnmountFlags::DETACH);
+    })
 }
 
-/// Waits for gocryptfs's own word. The mount is in the kernel's table a moment before that, but whoever touches it then
-/// holds a lock that gocryptfs itself still needs: both would wait for ever.
-fn wait_ready(server: &mut Child) -> bool {
+/// Mounts what gocryptfs will serve, for everybody whom the kernel lets in by owner and mode, and returns the kernel's
+/// end of it.
+///
+/// Not by gocryptfs itself as root (`-allow_other`): it then takes on each caller's user to make a file, with calls
+/// that until 2.5.2 change all of its threads at once, so that of two requests at the same time one is refused or served
+/// as the other's user; also with `-force_owner` until 2.6. As the engine's user it never changes its own.
+fn mount(cipher: &Path, mounted: &Path) -> Result<File, Error> {
+    let device = Path::new("/dev/fuse");
+    let fuse = File::options().read(true).write(true).open(device).map_err(Error::file("open", device))?;
+    let options = format!(
+        "fd={},rootmode=40000,user_id=0,group_id=0,default_permissions,allow_other,max_read={READ_BYTES_MAX}",
+        fuse.as_raw_fd()
+    );
+    let options = CString::new(options).map_err(|cause| failed(&cause.to_string()))?;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    rustix::mount::mount(cipher, mounted, "fuse.gocryptfs", flags, options.as_c_str())
+        .map_err(|cause| Error::file("mount", mounted)(cause.into()))?;
+    Ok(fuse)
+}
+
+/// What makes the program after it the engine's user, so that new files of the ciphertext are the engine's. Of root's
+/// rights it keeps [`CAPABILITIES`]; whoever has less cannot look into its memory, where the key is.
+fn as_owner(owner: Owner) -> [String; 10] {
+    let (uid, gid) = (owner.uid.to_string(), owner.gid.to_string());
+    let mut words =
+        ["setpriv", "--reuid", &uid, "--regid", &gid, "--clear-groups", "--no-new-privs", "", "", ""]
+            .map(str::to_owned);
+    for (word, set) in words[7..].iter_mut().zip(["inh-caps", "ambient-caps", "bounding-set"]) {
+        *word = format!("--{set}={CAPABILITIES}");
+    }
+    words
+}
+
+fn serve(shell: Command, key: &DataKey, mounted: PathBuf) -> Result<Unlocked, Error> {
+    let (server, lifeline) = with_password(shell, key)?;
+    let mut unlocked = Unlocked { server, _lifeline: lifeline, mounted };
+    let reason = match wait_ready(&mut unlocked.server) {
+        Ok(()) if !mounts_below(&unlocked.mounted).is_empty() => return Ok(unlocked),
+        Ok(()) => "it is ready, but nothing is mounted".to_owned(),
+        Err(reason) => reason,
+    };
+    unlocked.kill();
+    let _ = unlocked.server.wait();
+    Err(failed(&reason))
+}
+
+/// Waits for gocryptfs's own word, or for what it says instead. The mount is in the kernel's table a moment before that,
+/// but whoever touches it then waits for gocryptfs, which may not come.
+fn wait_ready(server: &mut Child) -> Result<(), String> {
     let Some(stdout) = server.stdout.take() else {
-        return false;
+        return Err("its output cannot be read".to_owned());
     };
     let (told, heard) = channel();
     let listen = move || {
         for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            if line.contains("mounted and ready") {
-                let _ = told.send(());
-            }
+            let _ = told.send(line);
         }
     };
     // Reads on until gocryptfs ends, so that what it says later never fills the pipe.
-    let listening =
-        std::thread::Builder::new().name("gocryptfs".to_owned()).stack_size(64 * 1024).spawn(listen);
-    listening.is_ok() && heard.recv_timeout(MOUNT_MAX).is_ok()
+    let listener = std::thread::Builder::new().name("gocryptfs".to_owned()).stack_size(64 * 1024);
+    listener.spawn(listen).map_err(|cause| cause.to_string())?;
+    let (deadline, mut said) = (Instant::now() + READY_MAX, Vec::new());
+    loop {
+        match heard.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
+            Ok(line) if line.contains(READY) => return Ok(()),
+            Ok(line) => said.push(line),
+            Err(RecvTimeoutError::Disconnected) => break,
+            Err(RecvTimeoutError::Timeout) => {
+                said.push(format!("it was not ready within {} seconds", READY_MAX.as_secs()));
+                break;
+            }
+        }
+    }
+    said.retain(|line| !line.trim().is_empty() && !PROGRESS.contains(&line.trim()));
+    Err(if said.is_empty() { "it ended without a word".to_owned() } else { said.join("; ") })
 }
 
 impl Unlocked {
     /// Unmounts; the key ends with the process that held it.
     pub(super) fn lock(mut self) -> Result<(), Error> {
-        use rustix::mount::{UnmountFlags, unmount};
         let by_kernel = unmount(&self.mounted, UnmountFlags::empty());
         if by_kernel.is_err() {
             let helper =
@@ -109,7 +170,7 @@ impl Unlocked {
                 let _ = unmount(&self.mounted, UnmountFlags::DETACH);
             }
         }
-        let deadline = Instant::now() + MOUNT_MAX;
+        let deadline = Instant::now() + READY_MAX;
         while Instant::now() < deadline {
             if matches!(self.server.try_wait(), Ok(Some(_))) {
                 return Ok(());
@@ -197,7 +258,7 @@ fn cipher_of(config: &[u8]) -> Option<String> {
 }
 
 fn with_password(mut command: Command, key: &DataKey) -> Result<(Child, ChildStdin), Error> {
-    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    command.stdin(Stdio::piped()).stdout(Stdio::piped());
     let mut child = spawn(command).map_err(|cause| failed(&cause.to_string()))?;
     let mut password = Zeroizing::new([b'\n'; 2 * 64 + 1]);
     hex::encode_to_slice(key.expose(), &mut password[..2 * 64])
@@ -217,14 +278,4 @@ fn failed(reason: &str) -> Error {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_cipher_is_what_gocryptfs_wrote_down() {
-        let config = br#"{"Creator":"gocryptfs 2.3","FeatureFlags":["HKDF","GCMIV128","DirIV","EMENames","LongNames"]}"#;
-        assert_eq!(cipher_of(config).as_deref(), Some("AES-256-GCM and AES-256-EME for names"));
-        assert_eq!(cipher_of(br#"{"FeatureFlags":[]}"#), None, "a name that we do not know proves nothing");
-        assert_eq!(cipher_of(b"nonsense"), None);
-    }
-}
+mod tests;

@@ -115,13 +115,18 @@ pub(crate) fn create(
         Encryption::Luks2 => luks::create(folder, key)?,
         Encryption::Attested | Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
     }
-    let unlocked = unlock(folder, kind, key)?;
+    let unlocked = unlock(folder, kind, key, owner)?;
     places::give(&unlocked.base, owner)?;
     Ok(unlocked)
 }
 
-/// Unlocks a volume that exists.
-pub(crate) fn unlock(folder: &Path, kind: Encryption, key: &DataKey) -> Result<Unlocked, Error> {
+/// Unlocks a volume that exists, for its owner.
+pub(crate) fn unlock(
+    folder: &Path,
+    kind: Encryption,
+    key: &DataKey,
+    owner: Owner,
+) -> Result<Unlocked, Error> {
     let files = folder.join(FILES);
     let (base, lock) = match kind {
         Encryption::Fscrypt => (files.clone(), Lock::Fscrypt(fscrypt::unlock(&files, key)?)),
@@ -129,7 +134,7 @@ pub(crate) fn unlock(folder: &Path, kind: Encryption, key: &DataKey) -> Result<U
             let unlocked = image::unlock(folder, key)?;
             (image::base(folder), Lock::Image(unlocked))
         }
-        Encryption::Gocryptfs => (files, Lock::Gocryptfs(gocryptfs::unlock(folder, key)?)),
+        Encryption::Gocryptfs => (files, Lock::Gocryptfs(gocryptfs::unlock(folder, key, owner)?)),
         Encryption::Luks2 => {
             let unlocked = luks::unlock(folder, key)?;
             (luks::base(folder), Lock::Luks(unlocked))
@@ -295,7 +300,7 @@ fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), Strin
         let file = unlocked.base.join("trial");
         std::fs::write(&file, b"trial").map_err(Error::file("write", &file))?;
         unlocked.lock()?;
-        let unlocked = unlock(&folder, kind, &key)?;
+        let unlocked = unlock(&folder, kind, &key, owner)?;
         let read = std::fs::read(&file).map_err(Error::file("read", &file));
         unlocked.lock()?;
         if read? == b"trial" { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
