@@ -11,8 +11,9 @@ use crate::Error;
 use crate::places::make_folder;
 use crate::syscall::{self, KeyIdentifier, KeyStatus};
 
-/// Files that were just closed may be held for a moment longer by the kernel's own work.
-const BUSY_TRIES: u32 = 50;
+/// Files that were just closed may be held for a moment longer by the kernel's own work, or by a program that another
+/// thread is starting.
+const BUSY_TRIES: u32 = 500;
 const BUSY_PAUSE: Duration = Duration::from_millis(20);
 
 /// A folder whose key the kernel holds.

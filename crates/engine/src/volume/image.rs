@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use keys::DataKey;
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::{FILES, Seen, fscrypt};
@@ -19,7 +20,7 @@ const IMAGE_BYTES_MAX: u64 = 1 << 40;
 const IMAGE_BYTES_MIN: u64 = 1 << 30;
 /// For making or mounting a file system.
 const TOOL_MAX: Duration = Duration::from_secs(60);
-/// For a loop device to be free after its last user is gone.
+/// For a mount, and the loop device below it, to be free after its last user is gone.
 const DETACH_MAX: Duration = Duration::from_secs(10);
 const DETACH_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const IMAGE: &str = "image";
@@ -30,6 +31,7 @@ const INNER: &str = "v";
 #[derive(Debug)]
 pub(super) struct Unlocked {
     inner: fscrypt::Unlocked,
+    image: PathBuf,
     mounted: PathBuf,
 }
 
@@ -63,17 +65,16 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
     let made =
         fscrypt::create(&mounted.join(INNER), key).and_then(|()| fscrypt::unlock(&mounted.join(INNER), key));
     let locked = made.and_then(fscrypt::Unlocked::lock);
-    let unmounted = unmount(&mounted, UnmountFlags::empty())
-        .map_err(|cause| Error::file("unmount", &mounted)(cause.into()));
-    locked.and(unmounted)
+    locked.and(take_down(&mounted, &folder.join(IMAGE)))
 }
 
 pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
     let mounted = mount(folder)?;
     match fscrypt::unlock(&mounted.join(INNER), key) {
-        Ok(inner) => Ok(Unlocked { inner, mounted }),
+        Ok(inner) => Ok(Unlocked { inner, image: folder.join(IMAGE), mounted }),
         Err(cause) => {
-            let _ = unmount(&mounted, UnmountFlags::DETACH);
+            // Why it could not be unlocked is the better reason.
+            let _ = take_down(&mounted, &folder.join(IMAGE));
             Err(cause)
         }
     }
@@ -83,10 +84,27 @@ impl Unlocked {
     /// Removes the key, then the mount. Both are tried, whatever the first says.
     pub(super) fn lock(self) -> Result<(), Error> {
         let locked = self.inner.lock();
-        let unmounted = unmount(&self.mounted, UnmountFlags::empty())
-            .or_else(|_| unmount(&self.mounted, UnmountFlags::DETACH))
-            .map_err(|cause| Error::file("unmount", &self.mounted)(cause.into()));
-        locked.and(unmounted)
+        locked.and(take_down(&self.mounted, &self.image))
+    }
+}
+
+/// Unmounts, and returns when the image's loop device is free: what a dying mount still writes would go into an image
+/// that somebody else has mounted by then.
+fn take_down(mounted: &Path, image: &Path) -> Result<(), Error> {
+    let unmounted = unmount_wholly(mounted).or_else(|_| unmount(mounted, UnmountFlags::DETACH));
+    unmounted.map_err(|cause| Error::file("unmount", mounted)(cause.into()))?;
+    if is_detached(image) { Ok(()) } else { Err(Error::file("detach", image)(Errno::BUSY.into())) }
+}
+
+/// Unmounts when nobody uses it any more. A program that another thread is starting has copies of our open files until it
+/// runs, so that the mount may be busy for a moment after we closed them all.
+pub(super) fn unmount_wholly(mounted: &Path) -> Result<(), Errno> {
+    let deadline = Instant::now() + DETACH_MAX;
+    loop {
+        match unmount(mounted, UnmountFlags::empty()) {
+            Err(Errno::BUSY) if Instant::now() < deadline => std::thread::sleep(DETACH_PAUSE),
+            ended => return ended,
+        }
     }
 }
 
@@ -132,16 +150,24 @@ fn mount(folder: &Path) -> Result<PathBuf, Error> {
     Ok(target)
 }
 
-/// Frees loop devices whose file lies below the folder, and waits until they are gone: what a dying mount still writes
-/// would go into an image that somebody else has mounted by then.
+/// Frees loop devices whose file lies below the folder, and waits until they are gone.
 pub(super) fn detach_loops_below(folder: &Path) {
     for device in loops_below(folder) {
         let _ = Command::new("losetup").arg("-d").arg(device).stderr(Stdio::null()).status();
     }
+    is_detached(folder);
+}
+
+/// Waits until no loop device has a file at or below the path; whether that came.
+fn is_detached(path: &Path) -> bool {
     let deadline = Instant::now() + DETACH_MAX;
-    while loops_below(folder).next().is_some() && Instant::now() < deadline {
+    while loops_below(path).next().is_some() {
+        if Instant::now() >= deadline {
+            return false;
+        }
         std::thread::sleep(DETACH_PAUSE);
     }
+    true
 }
 
 /// Loop devices whose file lies at or below the path.

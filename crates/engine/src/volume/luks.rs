@@ -7,7 +7,6 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use keys::DataKey;
-use rustix::mount::{UnmountFlags, unmount};
 
 use super::image::{self, IMAGE};
 use super::{FILES, Seen};
@@ -47,8 +46,8 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
         run("mkfs.ext4", make, TOOL_MAX)?;
         let mounted = mount(folder, &name)?;
         let made = make_folder(&mounted.join(INNER), 0o700);
-        let unmounted = unmount(&mounted, UnmountFlags::empty())
-            .map_err(|cause| Error::file("unmount", &mounted)(cause.into()));
+        let unmounted =
+            image::unmount_wholly(&mounted).map_err(|cause| Error::file("unmount", &mounted)(cause.into()));
         made.and(unmounted)
     })();
     made.and(close(&name))
@@ -69,7 +68,7 @@ pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
 impl Unlocked {
     /// Unmounts and closes. Both are tried, whatever the first says; closing takes the key out of the kernel.
     pub(super) fn lock(self) -> Result<(), Error> {
-        let unmounted = unmount(&self.mounted, UnmountFlags::empty())
+        let unmounted = image::unmount_wholly(&self.mounted)
             .map_err(|cause| Error::file("unmount", &self.mounted)(cause.into()));
         close(&self.name).and(unmounted)
     }
