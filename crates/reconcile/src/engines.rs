@@ -320,6 +320,7 @@ fn is_told_to_leave(house: &Reconciler, id: ClusterId) -> bool {
 /// Switches to the copied volume. One that cannot be switched to is given up: the cluster must not stand still for it.
 async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Error> {
     let (id, demand) = (entry.cluster.id, entry.cluster.keys.data_keys);
+    let _switching = house.begin_switch(id);
     keys::announce(house, id, &entry.cluster.keys.spec()).await?;
     match within(SWITCH_MAX, house.host.switch_volume(&entry.cluster)).await {
         Ok(used) => {

@@ -164,6 +164,8 @@ impl Keys {
             match step {
                 None => {}
                 Some(KeyStep::Copy) if self.is_busy(id, true) || copies >= COPIES_MAX => {}
+                // Its copy is not waiting any more, and its demand does not count as met yet.
+                Some(KeyStep::Copy) if self.house.switching().contains(&id) => {}
                 Some(step) if self.busy.len() < self.house.settings.parallel_max => {
                     self.begin(step, is_copy, entry.clone());
                 }
@@ -209,7 +211,7 @@ impl Keys {
             is_rotating && !entry.cluster.keys.spec().is_customers() && self.is_root_old(id).await;
         let keys = &entry.seen.keys;
         let is_barred = keys.hindrance(&entry.cluster.keys).is_some();
-        let is_copy_wanted = entry.cluster.keys.data_keys > keys.data_keys;
+        let is_copy_wanted = wants_data_key(entry);
         let may_try = |is_copy| {
             let next = self.back_offs.get(&(id, is_copy)).and_then(BackOff::next_try);
             next.is_none_or(|next| next <= now)
@@ -287,11 +289,11 @@ impl Keys {
 /// Whether anything may be to do: most clusters of most clouds need no look at all.
 fn concerns(entry: &Entry, is_rotating: bool) -> bool {
     let (wish, seen) = (&entry.cluster.keys, &entry.seen.keys);
-    wish.cmek.is_some()
-        || wish.data_keys > seen.data_keys
-        || wish.is_revoked
-        || seen.is_locked_away
-        || is_rotating
+    wish.cmek.is_some() || wants_data_key(entry) || wish.is_revoked || seen.is_locked_away || is_rotating
+}
+
+fn wants_data_key(entry: &Entry) -> bool {
+    entry.cluster.keys.data_keys > entry.seen.keys.data_keys
 }
 
 async fn rewrap(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Error> {
@@ -377,6 +379,10 @@ async fn ask(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Erro
 
 async fn copy(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Error> {
     let id = entry.cluster.id;
+    // A switch that came to its end since the cluster was looked at has met the demand: another copy would be nobody's.
+    if !house.store.snapshot().get(&id).is_some_and(|entry| wants_data_key(entry)) {
+        return Ok(true);
+    }
     tracing::info!(cluster = %id, "copying the volume under a new data key");
     match house.host.copy_volume(&entry.cluster).await {
         Ok(Copied::Done) => {

@@ -17,7 +17,7 @@ pub use gate::Gate;
 pub use keys::{KeyFacts, KeyStep, decide_keys};
 pub use networks::{FrontDoors, NetworkReconciler, NetworkSettings};
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -87,6 +87,20 @@ pub struct Reconciler {
     copied: Notify,
     /// When each engine was started by this process.
     awake_since: Mutex<HashMap<ClusterId, Instant>>,
+    /// Clusters whose switch to a copied volume is under way, until it is written that their demand is met.
+    switching: Mutex<HashSet<ClusterId>>,
+}
+
+/// A cluster's switch, from before its first step until it is written what came of it.
+struct Switching<'a> {
+    house: &'a Reconciler,
+    id: ClusterId,
+}
+
+impl Drop for Switching<'_> {
+    fn drop(&mut self) {
+        self.house.switching().remove(&self.id);
+    }
 }
 
 impl Reconciler {
@@ -100,8 +114,18 @@ impl Reconciler {
         gate: Arc<Gate>,
         root: Arc<dyn RootRotation>,
     ) -> Arc<Self> {
-        let (copied, awake_since) = (Notify::new(), Mutex::default());
-        Arc::new(Self { store, host, sessions, clock, settings, gate, root, copied, awake_since })
+        Arc::new(Self {
+            store,
+            host,
+            sessions,
+            clock,
+            settings,
+            gate,
+            root,
+            copied: Notify::new(),
+            awake_since: Mutex::default(),
+            switching: Mutex::default(),
+        })
     }
 
     /// Runs all loops until `stop`, then lets what was begun come to its end.
@@ -124,6 +148,16 @@ impl Reconciler {
     fn awake_since(&self) -> MutexGuard<'_, HashMap<ClusterId, Instant>> {
         // Single inserts and removals: a panic elsewhere leaves the map whole.
         self.awake_since.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Says that a switch is under way for as long as the answer lives.
+    fn begin_switch(&self, id: ClusterId) -> Switching<'_> {
+        self.switching().insert(id);
+        Switching { house: self, id }
+    }
+
+    fn switching(&self) -> MutexGuard<'_, HashSet<ClusterId>> {
+        self.switching.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     async fn write<T: Send + 'static>(

@@ -306,6 +306,22 @@ fn key_files(ground: &Ground, id: ClusterId) -> Vec<Vec<u8>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_switch_that_takes_long_leaves_one_volume_and_begins_no_second_copy() {
+    let ground = Ground::new().await;
+    let id = ground.create().await;
+    // A customer's key is asked for again and again, and every time the loop looks at everything.
+    ground.enable(id).await;
+    fail::cfg("switch-marked", "sleep(1500)").unwrap();
+    ground.edit(id, |keys| keys.data_keys += 1);
+    ground.until(id, "a new data key", |_, seen| seen.keys.data_keys == 1).await;
+    ground.until_running(id).await;
+    fail::remove("switch-marked");
+    assert_eq!(key_files(&ground, id).len(), 1, "a volume is left that nothing asked for");
+    assert_eq!(rows(&ground.host, id).await, 1);
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_revoked_key_stops_the_cluster_until_access_is_given_back() {
     let ground = Ground::new().await;
     let id = ground.create().await;
