@@ -156,10 +156,17 @@ impl Cloud {
 
     /// As [`Cloud::boot`], but the program stops for good when it comes to this step.
     pub fn boot_until(&self, step: &str) {
-        self.boot_program(&program_with_steps(), &[], &[("FAILPOINTS", &format!("{step}=pause"))]);
+        self.boot_program(&program_with_steps(), &[], &[("CHITIN_STOP_AT", step)]);
+    }
+
+    /// Waits until the program that [`Cloud::boot_until`] started stands still at its step.
+    pub fn await_step(&self, step: &str) {
+        let said = format!("stopped at the step {step}");
+        eventually(&said, PATIENCE * 2, || self.log().contains(&said).then_some(()));
     }
 
     fn boot_program(&self, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) {
+        machine::watch_lateness();
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
         let mut command = self.start_command(program);
         self.say_how(&mut command, arguments, environment);

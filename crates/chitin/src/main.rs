@@ -91,7 +91,7 @@ fn start(mut options: StartOptions) -> ExitCode {
         return ExitCode::FAILURE;
     }
     #[cfg(feature = "failpoints")]
-    let _scenario = fail::FailScenario::setup();
+    stop_at_the_step();
     // Opened before the mounts are our own: names that `ip netns` gives later are seen through it only.
     let root = match std::fs::File::open("/") {
         Ok(root) => root,
@@ -121,6 +121,22 @@ fn start(mut options: StartOptions) -> ExitCode {
             ExitCode::FAILURE
         }
     }
+}
+
+/// Lets the thread that comes to the step which a test named stand still for good, and says so: the test kills us then.
+#[cfg(feature = "failpoints")]
+fn stop_at_the_step() {
+    let Ok(step) = std::env::var("CHITIN_STOP_AT") else { return };
+    let stop = {
+        let step = step.clone();
+        move || {
+            tracing::warn!("stopped at the step {step}");
+            loop {
+                std::thread::park();
+            }
+        }
+    };
+    fail::cfg_callback(step, stop).expect("a callback needs no parsing");
 }
 
 /// Every session needs descriptors.

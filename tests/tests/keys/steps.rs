@@ -33,9 +33,6 @@ const ROOT_LATER: &str = "root-rotation-retired";
 
 const ROTATE_ROOT: &str = "/api/v1/chitin/root-key/rotate";
 
-/// How long a change does not come to its end, to be taken for stopped at its step.
-const STOPPED: Duration = Duration::from_secs(3);
-
 pub fn every_step_in_the_source_has_a_test_that_stops_there() {
     let crates = Path::new(env!("CARGO_MANIFEST_DIR")).join("../crates");
     let mut in_source = BTreeSet::new();
@@ -57,15 +54,16 @@ pub fn every_step_in_the_source_has_a_test_that_stops_there() {
 }
 
 /// Kills the cloud at the step of what `change` begins, and starts it again as usual. `end` is what is logged at the end
-/// of the change. The program is not asked meanwhile: a step may stop the threads that would answer.
+/// of the change. The program is not asked meanwhile: a step may stop the threads that would answer. A cloud comes to each
+/// step once in its log.
 fn killed_at(cloud: &Cloud, step: &str, end: &str, change: impl FnOnce() -> Child) {
     cloud.stop();
     cloud.boot_until(step);
     let ends = || cloud.log().matches(end).count();
     let before = ends();
     let mut call = change();
-    std::thread::sleep(STOPPED);
-    assert_eq!(ends(), before, "{step} was not come to");
+    cloud.await_step(step);
+    assert_eq!(ends(), before, "{step} comes after the end");
     cloud.kill();
     let _ = call.wait();
     cloud.boot();
@@ -131,7 +129,8 @@ fn with_another_data_key(more: &[&str], name: &str, steps: &[&str]) {
             .map(|entry| entry.file_name().to_string_lossy().into_owned())
             .filter(|name| name.starts_with("volume-") || name == "key.json")
             .collect();
-        assert_eq!(volumes, [format!("volume-{}", one.generation())], "after {step}");
+        let counts = format!("volume-{}", one.generation());
+        assert_eq!(volumes, [counts], "after {step}\n{}", cloud.log_end());
     }
     cloud.stop();
 }
@@ -161,8 +160,8 @@ pub fn kill_9_at_every_step_of_a_rotation_of_the_root_key_loses_nothing() {
         cloud.stop();
         cloud.boot_until(step);
         let mut call = cloud.begin_call("POST", ROTATE_ROOT, &serde_json::json!({}));
-        std::thread::sleep(STOPPED);
-        assert!(call.try_wait().expect("ours").is_none(), "{step} was not come to");
+        cloud.await_step(step);
+        assert!(call.try_wait().expect("ours").is_none(), "{step} comes after the answer");
         cloud.kill();
         let _ = call.wait();
         cloud.boot();
