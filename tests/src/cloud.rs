@@ -1,7 +1,7 @@
-//! A running cloud of a test's own: the real program in a directory that is removed afterwards.
+//! A running cloud of a test's own: the real program in a directory that is removed afterwards, unless the test failed.
 
 use std::fs::{self, File};
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, TcpListener};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::command::{Finished, eventually, run, run_with};
 use crate::hosts::Host;
 use crate::machine::{self, Process};
+use crate::ports::free_port;
 use crate::scram::{self, Exchange};
 use crate::tls;
 use crate::wire::{PROTOCOL_3_0, Refusal, Wire, startup};
@@ -73,12 +74,6 @@ pub fn program_with_steps() -> PathBuf {
     );
     assert!(path.exists(), "{} does not exist; ./test builds it", path.display());
     path
-}
-
-/// A loopback port that was free a moment ago.
-pub fn free_port() -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).expect("a free port");
-    listener.local_addr().expect("a bound listener has an address")
 }
 
 impl Cloud {
@@ -389,17 +384,31 @@ impl Cloud {
 impl Drop for Cloud {
     fn drop(&mut self) {
         let is_running = self.process.get_mut().is_ok_and(|process| process.is_some());
-        if !is_running {
+        if !std::thread::panicking() {
+            if is_running {
+                self.stop();
+            }
             return;
         }
-        if std::thread::panicking() {
-            eprintln!("the end of the cloud's log:\n{}", self.log_end());
-            // One that stands still at a step would not end otherwise.
-            self.end(Signal::KILL);
-        } else {
-            self.stop();
+        let directory = kept(&mut self.directory);
+        eprintln!(
+            "the cloud's log and data are left in {directory}; the end of the log:\n{}",
+            self.log_end()
+        );
+        if is_running {
+            // One that stands still at a step would not end otherwise. A second panic would end all tests.
+            let ended = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| self.end(Signal::KILL)));
+            if ended.is_err() {
+                eprintln!("a process of that cloud did not end");
+            }
         }
     }
+}
+
+/// Lets a directory outlive its test, which has failed, and says where it is.
+pub fn kept(directory: &mut tempfile::TempDir) -> String {
+    directory.disable_cleanup(true);
+    directory.path().display().to_string()
 }
 
 /// A cluster with a user.

@@ -10,8 +10,9 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::api::{Answer, curl};
-use crate::cloud::{Cloud, free_port};
+use crate::cloud::{Cloud, kept};
 use crate::command::{eventually, run};
+use crate::ports::free_port;
 use crate::switch::Switch;
 
 /// For a service to be ready.
@@ -31,27 +32,47 @@ fn installed(name: &str) -> PathBuf {
     path
 }
 
-/// A program that ends with its test.
-struct Program(Child);
+/// A program that ends with its test. What it says is in the file `log` of its folder, which stays when a test fails.
+struct Program {
+    process: Child,
+    folder: tempfile::TempDir,
+}
 
 impl Program {
-    fn start(command: &mut Command) -> Self {
-        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Self(started.unwrap_or_else(|error| panic!("{command:?}: {error}; run ./test once")))
+    fn start(command: &mut Command, folder: tempfile::TempDir) -> Self {
+        let log = fs::File::create(folder.path().join("log")).expect("a scratch file");
+        let both = log.try_clone().expect("a scratch file");
+        let started = command.stdin(Stdio::null()).stdout(both).stderr(log).spawn();
+        let process = started.unwrap_or_else(|error| panic!("{command:?}: {error}; run ./test once"));
+        Self { process, folder }
+    }
+
+    /// Waits until curl with these arguments gets an answer; where it gets none, the folder stays.
+    fn await_answer(&mut self, what: &str, arguments: &[&str]) {
+        eventually(what, READY, || {
+            let ended = self.process.try_wait().expect("ours");
+            assert!(ended.is_none(), "{what}: it ended with {ended:?}");
+            run(Command::new("curl").args(["-sS", "--max-time", "5"]).args(arguments))
+                .status
+                .success()
+                .then_some(())
+        });
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("the log of a program that the test started is left in {}", kept(&mut self.folder));
+        }
     }
 }
 
 /// A running OpenBao with a transit engine.
 pub struct Bao {
     program: Program,
-    _home: tempfile::TempDir,
     address: SocketAddr,
     /// The way that clouds take to it.
     pub door: Switch,
@@ -66,15 +87,9 @@ impl Bao {
         command.env("HOME", home.path()).args(["server", "-dev", "-dev-no-store-token"]);
         command.arg(format!("-dev-root-token-id={ROOT_TOKEN}"));
         command.arg(format!("-dev-listen-address={address}"));
-        let program = Program::start(&mut command);
-        let bao = Self { program, _home: home, address, door: Switch::to(address) };
-        eventually("OpenBao answers", READY, || {
-            let url = format!("http://{address}/v1/sys/health");
-            run(Command::new("curl").args(["-sS", "--fail", "--max-time", "5", &url]))
-                .status
-                .success()
-                .then_some(())
-        });
+        let mut program = Program::start(&mut command, home);
+        program.await_answer("OpenBao answers", &["--fail", &format!("http://{address}/v1/sys/health")]);
+        let bao = Self { program, address, door: Switch::to(address) };
         bao.admin("POST", "sys/mounts/transit", &json!({ "type": "transit" }));
         bao.admin("POST", "sys/auth/approle", &json!({ "type": "approle" }));
         bao
@@ -82,7 +97,7 @@ impl Bao {
 
     /// The process, for tests that end it.
     pub fn pid(&self) -> u32 {
-        self.program.0.id()
+        self.program.process.id()
     }
 
     /// Where clouds reach it.
@@ -198,11 +213,9 @@ impl Aws {
         let address = free_port();
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/keys/aws.py");
         let mut command = Command::new(installed("python"));
-        let program = Program::start(command.arg(script).arg(address.port().to_string()));
-        eventually("moto answers", READY, || {
-            let url = format!("http://{address}/");
-            run(Command::new("curl").args(["-sS", "--max-time", "5", &url])).status.success().then_some(())
-        });
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let mut program = Program::start(command.arg(script).arg(address.port().to_string()), folder);
+        program.await_answer("moto answers", &[&format!("http://{address}/")]);
         let mut aws = Self {
             _program: program,
             address,

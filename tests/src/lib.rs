@@ -14,6 +14,7 @@ pub mod key_services;
 pub mod keys;
 pub mod machine;
 pub mod networking;
+pub mod ports;
 pub mod provider;
 pub mod proxy;
 pub mod responder;

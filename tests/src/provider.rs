@@ -8,7 +8,8 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::api::curl;
-use crate::cloud::{Cloud, free_port};
+use crate::cloud::{Cloud, kept};
+use crate::ports::free_port;
 
 /// The client id under which a cloud is known there.
 pub const CLIENT_ID: &str = "chitin";
@@ -23,6 +24,8 @@ pub struct Provider {
     /// It ends when this is closed.
     _stdin: ChildStdin,
     issuer: String,
+    /// With what it said, in the file `log`.
+    folder: tempfile::TempDir,
 }
 
 /// Seconds since 1970.
@@ -39,22 +42,31 @@ impl Provider {
     /// Starts a provider at a port that was chosen before, for tests in which it comes late.
     pub fn start_at(algorithm: &str, port: u16) -> Self {
         let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/oidc/server.mjs");
+        let folder = tempfile::tempdir().expect("a temporary directory");
+        let log = std::fs::File::create(folder.path().join("log")).expect("a scratch file");
         let mut process = Command::new("node")
             .arg(&script)
             .env("ALG", algorithm)
             .env("PORT", port.to_string())
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(Stdio::null())
+            .stderr(log)
             .spawn()
             .expect("node starts; ./test installs it");
         let mut line = String::new();
         let stdout = process.stdout.take().expect("piped");
         BufReader::new(stdout).read_line(&mut line).expect("the provider says where it is");
-        let said: Value = serde_json::from_str(&line)
-            .unwrap_or_else(|error| panic!("{error} in {line:?}; ./test installs the provider's packages"));
+        let said: Value = serde_json::from_str(&line).unwrap_or_else(|error| {
+            let log = std::fs::read_to_string(folder.path().join("log")).unwrap_or_default();
+            panic!("{error} in {line:?}; ./test installs the provider's packages; it said:\n{log}")
+        });
         let stdin = process.stdin.take().expect("piped");
-        Self { issuer: said["issuer"].as_str().expect("an issuer").to_owned(), process, _stdin: stdin }
+        Self {
+            issuer: said["issuer"].as_str().expect("an issuer").to_owned(),
+            process,
+            _stdin: stdin,
+            folder,
+        }
     }
 
     /// A port on which nothing listens yet, with the issuer that a provider there would be.
@@ -159,6 +171,9 @@ impl Drop for Provider {
     fn drop(&mut self) {
         let _ = self.process.kill();
         let _ = self.process.wait();
+        if std::thread::panicking() {
+            eprintln!("the provider's log is left in {}", kept(&mut self.folder));
+        }
     }
 }
 

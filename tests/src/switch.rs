@@ -7,7 +7,7 @@ use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::Duration;
 
-use crate::cloud::free_port;
+use crate::ports::free_port;
 
 /// For one read of a connection that nobody uses any more.
 const SILENCE_MAX: Duration = Duration::from_secs(60);

@@ -1,13 +1,14 @@
 //! The program as its operator meets it: commands, exit codes, certificates, the security table.
 
-use std::io::Write as _;
+use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use house::cloud::free_port;
+use house::cloud::PATIENCE;
 use house::command::{eventually, run, run_with};
+use house::ports::free_port;
 use house::shared::{cloud, cluster};
 use house::{Cloud, Options};
 

@@ -7,10 +7,13 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 use house::balancer::Balancer;
-use house::cloud::{SQL_PORT, free_port, program};
+use house::cloud::{SQL_PORT, program};
 use house::command::run;
+use house::machine::allowed;
+use house::ports::free_port;
 use house::proxy::{AWS, CRC32C, Header, NOOP};
 use house::shared::{cloud, cluster};
+use house::wire::AT_ONCE;
 use house::wire::{SSL_REQUEST, cancel_request, message, text};
 use house::{Caller, Cloud, Cluster, Options, Refusal, Wire};
 use serde_json::json;

@@ -7,7 +7,8 @@ use std::sync::mpsc::{self, Receiver};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use house::cloud::{HTTP_PORT, SQL_PORT, free_port};
+use house::cloud::{HTTP_PORT, SQL_PORT};
+use house::ports::free_port;
 use house::wire::{ANSWER_DEADLINE, text};
 use house::{Caller, Cloud, Cluster, Host, Hosts, Options, Refusal, Wire, hosts, shared};
 

@@ -4,7 +4,8 @@ use std::time::{Duration, Instant};
 
 use house::authority::{Authority, Identity, Leaf, self_signed};
 use house::caller::fresh_address;
-use house::cloud::free_port;
+use house::machine::assert_within;
+use house::ports::free_port;
 use house::responder::{Mood, Responder};
 use house::shared::cloud;
 use house::{Caller, Cluster, Refusal};

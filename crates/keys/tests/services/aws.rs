@@ -8,9 +8,9 @@ use keys::{DataKey, KeyEncryption, KeyFailure};
 use model::{KeptSecret, KeyCredentials, KeyService, KeySpec, KeyType};
 use serde_json::{Value, json};
 
+use crate::ports::free_port;
 use crate::world::{
-    Loopback, Program, TestClock, client, free_port, installed, kind_of, open, place, ready, service, spec,
-    workspace,
+    Loopback, Program, TestClock, client, installed, kind_of, open, place, ready, service, spec, workspace,
 };
 
 const REGION: &str = "eu-central-1";
@@ -31,10 +31,10 @@ struct Aws {
 impl Aws {
     /// With a user `chitin` that may use keys.
     async fn start() -> Self {
-        let port = free_port();
+        let port = free_port().port();
         let mut command = Command::new(installed("python"));
         command.arg(workspace().join("tests/clients/keys/aws.py")).arg(port.to_string());
-        let program = Program::start(&mut command);
+        let program = Program::start(&mut command, tempfile::tempdir().unwrap());
         let address = format!("http://127.0.0.1:{port}");
         ready(&address, None).await;
         let mut aws = Self {

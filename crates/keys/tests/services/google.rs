@@ -22,8 +22,6 @@ use serde_json::{Value, json};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
-use crate::world::free_port;
-
 pub const ACCOUNT: &str = "chitin@project.iam.gserviceaccount.com";
 pub const OTHER_ACCOUNT: &str = "kms-user@project.iam.gserviceaccount.com";
 const KMS_SCOPE: &str = "https://www.googleapis.com/auth/cloudkms";
@@ -97,7 +95,8 @@ impl Google {
         let pair = &*ACCOUNT_KEY;
         let private: Pkcs8V1Der<'_> = pair.as_der().unwrap();
         let public: PublicKeyX509Der<'_> = pair.public_key().as_der().unwrap();
-        let address = format!("http://127.0.0.1:{}", free_port());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
         let token_uri = format!("{address}/token");
         let key_file = json!({
             "type": "service_account",
@@ -125,7 +124,6 @@ impl Google {
             .route("/token", post(token))
             .route("/v1/{*rest}", post(call))
             .with_state(world.clone());
-        let listener = tokio::net::TcpListener::bind(address.trim_start_matches("http://")).await.unwrap();
         let server = tokio::spawn(async move { axum::serve(listener, router).await.unwrap() });
         Self { world, address, key_file: KeptSecret::new(key_file.to_string()), server }
     }

@@ -7,5 +7,7 @@ mod aws;
 mod gcp;
 mod google;
 mod pkcs11;
+#[path = "../../../../tests/src/ports.rs"]
+mod ports;
 mod transit;
 mod world;

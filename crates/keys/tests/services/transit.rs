@@ -10,8 +10,9 @@ use model::{KeptSecret, KeyCredentials, KeyService, KeyType};
 use reqwest::Method;
 use serde_json::{Value, json};
 
+use crate::ports::free_port;
 use crate::world::{
-    Loopback, Program, TestClock, client, free_port, installed, kind_of, open, place, ready, service, spec,
+    Loopback, Program, TestClock, client, installed, kind_of, open, place, ready, service, spec,
 };
 
 const ROOT: &str = "root-token-of-the-test";
@@ -24,7 +25,6 @@ path "transit/decrypt/shop" { capabilities = ["update"] }
 struct Bao {
     address: String,
     ca_pem: Option<String>,
-    _home: tempfile::TempDir,
     _program: Program,
 }
 
@@ -35,7 +35,7 @@ impl Bao {
     }
 
     async fn start_with(key_type: &str, is_tls: bool) -> Self {
-        let (home, port) = (tempfile::tempdir().unwrap(), free_port());
+        let (home, port) = (tempfile::tempdir().unwrap(), free_port().port());
         let mut command = Command::new(installed("bao"));
         command
             .env("HOME", home.path())
@@ -45,8 +45,8 @@ impl Bao {
         if is_tls {
             command.arg(format!("-dev-tls-cert-dir={}", home.path().display()));
         }
-        let program = Program::start(&mut command);
         let ca_path = home.path().join("vault-ca.pem");
+        let program = Program::start(&mut command, home);
         let mut ca_pem = None;
         if is_tls {
             for _ in 0..300 {
@@ -60,7 +60,7 @@ impl Bao {
         }
         let address = format!("{}://127.0.0.1:{port}", if is_tls { "https" } else { "http" });
         ready(&format!("{address}/v1/sys/health"), ca_pem.as_deref()).await;
-        let bao = Self { address, ca_pem, _home: home, _program: program };
+        let bao = Self { address, ca_pem, _program: program };
         bao.admin(Method::POST, "sys/mounts/transit", &json!({"type": "transit"})).await;
         bao.admin(Method::POST, "transit/keys/shop", &json!({"type": key_type})).await;
         bao.policy(POLICY).await;

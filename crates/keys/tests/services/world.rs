@@ -1,6 +1,5 @@
 //! What the tests of key services stand on: a way to loopback, programs that are ended, and keys that are asked for.
 
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -94,21 +93,35 @@ impl Clock for TestClock {
     }
 }
 
-/// A program that ends with its test.
-pub struct Program(Child);
+/// A program that ends with its test. What it says is in the file `log` of its folder, which stays when a test fails.
+pub struct Program {
+    process: Child,
+    folder: tempfile::TempDir,
+}
 
 impl Program {
-    pub fn start(command: &mut Command) -> Self {
+    pub fn start(command: &mut Command, folder: tempfile::TempDir) -> Self {
         let name = command.get_program().to_string_lossy().into_owned();
-        let started = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Self(started.unwrap_or_else(|cause| panic!("{name} does not start: {cause}; run ./test once")))
+        let log = std::fs::File::create(folder.path().join("log")).unwrap();
+        let both = log.try_clone().unwrap();
+        let started = command.stdin(Stdio::null()).stdout(both).stderr(log).spawn();
+        let process =
+            started.unwrap_or_else(|cause| panic!("{name} does not start: {cause}; run ./test once"));
+        Self { process, folder }
     }
 }
 
 impl Drop for Program {
     fn drop(&mut self) {
-        let _ = self.0.kill();
-        let _ = self.0.wait();
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+        if std::thread::panicking() {
+            self.folder.disable_cleanup(true);
+            eprintln!(
+                "the log of a program that the test started is left in {}",
+                self.folder.path().display()
+            );
+        }
     }
 }
 
@@ -122,10 +135,6 @@ pub fn installed(name: &str) -> PathBuf {
     let path = workspace().join("target/test-clients/keys/bin").join(name);
     assert!(path.exists(), "{} is missing; run ./test once, which installs it", path.display());
     path
-}
-
-pub fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 /// Waits until something answers there.
