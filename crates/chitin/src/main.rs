@@ -9,6 +9,9 @@ mod desk;
 mod directory;
 mod doors;
 mod examiner;
+#[cfg(test)]
+#[path = "../../../tests/folder.rs"]
+mod folder;
 mod front_doors;
 mod http;
 mod knocks;
@@ -23,6 +26,9 @@ mod presence;
 mod revoked;
 mod ring;
 mod root_key;
+#[cfg(test)]
+#[path = "../../../tests/skipped.rs"]
+mod skipped;
 mod staple;
 mod start;
 #[cfg(test)]

@@ -103,6 +103,10 @@ mod tests {
 
     use super::*;
 
+    fn is_called(pid: u32, name: &str) -> bool {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|called| called.trim() == name)
+    }
+
     #[test]
     fn only_processes_of_the_folder_are_ended() {
         let (ours, theirs) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
@@ -115,7 +119,12 @@ mod tests {
             crate::process::spawn(bwrap).unwrap()
         };
         let (mut one, mut other) = (start(ours.path()), start(theirs.path()));
-        std::thread::sleep(Duration::from_millis(200));
+        for jail in [&one, &other] {
+            // Until then it is on its way to what was asked of it.
+            while !crate::process::children(jail.id()).iter().any(|child| is_called(*child, "sleep")) {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+        }
         end_processes_of(ours.path());
         assert!(one.wait().unwrap().code().is_none(), "killed by a signal");
         assert!(other.try_wait().unwrap().is_none());

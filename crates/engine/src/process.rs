@@ -138,11 +138,11 @@ mod tests {
     fn a_program_that_hangs_is_ended_and_one_that_fails_is_quoted() {
         let mut sleep = Command::new("sleep");
         sleep.arg("60");
-        let late = run("sleep", sleep, Duration::from_millis(100)).unwrap_err().to_string();
+        let late = run("sleep", sleep, Duration::from_millis(50)).unwrap_err().to_string();
         assert!(late.contains("did not end within"), "{late}");
         let mut missing = Command::new("ls");
         missing.arg("/nowhere");
-        let refused = run("ls", missing, Duration::from_secs(10)).unwrap_err().to_string();
+        let refused = run("ls", missing, Duration::from_secs(60)).unwrap_err().to_string();
         assert!(refused.contains("/nowhere"), "{refused}");
     }
 
@@ -151,11 +151,16 @@ mod tests {
         let mut command = Command::new("setpriv");
         command.args(["--pdeathsig", "KILL", "sleep", "30"]);
         let mut child = std::thread::spawn(move || spawn(command).unwrap()).join().unwrap();
-        std::thread::sleep(Duration::from_millis(100));
+        // It has asked for its death when it is `sleep`; had its starter ended, that would never come.
+        let name = format!("/proc/{}/comm", child.id());
+        while std::fs::read_to_string(&name).unwrap().trim() != "sleep" {
+            assert!(child.try_wait().unwrap().is_none());
+            std::thread::sleep(PAUSE);
+        }
         assert!(child.try_wait().unwrap().is_none());
         assert!(children(std::process::id()).contains(&child.id()));
         signal(child.id(), Signal::KILL);
         child.wait().unwrap();
-        assert!(wait_gone(child.id(), Duration::from_secs(1)));
+        assert!(wait_gone(child.id(), Duration::from_secs(60)));
     }
 }

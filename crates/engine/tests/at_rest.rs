@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use common::{EncryptingDisk, Place, cluster, folder, is_root, kinds, open, place, session, volume};
+use common::{EncryptingDisk, Place, cluster, folder, kinds, open, place, session, skipped, volume};
 use engine::Host;
 use keys::RootKey;
 use model::{Cluster, Encryption};
@@ -102,7 +102,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_byte_that_a_tenant_wrote_is_in_the_data_directory_of_a_sleeping_cluster() {
     for kind in kinds() {
-        let Place { folder, host } = place(Some(*kind)).await;
+        let Place { folder, host } = place(Some(kind)).await;
         let cluster = cluster(121);
         host.create(&cluster).await.unwrap();
         write_canaries(&host, &cluster).await;
@@ -130,9 +130,8 @@ async fn without_encryption_the_same_search_finds_them() {
 /// Also what files left behind that are gone: the whole device below the file system is read.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_byte_is_on_the_disk_below_an_encrypted_folder_and_removed_files_are_there_without() {
-    if !is_root() {
-        eprintln!("not tried: only root may mount the file system that this needs");
-        return;
+    if let Some(reason) = common::lacking_for_a_disk() {
+        return skipped(reason);
     }
     for kind in [Encryption::Fscrypt, Encryption::None] {
         let disk = EncryptingDisk::mount();
@@ -162,7 +161,7 @@ fn copy_folder(from: &Path, to: &Path) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_stolen_data_directory_opens_with_its_key_file_only() {
     for kind in kinds() {
-        let Place { folder, host } = place(Some(*kind)).await;
+        let Place { folder, host } = place(Some(kind)).await;
         let cluster = cluster(124);
         host.create(&cluster).await.unwrap();
         host.administration(cluster.id).await.unwrap().write_canary("stolen").await.unwrap();
@@ -171,13 +170,13 @@ async fn a_stolen_data_directory_opens_with_its_key_file_only() {
         let stolen = thief.path().join("d");
         copy_folder(folder.path(), &stolen);
         std::fs::remove_file(stolen.join("kek")).unwrap();
-        let opened = open(&stolen, Some(*kind)).await.unwrap();
+        let opened = open(&stolen, Some(kind)).await.unwrap();
         let refused = opened.start(&cluster).await.unwrap_err().to_string();
         assert!(refused.contains("root key"), "{kind:?}: {refused}");
         drop(opened);
         // The control: with the key file the very same copy opens.
         std::fs::copy(folder.path().join("kek"), stolen.join("kek")).unwrap();
-        let opened = open(&stolen, Some(*kind)).await.unwrap();
+        let opened = open(&stolen, Some(kind)).await.unwrap();
         opened.start(&cluster).await.unwrap();
         assert!(opened.search(cluster.id, "stolen").await.unwrap().hits_in_plaintext > 0);
         opened.destroy(&cluster).await.unwrap();
@@ -188,7 +187,7 @@ async fn a_stolen_data_directory_opens_with_its_key_file_only() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destroyed_cluster_opens_from_no_copy_of_its_volume_and_others_still_do() {
     for kind in kinds() {
-        let Place { folder, host } = place(Some(*kind)).await;
+        let Place { folder, host } = place(Some(kind)).await;
         let (cluster, other) = (cluster(125), cluster(126));
         host.create(&cluster).await.unwrap();
         host.create(&other).await.unwrap();
@@ -218,9 +217,8 @@ async fn a_destroyed_cluster_opens_from_no_copy_of_its_volume_and_others_still_d
 /// The key's bytes are looked for on the disk itself: a file that is only unlinked leaves them there.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_destroyed_cluster_s_wrapped_key_is_overwritten_on_the_disk() {
-    if !is_root() {
-        eprintln!("not tried: only root may mount the file system that this needs");
-        return;
+    if let Some(reason) = common::lacking_for_a_disk() {
+        return skipped(reason);
     }
     let disk = EncryptingDisk::mount();
     let host = open(&disk.data, Some(Encryption::Fscrypt)).await.unwrap();
@@ -282,13 +280,13 @@ async fn wrong_rows(host: &Host, cluster: &Cluster) -> Result<i64, String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_bit_that_was_flipped_below_the_encryption_is_an_error_and_never_a_row() {
     for kind in kinds() {
-        let Place { folder, host } = place(Some(*kind)).await;
+        let Place { folder, host } = place(Some(kind)).await;
         let cluster = cluster(128);
         host.create(&cluster).await.unwrap();
         let path = a_table(&host, &cluster).await;
         assert_eq!(wrong_rows(&host, &cluster).await, Ok(0));
         let own = volume(folder.path(), &cluster, 0);
-        let (raw, at) = if *kind == Encryption::FscryptImage {
+        let (raw, at) = if kind == Encryption::FscryptImage {
             let table = own.join("files/v/pg").join(&path);
             (own.join("image"), first_block(&table) + 8 * 8192 + 5_000)
         } else {
@@ -303,7 +301,7 @@ async fn a_bit_that_was_flipped_below_the_encryption_is_an_error_and_never_a_row
         host.start(&cluster).await.unwrap();
         let refused = wrong_rows(&host, &cluster).await.unwrap_err();
         // gocryptfs refuses the block, the engine the page.
-        let expected = if *kind == Encryption::Gocryptfs { "could not read block 8" } else { "invalid page" };
+        let expected = if kind == Encryption::Gocryptfs { "could not read block 8" } else { "invalid page" };
         assert!(refused.contains(expected), "{kind:?}: {refused}");
         // Flipped back, all is well: it was this bit.
         host.stop(cluster.id).await.unwrap();
@@ -316,9 +314,8 @@ async fn a_bit_that_was_flipped_below_the_encryption_is_an_error_and_never_a_row
 
 #[tokio::test(flavor = "multi_thread")]
 async fn bits_flipped_in_the_image_s_own_structures_never_become_rows() {
-    if !is_root() {
-        eprintln!("not tried: only root may mount an image");
-        return;
+    if let Some(reason) = common::lacking_for_a_disk() {
+        return skipped(reason);
     }
     let Place { folder, host } = place(Some(Encryption::FscryptImage)).await;
     let cluster = cluster(129);
@@ -379,7 +376,7 @@ fn in_own_memory(needle: &[u8]) -> usize {
 #[tokio::test(flavor = "multi_thread")]
 async fn after_locking_the_kernel_denies_the_key_and_our_memory_does_not_hold_it() {
     for kind in kinds() {
-        let Place { folder, host } = place(Some(*kind)).await;
+        let Place { folder, host } = place(Some(kind)).await;
         let cluster = cluster(130);
         host.create(&cluster).await.unwrap();
         let open = host.volume_state(cluster.id).unwrap();
@@ -407,9 +404,8 @@ async fn after_locking_the_kernel_denies_the_key_and_our_memory_does_not_hold_it
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_kernel_tells_that_a_locked_folder_is_encrypted_and_that_it_has_no_key() {
-    if !is_root() {
-        eprintln!("not tried: only root may mount the file system that this needs");
-        return;
+    if let Some(reason) = common::lacking_for_a_disk() {
+        return skipped(reason);
     }
     let disk = EncryptingDisk::mount();
     let host = open(&disk.data, Some(Encryption::Fscrypt)).await.unwrap();

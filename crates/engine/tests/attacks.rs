@@ -1,6 +1,8 @@
 //! A tenant with all the rights that tenants can have attacks what it shares with others, and the roles that hold it.
 #![expect(clippy::unwrap_used, reason = "a test's way to report is to panic")]
 
+mod common;
+
 use std::sync::Arc;
 
 use engine::{Administration, Error, Host, HostConfig, Subscriptions};
@@ -15,12 +17,11 @@ struct Place {
     host: Arc<Host>,
     cluster: Cluster,
     administration: Administration,
-    _folder: tempfile::TempDir,
+    _folder: common::Folder,
 }
 
 async fn place(routing_id: u32, plan: Plan) -> Place {
-    // Short: a socket's path ends at 107 bytes.
-    let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
+    let folder = common::folder();
     let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
     let config = HostConfig {
         data: folder.path().to_owned(),

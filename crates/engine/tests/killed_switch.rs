@@ -3,17 +3,17 @@
 
 mod common;
 
-use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::time::{Duration, Instant};
 
-use common::{EncryptingDisk, cluster_of, folder, is_root, open, processes_of, volume};
+use common::{EncryptingDisk, Holder, cluster_of, eventually, folder, open, processes_of, skipped, volume};
 use model::{Cluster, Encryption};
 
 /// Tells the process that is to be killed where to work and how.
 const DATA: &str = "CHITIN_TEST_DATA";
 const ENCRYPTION: &str = "CHITIN_TEST_ENCRYPTION";
+const STEP: &str = "CHITIN_TEST_STEP";
+/// What it says when it stands still.
+const STOPPED: &str = "stopped at the step";
 const ID: &str = "5d0c4a52-9d1c-4d0e-9c0e-3b1f5a7c2d11";
 const CANARY: &str = "canary-of-the-killed-switch";
 /// Every step, and whether the new key counts after it.
@@ -37,17 +37,22 @@ fn the_cluster() -> Cluster {
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "started, and killed, by the tests beside it"]
 async fn switches_until_it_is_killed() {
-    let (Ok(data), Ok(kind)) = (std::env::var(DATA), std::env::var(ENCRYPTION)) else {
+    let named = (std::env::var(DATA), std::env::var(ENCRYPTION), std::env::var(STEP));
+    let (Ok(data), Ok(kind), Ok(step)) = named else {
         return;
     };
     let kinds = [Encryption::Fscrypt, Encryption::FscryptImage, Encryption::Gocryptfs, Encryption::None];
     let kind = kinds.into_iter().find(|known| known.as_str() == kind).unwrap();
-    // Reads FAILPOINTS.
-    let _scenario = fail::FailScenario::setup();
+    let stop = || {
+        println!("{STOPPED}");
+        loop {
+            std::thread::park();
+        }
+    };
+    fail::cfg_callback(step, stop).unwrap();
     let host = open(Path::new(&data), Some(kind)).await.unwrap();
     let cluster = the_cluster();
     host.start(&cluster).await.unwrap();
-    println!("working");
     host.copy_volume(&cluster).await.unwrap();
     host.switch_volume(&cluster).await.unwrap();
     println!("never reached");
@@ -75,33 +80,17 @@ fn is_engine_up(data: &Path) -> bool {
     })
 }
 
-/// Kills the process when it has stopped at the step: no thread of it works any more.
+/// Kills the process when it has stopped at the step.
 fn kill_at(step: &str, data: &Path, kind: Encryption) {
-    let mut child = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "switches_until_it_is_killed", "--ignored", "--nocapture"])
-        .env(DATA, data)
-        .env(ENCRYPTION, kind.as_str())
-        .env("FAILPOINTS", format!("{step}=pause"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .unwrap();
-    let mut said = BufReader::new(child.stdout.take().unwrap()).lines().map_while(Result::ok);
-    assert!(said.any(|line| line.contains("working")), "it ended before it worked");
-    let deadline = Instant::now() + Duration::from_secs(60);
-    while !is_reached(step, data, kind) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    // The last of its work before it pauses.
-    std::thread::sleep(Duration::from_millis(700));
+    let mut holder = Holder::start(
+        "switches_until_it_is_killed",
+        &[(DATA, data.as_os_str()), (ENCRYPTION, kind.as_str().as_ref()), (STEP, step.as_ref())],
+    );
+    holder.await_word(STOPPED);
     assert!(is_reached(step, data, kind), "{step} was not reached");
-    assert!(child.try_wait().unwrap().is_none(), "it ended at {step} instead of pausing");
-    child.kill().unwrap();
-    child.wait().unwrap();
-    assert!(!said.any(|line| line.contains("never reached")), "{step} did not stop it");
-    let deadline = Instant::now() + Duration::from_secs(10);
-    while is_engine_up(data) && Instant::now() < deadline {
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let said = holder.kill();
+    assert!(!said.contains("never reached"), "{step} did not stop it");
+    eventually("the killed program's engine ends with it", || !is_engine_up(data));
 }
 
 async fn survives_at(step: &str, is_new: bool, data: &Path, kind: Encryption) {
@@ -133,7 +122,13 @@ async fn survives_at(step: &str, is_new: bool, data: &Path, kind: Encryption) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_at_any_step_of_a_switch_leaves_a_whole_cluster_under_one_key() {
-    let kind = if is_root() { Encryption::FscryptImage } else { Encryption::None };
+    let kind = match common::lacking_for_a_disk() {
+        None => Encryption::FscryptImage,
+        Some(reason) => {
+            skipped(&format!("with fscrypt-image: {reason}"));
+            Encryption::None
+        }
+    };
     for (step, is_new) in STEPS {
         let folder = folder();
         survives_at(step, is_new, folder.path(), kind).await;
@@ -143,9 +138,8 @@ async fn a_kill_at_any_step_of_a_switch_leaves_a_whole_cluster_under_one_key() {
 /// Where the kinds differ: with both volumes unlocked, and with two keys on the disk.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_kill_in_the_middle_is_survived_by_every_kind_of_volume() {
-    if !is_root() {
-        eprintln!("not tried: only root may mount the file systems that this needs");
-        return;
+    if let Some(reason) = common::lacking_for_a_disk() {
+        return skipped(reason);
     }
     for (step, is_new) in [STEPS[3], STEPS[5], STEPS[7]] {
         let folder = folder();

@@ -4,51 +4,15 @@
 
 mod common;
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
 
-use common::{Place, VERIFIER, cluster, maria, open, place, session};
+use common::{
+    Place, SOON, VERIFIER, cluster, maria, nothing_left, open, place, processes_of, session, skipped,
+};
 use engine::{Error, Host, HostConfig};
 use keys::RootKey;
 use model::{Cluster, Encryption, RoleName};
-
-fn nothing_left(folder: &Path) {
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(folder.to_str().unwrap()), "a mount is left");
-    // The kernel frees a loop device a moment after its last user is gone.
-    for _ in 0..100 {
-        if loops_of(folder) == 0 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(loops_of(folder), 0, "a loop device is left");
-    assert!(processes_of(folder).is_empty(), "a process is left");
-}
-
-fn loops_of(folder: &Path) -> usize {
-    let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
-    let backing =
-        |device: std::fs::DirEntry| std::fs::read_to_string(device.path().join("loop/backing_file"));
-    devices
-        .filter_map(|device| backing(device).ok())
-        .filter(|file| file.starts_with(folder.to_str().unwrap()))
-        .count()
-}
-
-fn processes_of(folder: &Path) -> Vec<u32> {
-    let folder = format!("{}/clusters", folder.display());
-    std::fs::read_dir("/proc")
-        .unwrap()
-        .flatten()
-        .filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok())
-        .filter(|pid| {
-            let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-            *pid != std::process::id() && String::from_utf8_lossy(&words).contains(&folder)
-        })
-        .collect()
-}
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_lives_sleeps_wakes_and_goes() {
@@ -93,12 +57,9 @@ async fn a_cluster_lives_sleeps_wakes_and_goes() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_canary_is_in_no_raw_byte_of_an_encrypted_volume() {
-    let kinds = if rustix::process::geteuid().is_root() {
-        vec![Encryption::FscryptImage, Encryption::Gocryptfs]
-    } else {
-        vec![Encryption::Gocryptfs]
-    };
-    for (kind, is_readable) in kinds.into_iter().map(|kind| (kind, false)).chain([(Encryption::None, true)]) {
+    for (kind, is_readable) in
+        common::kinds().into_iter().map(|kind| (kind, false)).chain([(Encryption::None, true)])
+    {
         let Place { folder, host } = place(Some(kind)).await;
         let cluster = cluster(3);
         assert_eq!(host.create(&cluster).await.unwrap().encryption, kind);
@@ -112,6 +73,28 @@ async fn a_canary_is_in_no_raw_byte_of_an_encrypted_volume() {
         host.destroy(&cluster).await.unwrap();
         nothing_left(folder.path());
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_in_a_luks2_volume_lives_sleeps_wakes_and_goes() {
+    if let Some(reason) = common::lacking_for_luks() {
+        return skipped(reason);
+    }
+    let Place { folder, host } = place(Some(Encryption::Luks2)).await;
+    let cluster = cluster(11);
+    assert_eq!(host.create(&cluster).await.unwrap().encryption, Encryption::Luks2);
+    host.administration(cluster.id).await.unwrap().write_canary("canary-luks-canary").await.unwrap();
+    let open = host.volume_state(cluster.id).unwrap();
+    assert!(open.is_unlocked && open.is_proven && open.cipher.is_some(), "{open:?}");
+    host.stop(cluster.id).await.unwrap();
+    let locked = host.volume_state(cluster.id).unwrap();
+    assert!(!locked.is_unlocked && locked.is_proven, "{locked:?}");
+    nothing_left(folder.path());
+    host.start(&cluster).await.unwrap();
+    let found = host.search(cluster.id, "canary-luks-canary").await.unwrap();
+    assert!(found.hits_in_plaintext > 0 && found.hits == 0, "{found:?}");
+    host.destroy(&cluster).await.unwrap();
+    nothing_left(folder.path());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -269,14 +252,12 @@ async fn a_killed_engine_is_reported_and_starts_again_with_everything() {
     let mut deaths = host.deaths();
     host.administration(cluster.id).await.unwrap().write_canary("kept").await.unwrap();
     for pid in processes_of(folder.path()) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-        let name =
-            std::fs::read_to_string(format!("/proc/{}/comm", pid.as_raw_nonzero())).unwrap_or_default();
+        let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         if name.trim() == "bwrap" {
-            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+            common::kill(pid);
         }
     }
-    let dead = tokio::time::timeout(Duration::from_secs(10), deaths.recv()).await.unwrap().unwrap();
+    let dead = tokio::time::timeout(SOON, deaths.recv()).await.unwrap().unwrap();
     assert_eq!(dead, cluster.id);
     host.start(&cluster).await.unwrap();
     let report = host.search(cluster.id, "kept").await.unwrap();
@@ -318,7 +299,7 @@ async fn a_key_of_another_cluster_opens_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
-    let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
+    let folder = common::folder();
     let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
     let config = HostConfig {
         data: folder.path().to_owned(),

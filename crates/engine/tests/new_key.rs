@@ -5,9 +5,9 @@ mod common;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use common::{EncryptingDisk, Place, cluster, folder, is_root, open, place, session, volume};
+use common::{EncryptingDisk, Place, SOON, cluster, folder, open, place, session, skipped, volume};
 use engine::{Copied, Error};
 use model::{Cluster, Encryption};
 
@@ -118,16 +118,13 @@ async fn gets_a_new_key_while_it_works(data: &Path, kind: Encryption, routing_id
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_gets_a_new_data_key_while_it_works() {
-    let kinds: &[Encryption] = if is_root() {
-        &[Encryption::None, Encryption::FscryptImage, Encryption::Gocryptfs]
-    } else {
-        &[Encryption::None]
-    };
-    for (kind, routing_id) in kinds.iter().zip(101..) {
+    for (kind, routing_id) in [Encryption::None].into_iter().chain(common::kinds()).zip(101..) {
         let folder = folder();
-        gets_a_new_key_while_it_works(folder.path(), *kind, routing_id).await;
+        gets_a_new_key_while_it_works(folder.path(), kind, routing_id).await;
     }
-    if is_root() {
+    if let Some(reason) = common::lacking_for_a_disk() {
+        skipped(&format!("with fscrypt: {reason}"));
+    } else {
         let disk = EncryptingDisk::mount();
         gets_a_new_key_while_it_works(&disk.data, Encryption::Fscrypt, 105).await;
     }
@@ -151,11 +148,9 @@ async fn whoever_wants_the_cluster_does_not_wait_for_its_copy() {
     tokio::time::sleep(Duration::from_millis(2_100)).await;
     let (other, wanted) = (host.clone(), cluster.clone());
     let copying = tokio::spawn(async move { other.copy_volume(&wanted).await });
-    // Until it is under way.
-    for _ in 0..500 {
-        if host.copy_progress(cluster.id).is_some_and(|progress| progress.done_bytes > 1 << 20) {
-            break;
-        }
+    let begun = Instant::now();
+    while !host.copy_progress(cluster.id).is_some_and(|progress| progress.done_bytes > 1 << 20) {
+        assert!(begun.elapsed() < SOON && !copying.is_finished(), "the copy was not seen under way");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }
     assert!(matches!(host.copy_volume(&cluster).await, Err(Error::Refused(_))), "one at a time");
@@ -188,8 +183,7 @@ async fn an_engine_that_crashed_recovers_before_its_volume_is_switched() {
     // Acknowledged, but in the WAL only.
     client.batch_execute("CREATE TABLE t AS SELECT 'late' AS x").await.unwrap();
     for pid in common::processes_of(folder.path()) {
-        let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
-        let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        common::kill(pid);
     }
     host.switch_volume(&cluster).await.unwrap();
     host.start(&cluster).await.unwrap();
@@ -200,9 +194,8 @@ async fn an_engine_that_crashed_recovers_before_its_volume_is_switched() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_moves_out_of_plaintext_into_an_encrypted_volume() {
-    let Some(kind) = common::kinds().first() else {
-        eprintln!("not tried: nothing encrypts here");
-        return;
+    let Some(kind) = common::kinds().first().copied() else {
+        return skipped("nothing encrypts here");
     };
     let Place { folder, host } = place(Some(Encryption::None)).await;
     let cluster = cluster(108);
@@ -211,11 +204,11 @@ async fn a_cluster_moves_out_of_plaintext_into_an_encrypted_volume() {
     assert!(host.search(cluster.id, "canary-once-plain").await.unwrap().hits > 0);
     host.shutdown().await;
     drop(host);
-    let host = open(folder.path(), Some(*kind)).await.unwrap();
+    let host = open(folder.path(), Some(kind)).await.unwrap();
     assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
     host.switch_volume(&cluster).await.unwrap();
     let state = host.volume_state(cluster.id).unwrap();
-    assert!(state.encryption == *kind && state.is_proven && !state.is_unlocked, "{state:?}");
+    assert!(state.encryption == kind && state.is_proven && !state.is_unlocked, "{state:?}");
     host.start(&cluster).await.unwrap();
     let found = host.search(cluster.id, "canary-once-plain").await.unwrap();
     assert!(found.hits == 0 && found.hits_in_plaintext > 0, "{found:?}");
@@ -244,11 +237,10 @@ async fn wrapping_the_data_key_anew_reaches_the_copy_too() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_whose_key_was_exchanged_is_not_switched_to() {
-    let Some(kind) = common::kinds().first() else {
-        eprintln!("not tried: nothing encrypts here");
-        return;
+    let Some(kind) = common::kinds().first().copied() else {
+        return skipped("nothing encrypts here");
     };
-    let Place { folder, host } = place(Some(*kind)).await;
+    let Place { folder, host } = place(Some(kind)).await;
     let cluster = cluster(110);
     host.create(&cluster).await.unwrap();
     host.administration(cluster.id).await.unwrap().write_canary("kept").await.unwrap();

@@ -2,6 +2,9 @@
 //! its key has its consequences.
 #![expect(clippy::unwrap_used, reason = "a test's way to report is to panic")]
 
+#[path = "../../../tests/folder.rs"]
+mod folder;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::atomic::{AtomicU8, AtomicU32, Ordering};
@@ -10,6 +13,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::{Host, HostConfig};
+use folder::Folder;
 use keys::{Binding, DataKey, KeyEncryption, KeyFailure, KeyRing, RootKey, WrappedKey};
 use model::{
     Asked, Cluster, ClusterId, CmekStatus, Encryption, KeySpec, KeyType, KeyWish, Observation, Phase, Plan,
@@ -23,7 +27,7 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 
 /// For the loops to have done what they should.
-const SOON: Duration = Duration::from_secs(60);
+const SOON: Duration = Duration::from_secs(120);
 
 /// What the service says.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -109,7 +113,7 @@ impl Sessions for Nobody {
 
 /// A cloud's loops over one cluster.
 struct Ground {
-    folder: tempfile::TempDir,
+    folder: Folder,
     service: Arc<Service>,
     store: Arc<Store>,
     host: Arc<Host>,
@@ -131,8 +135,7 @@ async fn host(folder: &Path, service: &Arc<Service>) -> Arc<Host> {
 
 impl Ground {
     async fn new() -> Self {
-        // Short: a socket's path ends at 107 bytes.
-        let folder = tempfile::Builder::new().prefix("cr").tempdir_in("/tmp").unwrap();
+        let folder = Folder::new();
         let root = |name: &str| RootKey::open_or_create(&folder.path().join(name)).unwrap();
         let service = Arc::new(Service {
             root: root("kek"),

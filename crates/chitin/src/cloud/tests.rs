@@ -14,8 +14,9 @@ use tokio::process::Command;
 use tokio::time::sleep;
 
 use super::*;
+use crate::folder::Folder;
 
-const PATIENCE: Duration = Duration::from_secs(60);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 fn options(data: &Path, idle_after: Duration) -> StartOptions {
     // A killed test must not leave mounts behind; the engine's own tests cover encrypted volumes.
@@ -98,6 +99,15 @@ async fn ask(cloud: &Cloud, cluster: &Cluster, password: &str, statement: &str) 
     psql(cloud, cluster, password, statement).output().await.unwrap()
 }
 
+/// Waits until a session is in the middle of `pg_sleep`.
+async fn until_it_sleeps_in_a_statement(cloud: &Cloud, cluster: &Cluster, password: &str) {
+    let count = "select count(*) from pg_stat_activity where wait_event = 'PgSleep'";
+    let began = Instant::now();
+    while answer(&ask(cloud, cluster, password, count).await) != "1" {
+        assert!(began.elapsed() < PATIENCE, "no session sleeps");
+    }
+}
+
 fn answer(output: &Output) -> String {
     assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     String::from_utf8_lossy(&output.stdout).trim().to_owned()
@@ -105,7 +115,7 @@ fn answer(output: &Output) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_sleeps_keeps_changed_passwords_wakes_for_the_right_one_and_outlives_a_restart() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let options = options(&folder.path().join("data"), Duration::from_secs(1));
     let cloud = Cloud::open(&options, root()).await.unwrap();
     let cluster = create(&cloud, "lazy-roach", Plan::Serverless);
@@ -137,11 +147,10 @@ async fn a_cluster_sleeps_keeps_changed_passwords_wakes_for_the_right_one_and_ou
     assert_eq!(answer(&ask(&cloud, &cluster, "second password", "select n from t").await), "42");
 
     // Deletion ends the open session with a reason, destroys everything, and the name is unknown at once.
-    let mut long = psql(&cloud, &cluster, "second password", "select pg_sleep(60)").spawn().unwrap();
-    until("the session is there", || cloud.host.is_running(cluster.id)).await;
-    sleep(Duration::from_millis(500)).await;
+    let mut long = psql(&cloud, &cluster, "second password", "select pg_sleep(600)").spawn().unwrap();
+    until_it_sleeps_in_a_statement(&cloud, &cluster, "second password").await;
     cloud.store.wish(cluster.id, Wish::Deleted, SystemClock.now()).unwrap();
-    let ended = timeout(Duration::from_secs(20), long.wait()).await.unwrap().unwrap();
+    let ended = timeout(PATIENCE, long.wait()).await.unwrap().unwrap();
     assert!(!ended.success());
     until("it is forgotten", || cloud.store.snapshot().get(&cluster.id).is_none()).await;
     assert!(cloud.host.on_disk().is_empty());
@@ -153,7 +162,7 @@ async fn a_cluster_sleeps_keeps_changed_passwords_wakes_for_the_right_one_and_ou
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_dedicated_cluster_stays_awake_and_a_removed_address_is_cut() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let cloud =
         Cloud::open(&options(&folder.path().join("data"), Duration::from_millis(200)), root()).await.unwrap();
     let cluster = create(&cloud, "busy-roach", Plan::Dedicated);
@@ -162,8 +171,8 @@ async fn a_dedicated_cluster_stays_awake_and_a_removed_address_is_cut() {
     sleep(Duration::from_secs(2)).await;
     assert_eq!(phase(&cloud, cluster.id), Phase::Running);
 
-    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(60)").spawn().unwrap();
-    sleep(Duration::from_millis(700)).await;
+    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(600)").spawn().unwrap();
+    until_it_sleeps_in_a_statement(&cloud, &cluster, "first password").await;
     cloud
         .store
         .edit(cluster.id, SystemClock.now(), |cluster| {
@@ -171,7 +180,7 @@ async fn a_dedicated_cluster_stays_awake_and_a_removed_address_is_cut() {
             Ok::<_, store::Error>(())
         })
         .unwrap();
-    let ended = timeout(Duration::from_secs(10), long.wait_with_output()).await.unwrap().unwrap();
+    let ended = timeout(PATIENCE, long.wait_with_output()).await.unwrap().unwrap();
     assert!(!ended.status.success());
     let refused = ask(&cloud, &cluster, "first password", "select 1").await;
     assert!(String::from_utf8_lossy(&refused.stderr).contains("allowlist"));
@@ -195,15 +204,15 @@ fn engine_processes(id: ClusterId) -> Vec<i32> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_that_is_killed_comes_back_with_every_committed_row() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let cloud =
         Cloud::open(&options(&folder.path().join("data"), Duration::from_secs(300)), root()).await.unwrap();
     let cluster = create(&cloud, "phoenix-roach", Plan::Serverless);
     until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
     add_user(&cloud, cluster.id, "maria", "first password").await;
     answer(&ask(&cloud, &cluster, "first password", "create table t as select 42 as n").await);
-    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(60)").spawn().unwrap();
-    sleep(Duration::from_millis(700)).await;
+    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(600)").spawn().unwrap();
+    until_it_sleeps_in_a_statement(&cloud, &cluster, "first password").await;
 
     let pids = engine_processes(cluster.id);
     assert!(!pids.is_empty(), "no engine was found");
@@ -211,7 +220,7 @@ async fn an_engine_that_is_killed_comes_back_with_every_committed_row() {
         let pid = rustix::process::Pid::from_raw(pid).unwrap();
         let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
     }
-    let ended = timeout(Duration::from_secs(10), long.wait_with_output()).await.unwrap().unwrap();
+    let ended = timeout(PATIENCE, long.wait_with_output()).await.unwrap().unwrap();
     assert!(!ended.status.success());
     until("the death is seen", || phase(&cloud, cluster.id) != Phase::Running).await;
     until("it runs again", || phase(&cloud, cluster.id) == Phase::Running).await;
@@ -221,7 +230,7 @@ async fn an_engine_that_is_killed_comes_back_with_every_committed_row() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_deleted() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let options = options(&folder.path().join("data"), Duration::from_secs(300));
     let cloud = Cloud::open(&options, root()).await.unwrap();
     let (half, doomed) =
@@ -248,7 +257,7 @@ async fn what_a_crash_left_half_made_is_made_anew_and_what_was_being_deleted_is_
 
 #[tokio::test(flavor = "multi_thread")]
 async fn two_clouds_cannot_share_a_data_directory() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let options = options(&folder.path().join("data"), Duration::from_secs(300));
     let cloud = Cloud::open(&options, root()).await.unwrap();
     let second = Cloud::open(&options, root()).await.map(|_| ()).unwrap_err();
@@ -263,7 +272,7 @@ async fn two_clouds_cannot_share_a_data_directory() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_process_of_an_engine_may_leave_a_core_file_or_shows_a_secret() {
     crate::memory::keep_in();
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let options = options(&folder.path().join("data"), Duration::from_secs(300));
     let cloud = Cloud::open(&options, root()).await.unwrap();
     let cluster = create(&cloud, "mute-roach", Plan::Serverless);
@@ -289,19 +298,20 @@ async fn no_process_of_an_engine_may_leave_a_core_file_or_shows_a_secret() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_root_key_of_a_running_cloud_is_rotated_under_open_sessions() {
-    let folder = tempfile::tempdir().unwrap();
+    let folder = Folder::new();
     let options = options(&folder.path().join("data"), Duration::from_secs(300));
     let cloud = Cloud::open(&options, root()).await.unwrap();
     let cluster = create(&cloud, "turning-roach", Plan::Serverless);
     until("it runs", || phase(&cloud, cluster.id) == Phase::Running).await;
     add_user(&cloud, cluster.id, "maria", "first password").await;
-    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(2), 'went on'").spawn().unwrap();
+    let long = psql(&cloud, &cluster, "first password", "select pg_sleep(3), 'went on'").spawn().unwrap();
+    until_it_sleeps_in_a_statement(&cloud, &cluster, "first password").await;
     let before = std::fs::read_to_string(cloud.paths.key_encryption_key()).unwrap();
     let standing = cloud.rotation.rotate_root().await.unwrap();
     assert_eq!((standing.current, standing.earlier), (2, vec![1]));
     let used = cloud.host.rewrap(&cluster).await.unwrap();
     assert_eq!(used.version, "2");
-    let ended = timeout(Duration::from_secs(20), long.wait_with_output()).await.unwrap().unwrap();
+    let ended = timeout(PATIENCE, long.wait_with_output()).await.unwrap().unwrap();
     assert!(String::from_utf8_lossy(&ended.stdout).contains("went on"));
     assert_eq!(answer(&ask(&cloud, &cluster, "first password", "select 7").await), "7");
     cloud.close(CancellationToken::new()).await;

@@ -1,6 +1,8 @@
 //! An engine that reaches a second real PostgreSQL, in a network of its own, and nothing beside it.
 
 use std::net::IpAddr;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
@@ -12,23 +14,35 @@ use keys::RootKey;
 use model::{Egress, EgressDestination, EgressPolicy, EgressRule, Encryption, Network, Provider, RoleName};
 use network::{GateSettings, Resolver};
 use store::Draft;
-use tempfile::TempDir;
 use time::OffsetDateTime;
 use tokio_postgres::{Client, Config, NoTls};
 
 use super::*;
+use crate::folder::Folder;
 use crate::perimeter::Perimeter;
+use crate::skipped::skipped;
 
 const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
 const PASSWORD: &str = "far-away-4711";
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(120);
 
 /// A PostgreSQL in a network namespace that a veth pair joins with ours. It takes TLS only, with a password.
 struct Far {
     space: String,
     network: u32,
     server: Child,
-    _folder: TempDir,
+    _folder: Folder,
+    /// As long as it is held, no other test takes the network's number.
+    _claim: UnixListener,
+}
+
+/// A number from 0 to 249 that no other test on this machine has, and what keeps it ours.
+fn network_number() -> (u32, UnixListener) {
+    let claim = |number: &u32| {
+        let name = UnixAddress::from_abstract_name(format!("chitin-tests-far-network-{number}")).unwrap();
+        UnixListener::bind_addr(&name).ok()
+    };
+    (0..250).find_map(|number| Some((number, claim(&number)?))).expect("a number is free")
 }
 
 fn say(program: &str, arguments: &str) {
@@ -46,7 +60,7 @@ impl Far {
     fn start() -> Self {
         static COUNT: AtomicU32 = AtomicU32::new(0);
         let (process, count) = (std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let network = (process * 4 + count) % 250;
+        let (network, claim) = network_number();
         let space = format!("chitin-far-{process}-{count}");
         let (ours, theirs) = (format!("cfo{process}-{count}"), format!("cft{process}-{count}"));
         say("ip", &format!("netns add {space}"));
@@ -55,7 +69,7 @@ impl Far {
         say("ip", &format!("link set {ours} up"));
         say("ip", &format!("-n {space} addr add 10.213.{network}.2/24 dev {theirs}"));
         say("ip", &format!("-n {space} link set {theirs} up"));
-        let folder = tempfile::Builder::new().prefix("cf").tempdir_in("/tmp").unwrap();
+        let folder = Folder::new();
         let path = folder.path().display().to_string();
         let made = rcgen::generate_simple_self_signed(vec!["far.example".to_owned()]).unwrap();
         std::fs::write(folder.path().join("server.crt"), made.cert.pem()).unwrap();
@@ -86,7 +100,7 @@ impl Far {
             .stderr(std::fs::File::create(folder.path().join("log")).unwrap())
             .spawn()
             .unwrap();
-        Self { space, network, server, _folder: folder }
+        Self { space, network, server, _folder: folder, _claim: claim }
     }
 
     fn address(&self) -> String {
@@ -121,12 +135,12 @@ struct World {
     names: Arc<Names>,
     cluster: Cluster,
     stop: CancellationToken,
-    _folder: TempDir,
+    _folder: Folder,
 }
 
 impl World {
     async fn new(far: &Far) -> Self {
-        let folder = tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap();
+        let folder = Folder::new();
         let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
         let store = Store::open(&folder.path().join("state"), kek.sealer("state").unwrap()).unwrap();
         let config = HostConfig {
@@ -262,7 +276,7 @@ fn has_root() -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_reaches_what_rules_name_by_name_and_port_and_nothing_beside_it() {
     if !has_root() {
-        return;
+        return skipped("only root may make the network in which the other PostgreSQL is");
     }
     let far = Far::start();
     let world = World::new(&far).await;
@@ -308,7 +322,7 @@ async fn an_engine_reaches_what_rules_name_by_name_and_port_and_nothing_beside_i
 #[tokio::test(flavor = "multi_thread")]
 async fn what_an_engine_reaches_ends_with_the_rule_the_switch_and_the_run() {
     if !has_root() {
-        return;
+        return skipped("only root may make the network in which the other PostgreSQL is");
     }
     let far = Far::start();
     let mut world = World::new(&far).await;
@@ -362,7 +376,7 @@ async fn what_an_engine_reaches_ends_with_the_rule_the_switch_and_the_run() {
 #[tokio::test(flavor = "multi_thread")]
 async fn an_engine_has_so_many_connections_and_gives_them_back() {
     if !has_root() {
-        return;
+        return skipped("only root may make the network in which the other PostgreSQL is");
     }
     let far = Far::start();
     let world = World::new(&far).await;

@@ -1,22 +1,37 @@
 //! What the tests of volumes share: a host with a data directory of its own, a cluster, a disk that can encrypt.
 #![allow(dead_code, reason = "no test uses all of it")]
 
+#[path = "../../../../tests/folder.rs"]
+mod folder;
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, channel};
+use std::time::{Duration, Instant};
 
 use engine::{Administration, Error, Host, HostConfig};
 use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
 use time::OffsetDateTime;
 
+pub use folder::Folder;
+pub use skipped::skipped;
+
+/// For what comes on the slowest machine too; whatever takes as long never comes.
+pub const SOON: Duration = Duration::from_secs(120);
+
 /// Of some password.
 pub const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
 
 /// A host and its data directory.
 pub struct Place {
-    pub folder: tempfile::TempDir,
+    pub folder: Folder,
     pub host: Arc<Host>,
 }
 
@@ -34,9 +49,75 @@ pub async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<H
     Host::open(config).await
 }
 
-/// A folder directly below `/tmp`, and short: a socket's path ends at 107 bytes.
-pub fn folder() -> tempfile::TempDir {
-    tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap()
+/// A folder of a test's own.
+pub fn folder() -> Folder {
+    Folder::new()
+}
+
+/// Asks until it is so.
+#[track_caller]
+pub fn eventually(what: &str, is_so: impl Fn() -> bool) {
+    let begun = Instant::now();
+    while !is_so() {
+        assert!(begun.elapsed() < SOON, "not within {SOON:?}: {what}");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Ends a process at once.
+pub fn kill(pid: u32) {
+    let pid = rustix::process::Pid::from_raw(i32::try_from(pid).unwrap()).unwrap();
+    let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+}
+
+/// A test of the same binary in a process of its own, to be killed.
+pub struct Holder {
+    child: Child,
+    lines: Receiver<String>,
+    said: String,
+}
+
+impl Holder {
+    /// Starts it with this environment.
+    pub fn start(test: &str, environment: &[(&str, &OsStr)]) -> Self {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", test, "--ignored", "--nocapture"])
+            .envs(environment.iter().copied())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let stdout = BufReader::new(child.stdout.take().unwrap());
+        let (told, lines) = channel();
+        std::thread::spawn(move || stdout.lines().map_while(Result::ok).all(|line| told.send(line).is_ok()));
+        Self { child, lines, said: String::new() }
+    }
+
+    /// Waits until it has said this.
+    pub fn await_word(&mut self, word: &str) {
+        let until = Instant::now() + SOON;
+        while !self.said.contains(word) {
+            let left = until.saturating_duration_since(Instant::now());
+            let line = self.lines.recv_timeout(left);
+            self.said += &line.unwrap_or_else(|_| panic!("it did not say `{word}` but:\n{}", self.said));
+            self.said.push('\n');
+        }
+    }
+
+    /// Kills it; returns everything that it said.
+    pub fn kill(mut self) -> String {
+        assert!(self.child.try_wait().unwrap().is_none(), "it ended before it was killed: {}", self.said);
+        self.child.kill().unwrap();
+        self.child.wait().unwrap();
+        let rest: Vec<String> = self.lines.iter().collect();
+        std::mem::take(&mut self.said) + &rest.join("\n")
+    }
+}
+
+impl Drop for Holder {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
 }
 
 /// A host on a folder of its own.
@@ -99,15 +180,45 @@ pub fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// The kinds of encryption that this machine gives for any data directory.
-pub fn kinds() -> &'static [Encryption] {
-    if is_root() {
-        &[Encryption::FscryptImage, Encryption::Gocryptfs]
-    } else if std::fs::File::open("/dev/fuse").is_ok() {
-        &[Encryption::Gocryptfs]
+/// What this machine lacks to mount a file system of ours that encrypts.
+pub fn lacking_for_a_disk() -> Option<&'static str> {
+    let features = Path::new("/sys/fs/ext4/features");
+    if !is_root() {
+        Some("only root may mount a file system")
+    } else if !Path::new("/dev/loop-control").exists() {
+        Some("there are no loop devices")
+    } else if features.exists() && !features.join("encryption").exists() {
+        Some("this kernel's ext4 has no fscrypt")
     } else {
-        &[]
+        None
     }
+}
+
+/// What this machine lacks for a LUKS2 volume.
+pub fn lacking_for_luks() -> Option<&'static str> {
+    if !is_root() {
+        Some("only root may open a crypt device")
+    } else if !Path::new("/dev/loop-control").exists() {
+        Some("there are no loop devices")
+    } else if !Path::new("/dev/mapper/control").exists() {
+        Some("this kernel has no device mapper")
+    } else {
+        None
+    }
+}
+
+/// The kinds of encryption that this machine gives for any data directory; those that it does not are written down.
+pub fn kinds() -> Vec<Encryption> {
+    let no_fuse = File::open("/dev/fuse").err().map(|_| "there is no FUSE");
+    let all = [(Encryption::FscryptImage, lacking_for_a_disk()), (Encryption::Gocryptfs, no_fuse)];
+    let is_there = |(kind, lacking): (Encryption, Option<&str>)| {
+        if let Some(reason) = lacking {
+            skipped(&format!("with {}: {reason}", kind.as_str()));
+            return None;
+        }
+        Some(kind)
+    };
+    all.into_iter().filter_map(is_there).collect()
 }
 
 /// The folder of a cluster's volume.
@@ -117,19 +228,20 @@ pub fn volume(data: &Path, cluster: &Cluster, generation: u32) -> PathBuf {
 }
 
 /// No mount, no loop device and no process of the folder is left.
+#[track_caller]
 pub fn nothing_left(folder: &Path) {
+    assert_eq!(mounts_below(&folder.join("clusters")), Vec::<String>::new(), "a mount is left");
     let below = format!("{}/clusters", folder.display());
-    let mounts = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
-    assert!(!mounts.contains(&below), "a mount is left");
-    // The kernel frees a loop device a moment after its last user is gone.
-    for _ in 0..100 {
-        if loops_of(&below) == 0 {
-            break;
-        }
-        std::thread::sleep(Duration::from_millis(20));
-    }
-    assert_eq!(loops_of(&below), 0, "a loop device is left");
-    assert_eq!(processes_of(folder), Vec::<u32>::new(), "a process is left");
+    // The kernel frees a loop device, and forgets a process that was killed, a moment after its last user is gone.
+    eventually("the loop devices are free", || loops_of(&below) == 0);
+    eventually("the processes are gone", || processes_of(folder).is_empty());
+}
+
+/// Mount points at or below a folder.
+pub fn mounts_below(folder: &Path) -> Vec<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap();
+    let places = table.lines().filter_map(|line| line.split(' ').nth(4));
+    places.filter(|place| Path::new(place).starts_with(folder)).map(str::to_owned).collect()
 }
 
 fn loops_of(below: &str) -> usize {
@@ -157,7 +269,7 @@ pub struct EncryptingDisk {
     /// The bytes of the disk.
     pub image: PathBuf,
     mounted: PathBuf,
-    _folder: tempfile::TempDir,
+    _folder: Folder,
 }
 
 impl EncryptingDisk {
@@ -165,7 +277,7 @@ impl EncryptingDisk {
     pub fn mount() -> Self {
         let folder = folder();
         let (image, mounted) = (folder.path().join("disk"), folder.path().join("m"));
-        std::fs::File::create(&image).unwrap().set_len(2 << 30).unwrap();
+        File::create(&image).unwrap().set_len(2 << 30).unwrap();
         std::fs::create_dir(&mounted).unwrap();
         let made = Command::new("mkfs.ext4").args(["-q", "-O", "encrypt"]).arg(&image).status().unwrap();
         let done = Command::new("mount").args(["-o", "loop"]).arg(&image).arg(&mounted).status().unwrap();

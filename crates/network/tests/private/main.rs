@@ -6,5 +6,7 @@ mod ground;
 mod joined;
 mod links;
 mod residue;
+#[path = "../../../../tests/skipped.rs"]
+mod skipped;
 mod spoof;
 mod wireguard;
