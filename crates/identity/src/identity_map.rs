@@ -289,6 +289,7 @@ mod tests {
         let map = map("m /((a+)+)+ b\n");
         let start = std::time::Instant::now();
         assert!(!map.permits("m", &format!("{}!", "a".repeat(1_000)), "b"));
-        assert!(start.elapsed() < std::time::Duration::from_secs(1));
+        // Elsewhere it takes longer than anybody lives.
+        assert!(start.elapsed() < std::time::Duration::from_secs(60));
     }
 }

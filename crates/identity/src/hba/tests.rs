@@ -327,7 +327,8 @@ fn a_pattern_cannot_be_made_to_take_long() {
     let name = format!("{}b", "a".repeat(62));
     let start = std::time::Instant::now();
     assert_eq!(met(&rules, &name, "d", &[], "::1"), None);
-    assert!(start.elapsed() < std::time::Duration::from_secs(1));
+    // Elsewhere it takes longer than anybody lives.
+    assert!(start.elapsed() < std::time::Duration::from_secs(60));
 }
 
 /// Texts put together from pieces that mean something, by a fixed sequence: what the fuzz target finds fastest.

@@ -156,28 +156,33 @@ async fn t51_a_redirect_of_a_permitted_host_leads_nowhere() {
 async fn a_policy_that_closes_breaks_off_what_is_under_way() {
     let silent = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let (endless, sent) = flood("HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n").await;
+    let mut asked = None;
     for address in [silent.local_addr().unwrap(), endless] {
         let policy = Policy::new(EgressPolicy::AllowAll, &[]);
         let settings = GateSettings { bytes_max: usize::MAX, ..settings(LOOPBACK) };
         let gate = Gate::new(settings, policy.clone()).unwrap();
         let fetch = Fetch { bytes_max: usize::MAX, ..policy.get(format!("http://{address}/")) };
         let under_way = tokio::spawn(async move { gate.fetch(fetch).await });
-        tokio::time::sleep(Duration::from_millis(50)).await;
+        if address == endless {
+            while sent.load(Ordering::Relaxed) == 0 {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        } else {
+            let (mut connection, _) = silent.accept().await.unwrap();
+            assert!(head_of(&mut connection).await.starts_with("GET / "));
+            asked = Some(connection);
+        }
         // A change that closes nothing breaks nothing off.
         policy.changes.send_modify(|count| *count += 1);
         tokio::time::sleep(Duration::from_millis(20)).await;
         assert!(!under_way.is_finished());
-        let began = Instant::now();
         policy.become_closed();
+        // By the change: had its own time been over, it would say so.
         let broken = under_way.await.unwrap();
         assert!(matches!(&broken, Err(FetchFailure::Refused(why)) if why.contains("no rule")), "{broken:?}");
-        assert!(began.elapsed() < Duration::from_millis(500), "{:?}", began.elapsed());
     }
-    assert!(sent.load(Ordering::Relaxed) > 0);
-    let (mut connection, _) = silent.accept().await.unwrap();
-    let mut heard = Vec::new();
-    connection.read_to_end(&mut heard).await.unwrap();
-    assert!(heard.starts_with(b"GET / "), "it was connected, asked, and then hung up on");
+    let more = asked.unwrap().read(&mut [0; 16]).await;
+    assert!(!matches!(more, Ok(1..)), "it was connected, asked, and then hung up on: {more:?}");
 }
 
 #[tokio::test]
