@@ -362,7 +362,7 @@ impl Cloud {
             child.try_wait().expect("ours").map(|_| ())
         });
         let taken = begun.elapsed();
-        eventually("every process of the cloud ends with it", Duration::from_secs(10), || {
+        eventually("every process of the cloud ends with it", PATIENCE, || {
             before.iter().all(|process| !process.is_alive()).then_some(())
         });
         taken

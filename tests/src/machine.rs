@@ -1,8 +1,10 @@
 //! What the machine shows of a running cloud: processes, memory, descriptors, mounts and loop devices.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::fs;
 use std::path::Path;
+use std::sync::{Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
 
 /// A process that can be told from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -142,4 +144,46 @@ pub fn raise_descriptor_limit() {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
+}
+
+/// How often the machine is looked at, and for how long what was seen counts.
+const LOOK_EVERY: Duration = Duration::from_millis(5);
+const SEEN_FOR: Duration = Duration::from_secs(20);
+
+static LATE: Mutex<VecDeque<(Instant, Duration)>> = Mutex::new(VecDeque::new());
+
+/// Begins to watch how late this machine wakes whoever has something to do; see [`allowed`].
+pub fn watch_lateness() {
+    static STARTED: Once = Once::new();
+    STARTED.call_once(|| {
+        let watch = || loop {
+            let begun = Instant::now();
+            std::thread::sleep(LOOK_EVERY);
+            let (now, late) = (Instant::now(), begun.elapsed().saturating_sub(LOOK_EVERY));
+            let mut seen = LATE.lock().unwrap_or_else(PoisonError::into_inner);
+            seen.push_back((now, late));
+            while seen.front().is_some_and(|(at, _)| now.duration_since(*at) > SEEN_FOR) {
+                seen.pop_front();
+            }
+        };
+        std::thread::Builder::new().name("lateness".into()).spawn(watch).expect("a thread");
+    });
+}
+
+/// How long something may take here that was promised within a time: as long, and ten times more what a thread that has
+/// nothing to do but to wake was late by at the worst just now. A promise is about Chitin; how long a busy machine lets
+/// everybody wait is not its doing.
+pub fn allowed(promised: Duration) -> Duration {
+    let seen = LATE.lock().unwrap_or_else(PoisonError::into_inner);
+    promised + 10 * seen.iter().map(|(_, late)| *late).max().unwrap_or_default()
+}
+
+/// Panics if more has passed since a moment than is [`allowed`] for what was promised.
+#[track_caller]
+pub fn assert_within(promised: Duration, since: Instant, what: &str) {
+    let (taken, allowed) = (since.elapsed(), allowed(promised));
+    assert!(
+        taken < allowed,
+        "{what}: {taken:?}, promised within {promised:?}, which is {allowed:?} on this machine now"
+    );
 }

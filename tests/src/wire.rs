@@ -10,8 +10,12 @@ use std::time::Duration;
 use rustls::{ClientConfig, ClientConnection, StreamOwned};
 use rustls_pki_types::{CertificateDer, ServerName};
 
+use crate::command::eventually;
+
 /// Longest wait for an answer; a test that waits longer has found a hang.
-pub const ANSWER_DEADLINE: Duration = Duration::from_secs(30);
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+/// For what the gateway does at once: less than the ten seconds after which it gives up on anybody who does not sign in.
+pub const AT_ONCE: Duration = Duration::from_secs(8);
 /// Asks for TLS.
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 /// Asks for GSSAPI encryption.
@@ -278,6 +282,15 @@ impl Wire {
                 }
             }
         }
+    }
+
+    /// Begins a statement that takes long, and returns when the engine works at it: another session of the same user watches.
+    pub fn begin(&mut self, sql: &str, watcher: &mut Self) {
+        let process = self.value("select pg_backend_pid()");
+        self.send(b'Q', &text(sql)).expect("the session stands");
+        let look =
+            format!("select count(*) from pg_stat_activity where pid = {process} and state = 'active'");
+        eventually("the engine works at it", ANSWER_DEADLINE, || (watcher.value(&look) == "1").then_some(()));
     }
 
     /// The single value of a query.

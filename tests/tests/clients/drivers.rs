@@ -5,6 +5,8 @@ use std::process::Command;
 use std::time::Duration;
 
 use house::Cluster;
+use house::cloud::PATIENCE;
+use house::command::eventually;
 use house::command::run_with;
 use house::shared::{cloud, cluster};
 
@@ -77,16 +79,25 @@ pub fn tokio_postgres_works() {
         let texts: Vec<String> = [a, b, c].into_iter().map(|row| row.expect("a row").get(0)).collect();
         assert_eq!(texts, ["one!", "two!", "three!"]);
         let token = client.cancel_token();
+        let process: i32 = client.query_one("select pg_backend_pid()", &[]).await.expect("a row").get(0);
         let sleeping = tokio::spawn(async move {
-            tokio::time::sleep(Duration::from_millis(300)).await;
+            let watch = move || until_it_works(one, process);
+            tokio::task::spawn_blocking(watch).await.expect("it works");
             token.cancel_query_raw(connect_tls().await, tokio_postgres::NoTls).await
         });
-        let error = client.batch_execute("select pg_sleep(30)").await.expect_err("cancelled");
+        let error = client.batch_execute("select pg_sleep(600)").await.expect_err("cancelled");
         assert_eq!(error.code(), Some(&tokio_postgres::error::SqlState::QUERY_CANCELED));
         sleeping.await.expect("the task ends").expect("the cancel is sent");
         drop(client);
         driver.await.expect("the task ends").expect("the connection ends well");
     });
+}
+
+/// Waits until a session of the engine is in the middle of a statement.
+fn until_it_works(one: &Cluster<'_>, process: i32) {
+    let look = format!("select count(*) from pg_stat_activity where pid = {process} and state = 'active'");
+    let mut watcher = one.sign_in();
+    eventually("it works", PATIENCE, || (watcher.value(&look) == "1").then_some(()));
 }
 
 /// A TLS stream after SSLRequest, as a TLS connector of tokio-postgres makes it.

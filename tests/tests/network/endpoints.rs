@@ -12,8 +12,10 @@ use house::balancer::Balancer;
 use house::cloud::SQL_PORT;
 use house::command::{eventually, run};
 use house::machine::Process;
+use house::machine::allowed;
 use house::proxy::{AWS, AZURE, GCP, Header, NOOP};
 use house::shared::cloud;
+use house::wire::AT_ONCE;
 use house::wire::{ANSWER_DEADLINE, PROTOCOL_3_0, SSL_REQUEST, cancel_request, message, startup, text};
 use house::{Caller, Cloud, Cluster, Refusal, Wire, tls};
 use serde_json::json;
@@ -318,7 +320,8 @@ pub fn only_endpoints_of_trusted_owners_come_in() {
     let begun = Instant::now();
     let Ended { at, refusal } = session.end();
     assert_eq!(words(&refusal), ("57P01", NO_LONGER_ACCEPTED));
-    assert!(milliseconds(begun, at) <= 1_000, "lived {} ms", milliseconds(begun, at));
+    let allowed = allowed(Duration::from_secs(1)).as_millis();
+    assert!(milliseconds(begun, at) <= allowed, "lived {} ms", milliseconds(begun, at));
     assert_eq!(words(&refused(&one, &through(&vpce(400)))), ("28000", NOT_ACCEPTED));
     enter(&one, door, &through(&vpce(401))).expect("the other owner's stays");
 }
@@ -370,8 +373,8 @@ pub fn a_cancel_over_an_endpoint_that_is_not_accepted_is_silent() {
     std::thread::sleep(Duration::from_millis(200));
     cancel(&vpce(501));
     wire.results().expect("nobody else cancels");
-    wire.send(b'Q', &text("select pg_sleep(30)")).expect("the session stands");
-    std::thread::sleep(Duration::from_millis(200));
+    let mut watcher = enter(&one, door, &through(&vpce(500))).expect("accepted");
+    wire.begin("select pg_sleep(600)", &mut watcher);
     cancel(&vpce(500));
     assert_eq!(wire.results().expect_err("cancelled").code, "57014");
 }
@@ -443,7 +446,7 @@ pub fn t48_a_connecting_proxy_is_known_by_the_key_that_it_holds() {
     // Rejected, its sessions end, and so does the tunnel.
     one.decide_endpoint(&id, "REJECTED").ok();
     assert_eq!(words(&wire.expect_refusal()), ("57P01", NO_LONGER_ACCEPTED));
-    assert!(wire.is_closed_within(Duration::from_secs(2)), "the tunnel stands without anybody in it");
+    assert!(wire.is_closed_within(AT_ONCE), "the tunnel stands without anybody in it");
 }
 
 pub fn a_real_connecting_proxy_carries_psql_by_its_key() {
@@ -535,11 +538,13 @@ pub fn t59_rejecting_or_removing_an_endpoint_cuts_its_sessions_within_200_ms() {
             assert_eq!(words(refusal), ("57P01", NO_LONGER_ACCEPTED), "round {round}");
         }
         let last = ended.iter().map(|ended| milliseconds(begun, ended.at)).max().expect("four sessions");
-        assert!(last <= 1_000, "round {round}: the last session lived {last} ms");
+        let allowed = allowed(Duration::from_secs(1)).as_millis();
+        assert!(last <= allowed, "round {round}: the last session lived {last} ms, {allowed} are allowed");
         delays.push(last);
         assert!(enter(&one, &goes).is_err(), "round {round}: let in again");
     }
     println!("  the last of four sessions was cut after {delays:?} ms");
-    assert!(median(delays.clone()) <= 200, "{delays:?}");
+    let allowed = allowed(Duration::from_millis(200)).as_millis();
+    assert!(median(delays.clone()) <= allowed, "{delays:?}, {allowed} are allowed");
     assert!(bystanders.iter().all(Watched::is_open), "others were cut");
 }

@@ -25,7 +25,7 @@ const BALANCER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 1));
 /// Another peer.
 const STRANGER: IpAddr = IpAddr::V4(Ipv4Addr::new(127, 0, 0, 2));
 /// Until a door has given up on a header, which it does after three seconds, with room for a busy machine.
-const GIVEN_UP: Duration = Duration::from_secs(7);
+const GIVEN_UP: Duration = Duration::from_secs(20);
 
 /// What a door does with a connection that begins with these bytes.
 #[derive(Debug, PartialEq, Eq)]
@@ -53,7 +53,7 @@ pub(crate) fn answer(door: SocketAddr, peer: IpAddr, pieces: &[&[u8]]) -> Answer
         Ok(0) => Answer::Closed,
         Ok(_) if first == *b"S" => Answer::Welcome,
         Ok(_) if first == *b"E" => {
-            assert!(wire.is_closed_within(Duration::from_secs(2)), "a refusal is the end");
+            assert!(wire.is_closed_within(AT_ONCE), "a refusal is the end");
             Answer::Refused
         }
         Ok(_) => panic!("answered with {first:?}"),
@@ -274,7 +274,7 @@ pub fn t59_a_balanced_clients_session_is_cut_by_the_headers_address() {
     for session in goes {
         let ended = session.end();
         assert_eq!(words(&ended.refusal), ("57P01", NO_LONGER_LISTED));
-        assert!(ended.at.saturating_duration_since(begun) < Duration::from_secs(1));
+        assert!(ended.at.saturating_duration_since(begun) < allowed(Duration::from_secs(1)));
     }
     assert_eq!(stays.value("select 1"), "1");
     // A cancel is judged by its header's address too.
@@ -448,5 +448,5 @@ pub fn a_real_balancer_carries_the_clients_address() {
     let begun = Instant::now();
     let ended = session.end();
     assert_eq!(words(&ended.refusal), ("57P01", NO_LONGER_LISTED));
-    assert!(ended.at.saturating_duration_since(begun) < Duration::from_secs(1));
+    assert!(ended.at.saturating_duration_since(begun) < allowed(Duration::from_secs(1)));
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use house::cloud::{HTTP_PORT, PATIENCE, SQL_PORT};
 use house::command::{eventually, run, run_with};
+use house::machine::assert_within;
 use house::{Caller, Cloud, Cluster, Host, Hosts, Options, Refusal, Wire};
 
 /// For a client to learn that nobody answers.
@@ -104,7 +105,7 @@ pub(crate) fn accept(one: &Cluster<'_>, name: &str) {
 /// Waits until a peering is active; panics with its reason where it is not.
 pub(crate) fn eventually_active(one: &Cluster<'_>, name: &str) {
     let mut last = String::new();
-    let until = std::time::Instant::now() + Duration::from_secs(30);
+    let until = std::time::Instant::now() + PATIENCE;
     while std::time::Instant::now() < until {
         last = show(one, name);
         if status(&last) == "active" {
@@ -188,7 +189,7 @@ pub(crate) fn assert_cut(wire: &mut Wire, text: &str) {
     let begun = std::time::Instant::now();
     let refusal = wire.expect_refusal();
     assert_eq!((refusal.code.as_str(), refusal.message.as_str()), ("57P01", text), "{refusal:?}");
-    assert!(begun.elapsed() < Duration::from_secs(2), "it took {:?}", begun.elapsed());
+    assert_within(Duration::from_secs(2), begun, "it is cut");
 }
 
 /// What an operator runs on a host; it must succeed.
@@ -233,7 +234,7 @@ pub(crate) fn eventually_as_before(host: &Host, before: &[String]) {
         gone.chain(now.iter().filter(|line| !before.contains(line)).map(|line| format!("new: {line}")))
             .collect()
     };
-    let until = std::time::Instant::now() + Duration::from_secs(20);
+    let until = std::time::Instant::now() + PATIENCE;
     loop {
         let differences = differs(&network_of(host));
         if differences.is_empty() {
@@ -246,5 +247,5 @@ pub(crate) fn eventually_as_before(host: &Host, before: &[String]) {
 
 /// Waits until something holds, for as long as links need to come and go.
 pub(crate) fn soon(what: &str, holds: impl Fn() -> bool) {
-    eventually(what, Duration::from_secs(25), || holds().then_some(()));
+    eventually(what, PATIENCE, || holds().then_some(()));
 }

@@ -8,7 +8,9 @@ use std::time::{Duration, Instant};
 use house::api::{Answer, curl};
 use house::browser::{Person, Visit};
 use house::caller::fresh_address;
+use house::cloud::PATIENCE;
 use house::command::eventually;
+use house::machine::assert_within;
 use house::provider::Provider;
 use house::shared::cloud;
 use house::wire::Message;
@@ -78,7 +80,7 @@ impl Psql {
 
     /// Waits for the notice.
     fn told(&mut self) -> Told {
-        let until = Instant::now() + Duration::from_secs(30);
+        let until = Instant::now() + PATIENCE;
         while !(self.said.contains("https://") && self.said.contains("the code ")) {
             let left = until.saturating_duration_since(Instant::now());
             let line =
@@ -90,8 +92,7 @@ impl Psql {
 
     /// Waits for its end: what it printed, or everything it complained about.
     fn ends(mut self) -> Result<String, String> {
-        let status =
-            eventually("psql ends", Duration::from_secs(40), || self.child.try_wait().expect("ours"));
+        let status = eventually("psql ends", PATIENCE, || self.child.try_wait().expect("ours"));
         let mut printed = String::new();
         self.child.stdout.take().expect("piped").read_to_string(&mut printed).expect("text");
         for line in &self.lines {
@@ -128,7 +129,7 @@ fn waits(one: &Cluster<'_>) -> (Wire, Told) {
 
 /// How the gateway ends a wait.
 fn refused(wire: &mut Wire) -> Refusal {
-    wire.socket().set_read_timeout(Some(Duration::from_secs(150))).unwrap();
+    wire.socket().set_read_timeout(Some(Duration::from_secs(300))).unwrap();
     wire.expect_ready().expect_err("nobody may be let in")
 }
 
@@ -164,6 +165,24 @@ fn bare_from(address: &str, method: &str, url: &str, more: &[&str]) -> Answer {
         .args(["-i", "-4", "--interface", address, "-X", method, "--cacert"])
         .arg(cloud().root_certificate());
     curl(command.args(more).arg(url), None)
+}
+
+/// The statuses of so many requests for one page, sent in one piece over one connection from a fresh address.
+fn statuses_of_many(path: &str, count: usize) -> Vec<u16> {
+    let address = fresh_address();
+    let mut wire = cloud().connect(cloud().http_address(), Some(address)).expect("the API listens");
+    wire.handshake(cloud().trust(), "localhost").expect("the API speaks TLS 1.3");
+    let ask = |more: &str| format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n{more}\r\n");
+    wire.send_raw((ask("").repeat(count - 1) + &ask("Connection: close\r\n")).as_bytes())
+        .expect("it is read");
+    let mut bytes = Vec::new();
+    // The end may be ragged; what was answered is what counts.
+    let _ = wire.read_to_end(&mut bytes);
+    let text = String::from_utf8_lossy(&bytes).into_owned();
+    let statuses = text.split("HTTP/1.1 ").skip(1).filter_map(|answer| answer.get(..3)?.parse().ok());
+    let statuses: Vec<u16> = statuses.collect();
+    assert_eq!(statuses.len(), count, "not every request was answered: {text}");
+    statuses
 }
 
 /// Presses a ticket's button without a browser, as an attacker would; returns where the page leads.
@@ -328,7 +347,7 @@ pub fn t53_a_ticket_lapses_and_dies_with_its_client() {
     let (gone, told) = waits(&one);
     assert_eq!(bare("GET", &told.url, &[]).status, 200);
     drop(gone);
-    eventually("the page goes with its client", Duration::from_secs(5), || {
+    eventually("the page goes with its client", PATIENCE, || {
         (bare("GET", &told.url, &[]).status >= 400).then_some(())
     });
     // A client that speaks while it waits.
@@ -341,7 +360,8 @@ pub fn t53_a_ticket_lapses_and_dies_with_its_client() {
     let begun = Instant::now();
     let refusal = refused(&mut wire);
     let waited = begun.elapsed();
-    assert!((Duration::from_secs(100)..Duration::from_secs(140)).contains(&waited), "{waited:?}");
+    assert!(waited >= Duration::from_secs(100), "{waited:?}");
+    assert_within(Duration::from_secs(140), begun, "the ticket lapses");
     assert_eq!(refusal.code, "28000", "{refusal:?}");
     let visit = as_person(&told, "maria").at(cloud());
     assert!(visit.error.is_some(), "a page that has lapsed has no button");
@@ -414,9 +434,8 @@ pub fn pages_are_plain_and_closed() {
         let answer = bare("GET", &cloud().web(&format!("/oidc/v1/login{query}")), &[]);
         assert!((400..500).contains(&answer.status), "{query}: {}", answer.status);
     }
-    // Nobody asks for ever.
-    let (one_place, session) = (fresh_address().to_string(), cloud().web("/oidc/v1/session"));
-    let answers: Vec<u16> = (0..150).map(|_| bare_from(&one_place, "GET", &session, &[]).status).collect();
+    // Nobody asks for ever. All at once, since a visitor gets five turns a second back.
+    let answers = statuses_of_many("/oidc/v1/session", 150);
     assert!(answers.contains(&429) && answers[0] == 401, "{answers:?}");
     // What needs a key still needs it.
     assert_eq!(bare("GET", &cloud().web("/api/v1/clusters"), &[]).status, 401);

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use house::authority::{Authority, Identity, Leaf, self_signed};
 use house::caller::fresh_address;
+use house::cloud::PATIENCE;
 use house::shared::cloud;
 use house::{Caller, Cluster, Refusal};
 
@@ -281,7 +282,7 @@ pub fn a_certificate_needs_a_user_that_may_sign_in() {
     // A user without a password is for certificates.
     let who = one.with_user("carla", "");
     let enter = || who.enter(&Caller::holding(&carla)).ok();
-    let mut wire = house::command::eventually("carla signs in", Duration::from_secs(3), enter);
+    let mut wire = house::command::eventually("carla signs in", PATIENCE, enter);
     assert_eq!(wire.value("select session_user"), "carla");
     for user in ["shut", "nobody_here"] {
         let identity = root.issue(&Leaf::of(user));

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use house::browser::Person;
 use house::caller::fresh_address;
+use house::cloud::PATIENCE;
 use house::command::{eventually, run_with};
 use house::provider::Provider;
 use house::shared::cloud;
@@ -227,9 +228,7 @@ pub fn a_made_user_that_is_dropped_is_gone_until_it_is_made_again() {
     // Somebody makes a user of that name by hand: that one has a password, and is not provisioned.
     admin.query("create role eva login password 'Correct-Horse-77-staple'").unwrap();
     one.set_rules("host all all all scram-sha-256\n");
-    eventually("a user made by hand", Duration::from_secs(3), || {
-        eva.enter(&Caller::with("Correct-Horse-77-staple")).ok()
-    });
+    eventually("a user made by hand", PATIENCE, || eva.enter(&Caller::with("Correct-Horse-77-staple")).ok());
 }
 
 pub fn a_group_s_role_is_no_user_that_a_token_could_be() {

@@ -117,7 +117,7 @@ pub fn t45_answers_that_cannot_be_trusted_count_as_none() {
         stage.mode("strict");
         let begun = Instant::now();
         stage.refuses(&format!("strict, {fault:?}"), &stage.leaf(), STRICT);
-        assert!(begun.elapsed() < Duration::from_secs(4), "{fault:?} took {:?}", begun.elapsed());
+        assert_within(Duration::from_secs(4), begun, &format!("{fault:?}"));
     }
     // An old answer to somebody else's question, with that question's nonce: it is for this very certificate, and good.
     let leaf = stage.leaf();
@@ -148,9 +148,9 @@ pub fn t45_a_hanging_responder_costs_the_timeout_once_and_nobody_else() {
         // Others in the same cloud wait for none of it.
         let begun = Instant::now();
         other.sign_in();
-        assert!(begun.elapsed() < Duration::from_secs(1), "somebody else waited {:?}", begun.elapsed());
+        assert_within(Duration::from_secs(1), begun, "somebody else waited");
     });
-    assert!(begun.elapsed() < Duration::from_secs(4), "{:?}", begun.elapsed());
+    assert_within(Duration::from_secs(4), begun, "the timeout, once for all");
 }
 
 pub fn t45_without_a_responder_strict_refuses_unless_told_otherwise() {
@@ -294,7 +294,7 @@ pub fn t45_a_list_refuses_whom_it_names_and_a_stale_one_everybody() {
 /// How long the session lived on after `begun`.
 fn cut(what: &str, wire: &mut house::Wire, begun: Instant) -> Refusal {
     let refusal = wire.expect_refusal();
-    assert!(begun.elapsed() < Duration::from_secs(5), "{what} lived on for {:?}", begun.elapsed());
+    assert_within(Duration::from_secs(5), begun, what);
     assert_eq!(refusal.fields.get(&'S').map(String::as_str), Some("FATAL"), "{what}: {refusal:?}");
     assert_eq!(refusal.code, "57P01", "{what}: {refusal:?}");
     refusal
@@ -306,7 +306,7 @@ pub fn t46_a_session_ends_within_five_seconds_when_its_certificate_is_revoked() 
     let (leaf, other) = (stage.leaf(), stage.leaf());
     let enter = |identity: &Identity| stage.cluster.welcome(&Caller::holding(identity));
     let (mut idle, mut busy, mut innocent) = (enter(&leaf), enter(&leaf), enter(&other));
-    busy.send(b'Q', &house::wire::text("select pg_sleep(60)")).unwrap();
+    busy.send(b'Q', &house::wire::text("select pg_sleep(600)")).unwrap();
     std::thread::sleep(Duration::from_secs(3));
     assert_eq!(idle.value("select 1"), "1", "nothing happens before");
     stage.root.revoke(&leaf);
@@ -325,7 +325,7 @@ pub fn t46_a_session_ends_within_five_seconds_when_its_certificate_is_revoked() 
 pub fn t46_a_session_ends_when_its_certificate_comes_on_a_list_or_expires() {
     let stage = stage("crl-cut");
     let (leaf, other) = (stage.root.issue(&Leaf::of("maria")), stage.root.issue(&Leaf::of("maria")));
-    let short = stage.root.issue(&Leaf { until: "+12 seconds".into(), ..Leaf::of("maria") });
+    let short = stage.root.issue(&Leaf { until: "+15 seconds".into(), ..Leaf::of("maria") });
     let born = Instant::now();
     let enter = |identity: &Identity| stage.cluster.welcome(&Caller::holding(identity));
     let (mut listed, mut innocent, mut ending) = (enter(&leaf), enter(&other), enter(&short));
@@ -337,7 +337,7 @@ pub fn t46_a_session_ends_when_its_certificate_comes_on_a_list_or_expires() {
     assert_eq!(innocent.value("select 1"), "1");
     let refusal = ending.expect_refusal();
     assert_eq!(refusal.code, "57P01", "{refusal:?}");
-    assert!(born.elapsed() < Duration::from_secs(18), "it lived on for {:?}", born.elapsed());
+    assert_within(Duration::from_secs(21), born, "it lived on");
     assert_eq!(innocent.value("select 1"), "1");
 }
 

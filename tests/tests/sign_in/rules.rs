@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::time::Duration;
 
 use house::caller::{Wanted, fresh_address};
+use house::cloud::PATIENCE;
 use house::command::{eventually, run_with};
 use house::shared::cloud;
 use house::{Caller, Cluster, Refusal};
@@ -86,15 +87,15 @@ pub fn rules_choose_by_membership() {
     admin.query("create role dba nologin; create role chiefs nologin; grant dba to chiefs; grant chiefs to inside").unwrap();
     one.set_rules("host all +dba all scram-sha-256\nhost all all all reject\n");
     // Membership counts at any depth.
-    eventually("a member is let in", Duration::from_secs(3), || inside.enter(&right(&inside)).ok());
+    eventually("a member is let in", PATIENCE, || inside.enter(&right(&inside)).ok());
     is_rejected(&outside.refusal_of("no member", &right(&outside)));
     // The role itself cannot sign in, whether it counts as its own member or not.
     let refusal = one.with_user("dba", "x").refusal_of("the role itself", &right(&one));
     assert!(["28000", "28P01"].contains(&refusal.code.as_str()), "{refusal:?}");
     admin.query("revoke chiefs from inside").unwrap();
-    eventually("no longer a member", Duration::from_secs(3), || inside.enter(&right(&inside)).err());
+    eventually("no longer a member", PATIENCE, || inside.enter(&right(&inside)).err());
     admin.query("grant dba to outside").unwrap();
-    eventually("now a member", Duration::from_secs(3), || outside.enter(&right(&outside)).ok());
+    eventually("now a member", PATIENCE, || outside.enter(&right(&outside)).ok());
     // Memberships are known while the engine sleeps, too.
     drop(admin);
     one.sleep();

@@ -9,7 +9,7 @@ use house::command::{eventually, run_with};
 use house::responder::{Mood, Responder};
 use house::{Cloud, Options};
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(90);
 
 /// What `openssl s_client -status` says of the answer that came with the certificate.
 fn status(door: SocketAddr, more: &[&str]) -> String {

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use house::cloud::PATIENCE;
 use house::command::eventually;
 use house::machine;
 use house::scram::{self, Exchange};
@@ -68,11 +69,11 @@ pub fn t71_clients_that_die_at_any_step_free_everything() {
             assert_eq!(refusal.code, "53300", "round {round}: {refusal:?}");
         }
     }
-    eventually("both places are free again", Duration::from_secs(5), || {
+    eventually("both places are free again", PATIENCE, || {
         let pair = (person.try_sign_in().ok()?, person.try_sign_in().ok()?);
         Some(pair)
     });
-    eventually("descriptors are closed", Duration::from_secs(5), || {
+    eventually("descriptors are closed", PATIENCE, || {
         (machine::open_descriptors(cloud().pid()) <= descriptors + 20).then_some(())
     });
 }

@@ -5,10 +5,13 @@ use std::net::{Ipv4Addr, Shutdown};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use house::cloud::PATIENCE;
+use house::command::eventually;
 use house::machine;
 use house::scram::{self, Exchange};
 use house::shared::{cloud, cluster};
 use house::tls;
+use house::wire::AT_ONCE;
 use house::wire::{GSSENC_REQUEST, PROTOCOL_3_0, SSL_REQUEST, Wire, message, startup, text};
 
 /// Longest that somebody who has not signed in may hold a connection, with room for a busy machine.
@@ -32,7 +35,7 @@ pub fn plaintext_startup_is_refused() {
     wire.send_raw(&plaintext_startup()).unwrap();
     let refusal = wire.expect_refusal();
     assert!(["28000", "08004", "08P01"].contains(&refusal.code.as_str()), "{refusal:?}");
-    assert!(wire.is_closed_within(Duration::from_secs(2)));
+    assert!(wire.is_closed_within(AT_ONCE));
 }
 
 pub fn t01_a_query_stuffed_behind_ssl_request_is_never_read() {
@@ -178,7 +181,6 @@ pub fn the_first_key_exchange_is_the_hybrid_one() {
 }
 
 pub fn t07_close_notify_right_after_client_hello_does_not_spin() {
-    let before = machine::processor_milliseconds(cloud().pid());
     let mut wires = Vec::new();
     for _ in 0..20 {
         let mut wire = cloud_socket();
@@ -192,10 +194,13 @@ pub fn t07_close_notify_right_after_client_hello_does_not_spin() {
         wire.write_all(&[21, 3, 3, 0, 2, 1, 0]).unwrap();
         wires.push(wire);
     }
+    // What the handshakes themselves cost is over by then.
+    std::thread::sleep(Duration::from_secs(1));
+    let before = machine::processor_milliseconds(cloud().pid());
     std::thread::sleep(Duration::from_secs(2));
     let used = machine::processor_milliseconds(cloud().pid()) - before;
-    // One spinning connection alone would use 2,000 ms here; twenty handshakes of a debug build need some.
-    assert!(used < 1_000, "{used} ms of processor time for 20 broken handshakes");
+    // One spinning connection alone would use 2,000 ms here, or its share of a busy machine.
+    assert!(used < 400, "{used} ms of processor time for 20 handshakes that were broken off");
 }
 
 pub fn t08_a_client_hello_in_one_byte_records_is_no_panic() {
@@ -236,8 +241,7 @@ pub fn t09_thousands_of_silent_sockets_do_not_keep_others_out() {
     }
     let begun = Instant::now();
     assert_eq!(cluster().sign_in().value("select 1"), "1");
-    let taken = begun.elapsed();
-    assert!(taken < Duration::from_secs(1), "signing in took {taken:?} beside 2,000 silent sockets");
+    machine::assert_within(Duration::from_secs(1), begun, "signing in beside 2,000 silent sockets");
     let until = Instant::now() + STRANGER_DEADLINE;
     for wire in &mut silent {
         let left = until.saturating_duration_since(Instant::now()).max(Duration::from_millis(200));
@@ -273,8 +277,10 @@ pub fn t10_aborted_handshakes_leak_nothing() {
     abort(2_000);
     let grown = machine::resident_bytes(cloud().pid()).saturating_sub(memory);
     assert!(grown < 8 << 20, "memory grew by {} KiB", grown >> 10);
-    let now = machine::open_descriptors(cloud().pid());
-    assert!(now <= descriptors + 20, "{descriptors} descriptors became {now}");
+    let open = || machine::open_descriptors(cloud().pid());
+    eventually(&format!("descriptors are {descriptors} again, as before"), PATIENCE, || {
+        (open() <= descriptors + 20).then_some(())
+    });
 }
 
 pub fn t16_startup_packets_with_impossible_lengths_are_closed_at_once() {
@@ -284,7 +290,7 @@ pub fn t16_startup_packets_with_impossible_lengths_are_closed_at_once() {
             let mut packet = length.to_be_bytes().to_vec();
             packet.extend(PROTOCOL_3_0.to_be_bytes());
             let _ = wire.send_raw(&packet);
-            assert!(wire.is_closed_within(Duration::from_secs(3)), "length {length}, in TLS: {is_encrypted}");
+            assert!(wire.is_closed_within(AT_ONCE), "length {length}, in TLS: {is_encrypted}");
         }
     }
 }
@@ -305,7 +311,7 @@ pub fn t20_a_cancel_request_that_claims_two_gigabytes_is_closed_at_once() {
         wire.send_raw(&[0x7f, 0xff, 0xff, 0xff, 0x04, 0xd2, 0x16, 0x2e]).unwrap();
     }
     for wire in &mut wires {
-        assert!(wire.is_closed_within(Duration::from_secs(3)));
+        assert!(wire.is_closed_within(AT_ONCE));
     }
     let grown = machine::resident_bytes(cloud().pid()).saturating_sub(memory);
     assert!(grown < 16 << 20, "memory grew by {} KiB", grown >> 10);

@@ -3,8 +3,10 @@
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
 
+use house::cloud::PATIENCE;
 use house::machine;
 use house::shared::{cloud, cluster};
+use house::wire::AT_ONCE;
 use house::wire::{message, text};
 
 /// Parse, Bind, Describe and Execute of an unnamed statement with text parameters.
@@ -100,10 +102,7 @@ pub fn t18_lengths_that_wrap_never_hide_a_message() {
         attack.extend(&hidden);
         let _ = wire.send_raw(&attack);
         if length <= 3 || length >= 0x4000_0000 {
-            assert!(
-                wire.is_closed_within(Duration::from_secs(5)),
-                "length {length:#x} kept the session open"
-            );
+            assert!(wire.is_closed_within(AT_ONCE), "length {length:#x} kept the session open");
         }
     }
     assert_eq!(inner.value("select count(*) from t18_hidden"), "0");
@@ -203,9 +202,9 @@ pub fn terminate_ends_the_session_in_the_engine_too() {
     let mut wire = cluster().sign_in();
     let process = wire.value("select pg_backend_pid()");
     wire.send(b'X', &[]).unwrap();
-    assert!(wire.is_closed_within(Duration::from_secs(3)));
+    assert!(wire.is_closed_within(AT_ONCE));
     let gone = format!("select count(*) from pg_stat_activity where pid = {process}");
-    house::command::eventually("the engine ends the session", Duration::from_secs(3), || {
+    house::command::eventually("the engine ends the session", PATIENCE, || {
         (watcher.value(&gone) == "0").then_some(())
     });
 }
@@ -216,7 +215,7 @@ pub fn a_client_that_vanishes_frees_its_session_in_the_engine() {
     let process = wire.value("select pg_backend_pid()");
     drop(wire);
     let gone = format!("select count(*) from pg_stat_activity where pid = {process}");
-    house::command::eventually("the engine ends the session", Duration::from_secs(3), || {
+    house::command::eventually("the engine ends the session", PATIENCE, || {
         (watcher.value(&gone) == "0").then_some(())
     });
 }

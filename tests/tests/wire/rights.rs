@@ -1,5 +1,6 @@
 //! What a signed-in person may do: everything of theirs, nothing of ours.
 
+use house::cloud::PATIENCE;
 use house::scram::{self, Exchange};
 use house::shared::{cloud, cluster};
 use house::wire::Wire;
@@ -142,9 +143,7 @@ pub fn t72_a_user_over_its_limit_is_refused_and_nobody_else() {
     assert_eq!(refusal.code, "53300", "{refusal:?}");
     assert_eq!(shared.sign_in().value("select session_user"), "maria");
     drop(held);
-    let mut wire = house::command::eventually("room again", std::time::Duration::from_secs(5), || {
-        limited.try_sign_in().ok()
-    });
+    let mut wire = house::command::eventually("room again", PATIENCE, || limited.try_sign_in().ok());
     assert_eq!(wire.value("select session_user"), "t72_limited");
 }
 
