@@ -200,8 +200,9 @@ pub fn lacking_for_luks() -> Option<&'static str> {
         Some("only root may open a crypt device")
     } else if !Path::new("/dev/loop-control").exists() {
         Some("there are no loop devices")
-    } else if !Path::new("/dev/mapper/control").exists() {
-        Some("this kernel has no device mapper")
+    // Not by its node in /dev, which cryptsetup makes also where nothing is behind it.
+    } else if !Command::new("dmsetup").arg("version").output().is_ok_and(|said| said.status.success()) {
+        Some("this kernel has no device mapper, or there is no dmsetup")
     } else {
         None
     }
