@@ -189,7 +189,8 @@ impl Host {
                 give(&volume.base.join(folder), owner)?;
             }
             let (run, etc) = self.prepare_run(cluster, owner)?;
-            initialize::initdb(&self.jail(owner, &volume.base, &run, &etc))
+            initialize::initdb(&self.jail(owner, &volume.base, &run, &etc))?;
+            volume.sync(&folder)
         })();
         match made {
             Ok(()) => Ok(volume),

@@ -16,7 +16,8 @@ const SAFE_CREATEROLE_MAJOR: u32 = 16;
 /// For `initdb`, which writes some forty megabytes.
 const INITDB_MAX: Duration = Duration::from_secs(120);
 
-/// Runs `initdb`. The internal superuser has no password; it signs in by being the node.
+/// Runs `initdb`. The internal superuser has no password; it signs in by being the node. What it writes is not on the disk
+/// yet: that is for the caller, who does it for all files at once instead of for each.
 pub(crate) fn initdb(jail: &Jail<'_>) -> Result<(), Error> {
     let arguments = [
         "-D",
@@ -28,6 +29,7 @@ pub(crate) fn initdb(jail: &Jail<'_>) -> Result<(), Error> {
         "--locale=C.UTF-8",
         "--data-checksums",
         "--no-instructions",
+        "--no-sync",
     ];
     run("initdb", jail.command(Purpose::Initialize, "initdb", &arguments)?, INITDB_MAX)
 }

@@ -149,7 +149,7 @@ async fn whoever_wants_the_cluster_does_not_wait_for_its_copy() {
     let (other, wanted) = (host.clone(), cluster.clone());
     let copying = tokio::spawn(async move { other.copy_volume(&wanted).await });
     let begun = Instant::now();
-    while !host.copy_progress(cluster.id).is_some_and(|progress| progress.done_bytes > 1 << 20) {
+    while host.copy_progress(cluster.id).is_none_or(|progress| progress.done_bytes <= 1 << 20) {
         assert!(begun.elapsed() < SOON && !copying.is_finished(), "the copy was not seen under way");
         tokio::time::sleep(Duration::from_millis(2)).await;
     }

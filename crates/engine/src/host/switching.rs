@@ -169,12 +169,7 @@ fn last_pass(
             Stopped::GivenUp => Error::Unready("the last pass was given up".to_owned()),
         })?;
     fail::fail_point!("switch-copied");
-    // The volume's own file system first, then the one below it.
-    for place in [target.base.as_path(), folder] {
-        let failed = || Error::file("sync", place);
-        let opened = std::fs::File::open(place).map_err(failed())?;
-        rustix::fs::syncfs(&opened).map_err(|cause| failed()(cause.into()))?;
-    }
+    target.sync(folder)?;
     fail::fail_point!("switch-synced");
     copying::compare(&source.base, &target.base, &passed.written)
 }

@@ -55,7 +55,7 @@ pub(super) fn allocate(folder: &Path) -> Result<(), Error> {
 /// Makes the image with the encryption feature, and the encrypted folder in it; leaves it unmounted.
 pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
     allocate(folder)?;
-    // Inode tables and journal are written lazily: making a cluster must not write gigabytes of zeros.
+    // Inode tables and journal are not written: making a cluster must not write gigabytes of zeros.
     let mut make = Command::new("mkfs.ext4");
     make.args(["-q", "-F", "-O", "encrypt", "-m", "0", "-i", "65536", "-J", "size=16"])
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
@@ -136,7 +136,7 @@ fn mount(folder: &Path) -> Result<PathBuf, Error> {
     make_folder(&target, 0o711)?;
     let mut mount = Command::new("mount");
     mount
-        .args(["-n", "-t", "ext4", "-o", "loop,nosuid,nodev,noexec,noatime"])
+        .args(["-n", "-t", "ext4", "-o", "loop", "-o", super::MOUNT_OPTIONS])
         .arg(folder.join(IMAGE))
         .arg(&target);
     run("mount", mount, TOOL_MAX)?;

@@ -105,7 +105,7 @@ fn mount(folder: &Path, name: &str) -> Result<PathBuf, Error> {
     let target = folder.join(FILES);
     make_folder(&target, 0o711)?;
     let mut mount = Command::new("mount");
-    mount.args(["-n", "-t", "ext4", "-o", "nosuid,nodev,noexec,noatime"]).arg(device(name)).arg(&target);
+    mount.args(["-n", "-t", "ext4", "-o", super::MOUNT_OPTIONS]).arg(device(name)).arg(&target);
     run("mount", mount, TOOL_MAX)?;
     make_folder(&target, 0o711)?;
     Ok(target)

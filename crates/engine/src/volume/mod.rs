@@ -19,6 +19,10 @@ use crate::Error;
 use crate::leftovers::{end_processes_of, shred};
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
 
+/// How a file system of a cluster's own is mounted. Its inode tables are marked as unused until they are; the kernel would
+/// write hundreds of megabytes of zeros over them in the background, and with that fill the sparse image.
+const MOUNT_OPTIONS: &str = "nosuid,nodev,noexec,noatime,noinit_itable";
+
 /// An unlocked volume.
 #[derive(Debug)]
 pub(crate) struct Unlocked {
@@ -145,6 +149,17 @@ pub(crate) fn unlock(
 }
 
 impl Unlocked {
+    /// Returns when everything that was written to the volume in this folder is on the disk.
+    pub(crate) fn sync(&self, folder: &Path) -> Result<(), Error> {
+        // The volume first: what it writes then lies in a file of the folder, or in several.
+        for place in [&self.base, folder] {
+            let failed = Error::file("sync", place);
+            let opened = File::open(place).map_err(Error::file("open", place))?;
+            rustix::fs::syncfs(&opened).map_err(|cause| failed(cause.into()))?;
+        }
+        Ok(())
+    }
+
     /// Takes the key out of the kernel. An error means that it may still be there.
     pub(crate) fn lock(self) -> Result<(), Error> {
         match self.lock {

@@ -101,7 +101,7 @@ mod tests {
         };
         let began = spent();
         assert!(good.key(&passphrase()).is_ok());
-        let cheapest = spent() - began;
+        let cheapest = spent().saturating_sub(began);
         let began = spent();
         let bad = [
             Derivation { memory_kibibytes: u32::MAX, ..good.clone() },
@@ -116,7 +116,7 @@ mod tests {
         for bad in bad {
             assert!(matches!(bad.key(&passphrase()), Err(Refusal::Derivation)), "{bad:?}");
         }
-        let refused = spent() - began;
+        let refused = spent().saturating_sub(began);
         assert!(refused < cheapest, "eight refusals took {refused:?}, the cheapest derivation {cheapest:?}");
     }
 

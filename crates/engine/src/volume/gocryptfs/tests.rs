@@ -137,7 +137,7 @@ fn files_from_before_and_files_that_the_engine_shut_still_open() {
     for name in ["inner/file", "inner", ""] {
         crate::places::give(&files.join(name), ENGINE).unwrap();
         // An engine may take its own rights away, and with them nobody else's.
-        std::fs::set_permissions(files.join(name), std::fs::Permissions::from_mode(0)).unwrap();
+        std::fs::set_permissions(files.join(name), std::fs::Permissions::from_mode(0o000)).unwrap();
     }
     unlocked.lock().unwrap();
     let unlocked = unlock(folder.path(), &key, ENGINE).unwrap();
