@@ -1,10 +1,9 @@
 //! The frames of a stream: however it is cut, the same frames are seen.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use wire::frame::{BODY_BYTES_MAX, Frames};
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
     let Some((size, stream)) = bytes.split_first() else {
         return;
     };
@@ -24,4 +23,4 @@ fuzz_target!(|bytes: &[u8]| {
     let whole = seen(&mut std::iter::once(stream));
     let cut = seen(&mut stream.chunks(usize::from(*size) + 1));
     assert_eq!(whole, cut);
-});
+}

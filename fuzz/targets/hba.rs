@@ -1,10 +1,10 @@
 //! Rules of who may sign in how, as text of strangers.
-#![no_main]
 
 use identity::hba::{Client, Method, Rules};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|text: &str| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
+    let text = crate::text(bytes);
     let rules = match Rules::parse(text) {
         Ok(rules) => rules,
         Err(mistake) => {
@@ -32,4 +32,4 @@ fuzz_target!(|text: &str| {
         }
     }
     let _ = rules.notes();
-});
+}

@@ -1,10 +1,9 @@
 //! The first bytes of a connection, and what follows a cancel request's first eight.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use wire::hello::{CANCEL_KEY_BYTES_MAX, CancelKey, HELLO_BYTES, Hello, STARTUP_BYTES_MAX};
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
     if let Some(first) = bytes.first_chunk::<HELLO_BYTES>() {
         match Hello::parse(*first) {
             Ok(Hello::Startup { rest, .. }) => assert!(rest + HELLO_BYTES <= STARTUP_BYTES_MAX),
@@ -16,4 +15,4 @@ fuzz_target!(|bytes: &[u8]| {
     if let Ok(key) = CancelKey::parse(bytes) {
         assert_eq!(CancelKey::parse(&key.to_request()[HELLO_BYTES..]), Ok(key));
     }
-});
+}

@@ -1,12 +1,13 @@
 //! Identity maps as text of strangers, and external names as other strangers send them.
-#![no_main]
 
 use identity::identity_map::IdentityMap;
-use libfuzzer_sys::fuzz_target;
 use model::RoleName;
 
-fuzz_target!(|input: (&str, &str)| {
-    let (text, external) = input;
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
+    // What stands before the first NUL is the map.
+    let input = crate::text(bytes);
+    let (text, external) = input.split_once('\0').unwrap_or((input, ""));
     let Ok(map) = IdentityMap::parse(text) else { return };
     let name = text.split_whitespace().next().unwrap_or_default();
     for name in [name, "m"] {
@@ -21,4 +22,4 @@ fuzz_target!(|input: (&str, &str)| {
             assert!(!map.permits(name, external, reserved));
         }
     }
-});
+}

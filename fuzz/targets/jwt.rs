@@ -1,6 +1,5 @@
 //! Tokens and key sets of strangers; and signed tokens with a stranger's header and claims (two JSON texts around a zero
 //! byte), so that also what comes after the signature is reached.
-#![no_main]
 
 use std::sync::LazyLock;
 
@@ -8,7 +7,6 @@ use aws_lc_rs::signature::{Ed25519KeyPair, KeyPair};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use identity::token::{KeySet, Kind, check};
-use libfuzzer_sys::fuzz_target;
 use model::IdentityProvider;
 use time::OffsetDateTime;
 
@@ -40,7 +38,8 @@ static PROVIDER: LazyLock<IdentityProvider> = LazyLock::new(|| IdentityProvider 
 
 const KINDS: [Kind<'static>; 2] = [Kind::Password, Kind::IdToken { nonce: "n", access_token: None }];
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
     if let Ok(keys) = KeySet::parse(bytes) {
         assert!(keys.len() <= identity::token::KEYS_MAX);
     }
@@ -62,4 +61,4 @@ fuzz_target!(|bytes: &[u8]| {
             }
         }
     }
-});
+}

@@ -1,13 +1,11 @@
 //! Names of keys, and what key services answer: the first two bytes choose the provider and the HTTP status, the others are
 //! the URI that an operator sets and the body that a stranger sends.
-#![no_main]
 
 use std::cell::RefCell;
 use std::sync::{Arc, Mutex};
 
 use async_trait::async_trait;
 use keys::{Binding, DataKey, KeyEncryption, WrappedKey};
-use libfuzzer_sys::fuzz_target;
 use model::{
     ClusterId, Fetch, FetchFailure, Fetched, Fetcher, KeptSecret, KeyCredentials, KeyService, KeySpec,
     KeyType, SystemClock,
@@ -88,7 +86,8 @@ fn key(kind: KeyType, fetcher: Arc<Same>) -> (Arc<dyn KeyEncryption>, WrappedKey
     (keys::service::open(&service, &spec, fetcher, Arc::new(SystemClock)).unwrap(), wrapped)
 }
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
     let [kind, status, rest @ ..] = bytes else { return };
     let kind = KINDS[usize::from(*kind) % KINDS.len()];
     if let Ok(text) = std::str::from_utf8(rest) {
@@ -107,4 +106,4 @@ fuzz_target!(|bytes: &[u8]| {
             }
         });
     });
-});
+}

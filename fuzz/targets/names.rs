@@ -1,11 +1,11 @@
 //! Names, handles, ranges and API keys as text of strangers.
-#![no_main]
 
 use identity::api_key::ApiKeyText;
-use libfuzzer_sys::fuzz_target;
 use model::{AddressRange, ClusterHandle, ClusterName, DatabaseName, RoleName};
 
-fuzz_target!(|text: &str| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
+    let text = crate::text(bytes);
     if let Ok(handle) = text.parse::<ClusterHandle>() {
         // One spelling for each cluster.
         assert_eq!(handle.to_string(), text);
@@ -24,4 +24,4 @@ fuzz_target!(|text: &str| {
     if let Some(key) = ApiKeyText::parse(text) {
         assert_eq!(key.expose(), text);
     }
-});
+}

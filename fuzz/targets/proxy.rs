@@ -1,14 +1,13 @@
 //! A PROXY header: what passes is bounded, whole, and says one thing.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use wire::proxy::{
     CloudEndpoint, PROXY_BODY_BYTES_MAX, PROXY_PREFIX_BYTES, PROXY_TLVS_MAX, ProxyHeader, ProxyPrefix,
 };
 
 const SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
     read(bytes);
     // Twelve bytes at once are too many to find by chance, and a length that fits nearly so.
     read(&[SIGNATURE, bytes].concat());
@@ -16,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
         let length = u16::try_from(body.len()).unwrap_or(u16::MAX).to_be_bytes();
         read(&[SIGNATURE, kinds, &length, body].concat());
     }
-});
+}
 
 fn read(bytes: &[u8]) {
     let Some((first, rest)) = bytes.split_first_chunk::<PROXY_PREFIX_BYTES>() else {

@@ -1,10 +1,9 @@
 //! SCRAM messages of a client against a verifier that nothing fits, and verifiers as text.
-#![no_main]
 
 use identity::scram::{Exchange, ITERATIONS_MAX, Mechanism, Verifier};
-use libfuzzer_sys::fuzz_target;
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
     let middle = bytes.iter().position(|byte| *byte == 0).unwrap_or(bytes.len());
     let (first, last) = (&bytes[..middle], bytes.get(middle + 1..).unwrap_or_default());
     for (mechanism, channel) in [
@@ -24,4 +23,4 @@ fuzz_target!(|bytes: &[u8]| {
         assert_eq!(Verifier::parse(&verifier.to_string()), Ok(verifier));
         assert!(ITERATIONS_MAX >= 1);
     }
-});
+}

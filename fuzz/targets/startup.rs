@@ -1,12 +1,11 @@
 //! Startup parameters, and an engine's error message.
-#![no_main]
 
-use libfuzzer_sys::fuzz_target;
 use wire::backend::EngineError;
 use wire::hello::HELLO_BYTES;
 use wire::startup::{Startup, encode};
 
-fuzz_target!(|bytes: &[u8]| {
+/// Runs the target on an input.
+pub(crate) fn run(bytes: &[u8]) {
     if let Some((minor, rest)) = bytes.split_first()
         && let Ok(startup) = Startup::parse(u16::from(*minor), rest)
     {
@@ -19,4 +18,4 @@ fuzz_target!(|bytes: &[u8]| {
     }
     let error = EngineError::parse(bytes);
     assert_eq!(error.code.len(), 5);
-});
+}
