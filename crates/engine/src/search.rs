@@ -112,17 +112,7 @@ fn search_file(path: &Path, needle: &[u8]) -> Result<(u64, u64), Error> {
 }
 
 fn occurrences(bytes: &[u8], needle: &[u8]) -> u64 {
-    let first = needle[0];
-    let mut count = 0;
-    let mut at = 0;
-    while let Some(found) = bytes[at..].iter().position(|byte| *byte == first) {
-        at += found;
-        if bytes[at..].starts_with(needle) {
-            count += 1;
-        }
-        at += 1;
-    }
-    count
+    memchr::memmem::find_iter(bytes, needle).count() as u64
 }
 
 fn files_below(folder: &Path) -> Vec<PathBuf> {
