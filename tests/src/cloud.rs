@@ -41,6 +41,12 @@ pub struct Options {
 }
 
 impl Options {
+    /// With these arguments of `chitin start`, and clusters whose files are not encrypted. For tests whose subject is not
+    /// how data lie on the disk: where the kernel encrypts without help of the processor, that is most of a cluster's cost.
+    pub fn unencrypted(arguments: &[&str]) -> Self {
+        Self::with(&[arguments, &["--encryption", "none", "--allow-unencrypted"]].concat())
+    }
+
     /// With these arguments of `chitin start`.
     pub fn with(arguments: &[&str]) -> Self {
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
@@ -58,21 +64,11 @@ pub struct Cloud {
     trust: OnceLock<Arc<ClientConfig>>,
 }
 
-/// The program under test: `CHITIN_BIN`, or the debug build.
+/// The program under test: `CHITIN_BIN`, or the debug build, in which `./test` compiles the steps at which tests stop it.
 pub fn program() -> PathBuf {
     let path = std::env::var_os("CHITIN_BIN")
         .map_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/chitin"), PathBuf::from);
     assert!(path.exists(), "{} does not exist; build it with: cargo build -p chitin", path.display());
-    path
-}
-
-/// The program with its steps at which a test can stop it: `CHITIN_FAILPOINTS_BIN`, or what `./test` builds.
-pub fn program_with_steps() -> PathBuf {
-    let path = std::env::var_os("CHITIN_FAILPOINTS_BIN").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/chitin-failpoints"),
-        PathBuf::from,
-    );
-    assert!(path.exists(), "{} does not exist; ./test builds it", path.display());
     path
 }
 
@@ -151,7 +147,7 @@ impl Cloud {
 
     /// As [`Cloud::boot`], but the program stops for good when it comes to this step.
     pub fn boot_until(&self, step: &str) {
-        self.boot_program(&program_with_steps(), &[], &[("CHITIN_STOP_AT", step)]);
+        self.boot_program(&program(), &[], &[("CHITIN_STOP_AT", step)]);
     }
 
     /// Waits until the program that [`Cloud::boot_until`] started stands still at its step.

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use crate::api::{Answer, curl};
 use crate::cloud::{Cloud, kept};
 use crate::command::{eventually, run};
-use crate::ports::free_port;
+use crate::ports::{free_port, two_free_ports};
 use crate::switch::Switch;
 
 /// For a service to be ready.
@@ -82,7 +82,8 @@ impl Bao {
     /// Starts one. It keeps everything in memory.
     pub fn start() -> Self {
         let home = tempfile::tempdir().expect("a temporary directory");
-        let address = free_port();
+        // It takes the port after the one where it answers too, for other nodes.
+        let address = two_free_ports();
         let mut command = Command::new(installed("bao"));
         command.env("HOME", home.path()).args(["server", "-dev", "-dev-no-store-token"]);
         command.arg(format!("-dev-root-token-id={ROOT_TOKEN}"));

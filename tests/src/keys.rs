@@ -232,15 +232,5 @@ pub fn files_with<T: AsRef<str>>(path: &Path, texts: &[T]) -> Vec<String> {
 
 /// Whether the bytes are somewhere in the others.
 pub fn is_in(needle: &[u8], bytes: &[u8]) -> bool {
-    // By the first byte: debug builds are slow where every window is compared.
-    let Some((first, rest)) = needle.split_first() else { return true };
-    let mut from = 0;
-    while let Some(at) = bytes[from..].iter().position(|byte| byte == first) {
-        let after = from + at + 1;
-        if bytes[after..].starts_with(rest) {
-            return true;
-        }
-        from = after;
-    }
-    false
+    memchr::memmem::find(bytes, needle).is_some()
 }

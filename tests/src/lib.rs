@@ -2,6 +2,7 @@
 //! what the machine shows of it.
 
 pub mod api;
+pub mod arguments;
 pub mod authority;
 pub mod balancer;
 pub mod browser;
@@ -9,6 +10,7 @@ pub mod caller;
 pub mod capture;
 pub mod cloud;
 pub mod command;
+pub mod crates;
 pub mod hosts;
 pub mod key_services;
 pub mod keys;

@@ -146,6 +146,41 @@ pub fn raise_descriptor_limit() {
     let _ = setrlimit(Resource::Nofile, Rlimit { current: limit.maximum, maximum: limit.maximum });
 }
 
+/// How busy the processors are, from the kernel's own count.
+pub struct Processors {
+    looks: VecDeque<(Instant, u64, u64)>,
+}
+
+impl Processors {
+    /// Begins to look.
+    pub fn watch() -> Self {
+        Self { looks: VecDeque::new() }
+    }
+
+    /// The idle share of all processors together over the last second, 0 to 1; 0 until there is something to compare.
+    pub fn idle_share(&mut self) -> f64 {
+        let now = Instant::now();
+        let Some((all, idle)) = processor_ticks() else { return 0.0 };
+        if self.looks.back().is_none_or(|last| last.1 != all) {
+            self.looks.push_back((now, all, idle));
+        }
+        while self.looks.len() > 2 && self.looks[1].0.elapsed() > Duration::from_secs(1) {
+            self.looks.pop_front();
+        }
+        let Some(first) = self.looks.front().filter(|first| all > first.1) else { return 0.0 };
+        (idle - first.2) as f64 / (all - first.1) as f64
+    }
+}
+
+/// Ticks of all processors since boot, and those of them without work: `cpu user nice system idle iowait ...` (proc(5)).
+fn processor_ticks() -> Option<(u64, u64)> {
+    let stat = fs::read_to_string("/proc/stat").ok()?;
+    let fields: Vec<u64> =
+        stat.lines().next()?.split_whitespace().skip(1).map_while(|field| field.parse().ok()).collect();
+    // What guests get is in the user's share already.
+    Some((fields.iter().take(8).sum(), fields.get(3)? + fields.get(4)?))
+}
+
 /// How often the machine is looked at, and for how long what was seen counts.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const SEEN_FOR: Duration = Duration::from_secs(20);

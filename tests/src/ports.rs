@@ -43,6 +43,16 @@ pub fn free_port() -> SocketAddr {
     }
 }
 
+/// As [`free_port`], with the port after it.
+pub fn two_free_ports() -> SocketAddr {
+    loop {
+        let (first, second) = (free_port(), free_port());
+        if first.port() + 1 == second.port() {
+            return first;
+        }
+    }
+}
+
 impl Taken {
     fn next_block(&mut self) {
         let given_out = given_out();

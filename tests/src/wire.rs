@@ -13,7 +13,7 @@ use rustls_pki_types::{CertificateDer, ServerName};
 use crate::command::eventually;
 
 /// Longest wait for an answer; a test that waits longer has found a hang.
-pub const ANSWER_DEADLINE: Duration = Duration::from_secs(60);
+pub const ANSWER_DEADLINE: Duration = Duration::from_secs(180);
 /// For what the gateway does at once: less than the ten seconds after which it gives up on anybody who does not sign in.
 pub const AT_ONCE: Duration = Duration::from_secs(8);
 /// Asks for TLS.

@@ -201,27 +201,51 @@ fn tests_that_threats_name_exist() {
 }
 
 #[test]
-fn every_registered_test_file_runs_all_its_tests() {
-    for (runner, folder) in [
-        ("wire", "wire"),
-        ("clients", "clients"),
-        ("life", "life"),
-        ("sign_in", "sign_in"),
-        ("network", "network"),
-        ("private", "private"),
-        ("keys", "keys"),
-    ] {
-        let base = root().join("tests/tests");
-        let registered = fs::read_to_string(base.join(format!("{runner}.rs"))).expect("the runner");
-        for path in files(&base.join(folder), ".rs") {
-            let module = path.file_stem().expect("a name").to_string_lossy().into_owned();
-            let text = fs::read_to_string(&path).expect("UTF-8");
-            for line in text.lines().filter_map(|line| line.strip_prefix("pub fn ")) {
-                let name = line.split('(').next().unwrap_or("");
-                assert!(registered.contains(&format!("{module}::{name},")), "{module}::{name} is never run");
-            }
+fn every_test_from_outside_is_run() {
+    let base = root().join("tests/outside");
+    let mut count = 0;
+    for path in files(&base, ".rs") {
+        let folder = path.parent().expect("a folder");
+        if folder == base {
+            continue;
+        }
+        let suite = fs::read_to_string(folder.with_extension("rs")).expect("the suite of the folder");
+        let module = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        let text = fs::read_to_string(&path).expect("UTF-8");
+        for line in text.lines().filter_map(|line| line.strip_prefix("pub fn ")) {
+            let name = line.split('(').next().unwrap_or("");
+            assert!(suite.contains(&format!("{module}::{name},")), "{module}::{name} is never run");
+            count += 1;
         }
     }
+    assert!(count > 300, "only {count} tests from outside were found");
+}
+
+#[test]
+fn the_program_that_people_build_has_no_steps_to_stop_at() {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let asked = std::process::Command::new(cargo)
+        .args([
+            "tree",
+            "--offline",
+            "--locked",
+            "-p",
+            "chitin",
+            "-e",
+            "normal,build",
+            "--prefix",
+            "none",
+            "-f",
+            "{p} [{f}]",
+        ])
+        .current_dir(root())
+        .output()
+        .expect("cargo runs");
+    let tree = String::from_utf8_lossy(&asked.stdout).into_owned();
+    let fail = tree.lines().find(|line| line.starts_with("fail v")).unwrap_or_else(|| {
+        panic!("cargo tree names no crate `fail`: {tree}{}", String::from_utf8_lossy(&asked.stderr))
+    });
+    assert!(!fail.contains("failpoints"), "{fail}");
 }
 
 #[test]

@@ -10,7 +10,7 @@ use model::{KeptSecret, KeyCredentials, KeyService, KeyType};
 use reqwest::Method;
 use serde_json::{Value, json};
 
-use crate::ports::free_port;
+use crate::ports::two_free_ports;
 use crate::world::{
     Loopback, Program, TestClock, client, installed, kind_of, open, place, ready, service, spec,
 };
@@ -35,7 +35,8 @@ impl Bao {
     }
 
     async fn start_with(key_type: &str, is_tls: bool) -> Self {
-        let (home, port) = (tempfile::tempdir().unwrap(), free_port().port());
+        // It takes the port after the one where it answers too.
+        let (home, port) = (tempfile::tempdir().unwrap(), two_free_ports().port());
         let mut command = Command::new(installed("bao"));
         command
             .env("HOME", home.path())

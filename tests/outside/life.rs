@@ -1,0 +1,51 @@
+//! A cloud's life: commands, sleeping, crashes, allowlists, certificates. Most tests have a cloud of their own.
+
+mod admit;
+mod crash;
+mod power;
+mod program;
+
+use house::runner::Suite;
+use house::tests;
+
+/// Its tests.
+pub(crate) fn suite() -> Suite {
+    Suite::new("life")
+        .beside(tests![
+            power::an_idle_serverless_cluster_sleeps_and_a_sign_in_wakes_it,
+            power::t68_failed_sign_ins_never_wake_a_sleeping_cluster,
+            power::a_sleeping_clusters_files_cannot_be_read,
+            power::t73_sleep_and_delete_take_effect_at_once,
+            crash::kill_9_of_chitin_under_load_loses_no_acknowledged_commit,
+            crash::t23_kill_9_of_the_engine_under_load_loses_no_acknowledged_commit,
+            crash::a_crashed_session_of_the_engine_is_survived,
+            crash::kill_9_while_a_cluster_is_made_leaves_nothing_half_made,
+            crash::kill_9_while_a_cluster_is_deleted_finishes_the_deletion,
+            crash::a_restart_keeps_clusters_users_and_rows,
+            crash::a_stop_drains_and_tells_open_sessions,
+            admit::t12_a_stricter_allowlist_ends_old_sessions_within_a_second,
+            admit::t57_a_dedicated_cluster_begins_closed_and_bad_rules_are_refused,
+            admit::t58_what_is_closed_stays_closed_and_no_text_shows_the_inside,
+            admit::t64_a_cancel_from_outside_the_allowlist_or_for_another_cluster_is_silent,
+            program::verify_proves_every_row,
+            program::exit_codes_tell_what_happened,
+            program::every_list_is_json_when_asked,
+            program::databases_and_users_come_and_go,
+            program::chitin_sql_runs_psql_with_the_right_settings,
+            program::files_with_secrets_are_for_the_owner_only,
+            program::delete_protection_holds,
+            program::help_teaches_and_completions_exist,
+            program::a_second_start_over_the_same_data_is_refused,
+            program::the_api_needs_a_key_and_tls_1_3,
+            program::the_certificate_names_the_host_and_every_cluster,
+            program::t47_a_new_certificate_is_taken_without_a_restart_and_a_broken_one_is_not,
+            program::t30_certificates_of_every_kind_sign_in,
+            program::t29_a_man_in_the_middle_without_plus_is_noticed_by_the_client,
+            program::an_idle_client_is_ended_after_the_idle_timeout,
+        ])
+        .alone(tests![
+            power::t69_a_hundred_sign_ins_at_once_are_one_start,
+            power::the_first_answer_of_a_sleeping_cluster_is_quick,
+            admit::t59_an_allowlist_entry_opens_and_its_removal_cuts_open_sessions,
+        ])
+}

@@ -1,0 +1,132 @@
+//! The tests of the crates, each a program that cargo has built: run beside those from outside, and counted with them.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde_json::Value;
+
+use crate::command::run_with;
+
+/// For all tests of one program.
+const PROGRAM_MAX: Duration = Duration::from_mins(20);
+/// What a test that is skipped says in the file that this names: its name, a tab and the reason, on a line.
+const SKIPPED: &str = "CHITIN_TESTS_SKIPPED";
+
+/// The program that runs all others.
+const OUTSIDE: &str = "outside";
+
+/// A program with tests, as cargo names it.
+#[derive(Clone, Debug)]
+pub struct Program {
+    /// `crate wire`, or `crate engine: life` for tests in a file of their own.
+    pub name: String,
+    folder: PathBuf,
+    executable: PathBuf,
+}
+
+/// One test of a program.
+#[derive(Debug)]
+pub struct Result {
+    /// Its name, after the program's.
+    pub name: String,
+    /// Whether it passed; `None` when it was not run.
+    pub is_passed: Option<bool>,
+    /// Why it was not.
+    pub reason: String,
+    /// How long it took.
+    pub taken: Duration,
+}
+
+/// Every program with tests in what cargo said about a build (`--message-format=json`), but the one that asks.
+pub fn built(messages: &Path) -> Vec<Program> {
+    let said = fs::read_to_string(messages)
+        .unwrap_or_else(|error| panic!("could not read what was built at {}: {error}", messages.display()));
+    said.lines().filter_map(|line| program(&serde_json::from_str(line).ok()?)).collect()
+}
+
+fn program(message: &Value) -> Option<Program> {
+    let executable = PathBuf::from(message["executable"].as_str()?);
+    let target = &message["target"];
+    if message["profile"]["test"] != true || target["name"] == OUTSIDE {
+        return None;
+    }
+    let folder = Path::new(message["manifest_path"].as_str()?).parent()?.to_owned();
+    let (package, target_name) = (folder.file_name()?.to_str()?, target["name"].as_str()?);
+    let is_file = target["kind"].as_array()?.iter().any(|kind| kind == "test" || kind == "example");
+    let name = if is_file { format!("crate {package}: {target_name}") } else { format!("crate {package}") };
+    Some(Program { name, folder, executable })
+}
+
+impl Program {
+    /// Runs its tests as `cargo test` would. An error is what it said when something failed.
+    pub fn run(&self) -> (Vec<Result>, std::result::Result<(), String>) {
+        let skipped = tempfile::NamedTempFile::new().expect("a temporary file");
+        let mut command = Command::new(&self.executable);
+        command
+            .current_dir(&self.folder)
+            .env("CARGO_MANIFEST_DIR", &self.folder)
+            .env(SKIPPED, skipped.path())
+            // The stable runner knows how long a test took and says so only to those who ask like this.
+            .env("RUSTC_BOOTSTRAP", "1")
+            .args(["-Z", "unstable-options", "--report-time"]);
+        let ended = run_with(&mut command, b"", PROGRAM_MAX);
+        let mut results: Vec<Result> = ended.stdout.lines().filter_map(|line| self.result(line)).collect();
+        let reasons = fs::read_to_string(skipped.path()).unwrap_or_default();
+        for (test, reason) in reasons.lines().filter_map(|line| line.split_once('\t')) {
+            let name = format!("{}::{test}", self.name);
+            for one in results.iter_mut().filter(|one| one.name == name) {
+                (one.is_passed, one.reason) = (None, reason.to_owned());
+            }
+        }
+        let said = format!("{}\n{}", ended.stdout, ended.stderr);
+        let is_good = ended.status.success() && !results.is_empty();
+        (results, if is_good { Ok(()) } else { Err(said) })
+    }
+
+    /// Reads `test some::name ... ok <0.123s>`.
+    fn result(&self, line: &str) -> Option<Result> {
+        let (test, rest) = line.strip_prefix("test ")?.rsplit_once(" ... ")?;
+        let (word, taken) = rest.split_once(" <").unwrap_or((rest, ""));
+        let seconds = taken.strip_suffix("s>").and_then(|seconds| seconds.parse().ok()).unwrap_or(0.0);
+        let (is_passed, reason) = match word.split_once(',') {
+            None if word == "ok" => (Some(true), ""),
+            None if word == "FAILED" => (Some(false), ""),
+            None if word == "ignored" => (None, "marked as ignored"),
+            Some(("ignored", reason)) => (None, reason.trim()),
+            _ => return None,
+        };
+        let test = test.trim_end_matches(" - should panic");
+        let name = format!("{}::{test}", self.name);
+        Some(Result { name, is_passed, reason: reason.to_owned(), taken: Duration::from_secs_f64(seconds) })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_a_program_says_of_its_tests_is_read() {
+        let program =
+            Program { name: "crate wire".into(), folder: PathBuf::new(), executable: PathBuf::new() };
+        let read = |line: &str| {
+            let one = program.result(line)?;
+            Some((one.name, one.is_passed, one.reason, one.taken.as_millis()))
+        };
+        let name = || "crate wire::hello::a".to_owned();
+        assert_eq!(read("test hello::a ... ok <0.120s>"), Some((name(), Some(true), String::new(), 120)));
+        assert_eq!(
+            read("test hello::a ... FAILED <2.000s>"),
+            Some((name(), Some(false), String::new(), 2000))
+        );
+        assert_eq!(
+            read("test hello::a ... ignored, needs root"),
+            Some((name(), None, "needs root".to_owned(), 0))
+        );
+        assert_eq!(read("test hello::a - should panic ... ok"), Some((name(), Some(true), String::new(), 0)));
+        assert_eq!(read("test result: ok. 12 passed; 0 failed"), None);
+        assert_eq!(read("running 12 tests"), None);
+    }
+}
