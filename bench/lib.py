@@ -260,9 +260,9 @@ class Client:
 class Cloud:
     """A Chitin of its own with one cluster and one user."""
 
-    def __init__(self, workplace, name="chitin", plan="dedicated", flags=()):
+    def __init__(self, workplace, name="chitin", plan="dedicated", flags=(), program=None):
         self.workplace, self.data = workplace, workplace.path / name
-        self.program = chitin_program()
+        self.program = program or chitin_program()
         sql, http = free_port(), free_port()
         environment = {key: value for key, value in os.environ.items() if not key.startswith("CHITIN_")}
         self.environment = {**environment, "CHITIN_DATA": str(self.data)}
