@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::process::ExitCode;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::{Duration, Instant};
 
@@ -154,6 +155,13 @@ struct Ended {
     outcome: Outcome,
     /// The tests in it, where it was a program.
     inside: Vec<crates::Result>,
+}
+
+static HAS_FAILED: AtomicBool = AtomicBool::new(false);
+
+/// Whether a test has failed, so that what it used is worth a look.
+pub fn has_failed() -> bool {
+    HAS_FAILED.load(Ordering::Relaxed)
 }
 
 thread_local! {
@@ -306,6 +314,9 @@ impl Run {
 
     fn end(&mut self, ended: Ended) {
         self.running.remove(&ended.name);
+        if matches!(ended.outcome, Outcome::Failed(_)) {
+            HAS_FAILED.store(true, Ordering::Relaxed);
+        }
         let word = match &ended.outcome {
             Outcome::Passed => "ok     ",
             Outcome::Failed(_) => "FAILED ",

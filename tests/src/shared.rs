@@ -4,6 +4,7 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;
 
 use crate::cloud::{Cloud, Cluster, Options};
+use crate::runner;
 
 /// A cloud and a cluster of it for the tests of a suite.
 pub struct Shared {
@@ -38,11 +39,18 @@ impl Shared {
     }
 }
 
-/// Stops a cloud that is never dropped, because it is in a static, and removes its directory; a failed stop keeps that,
-/// with its log. Says whether nothing was left behind.
+/// Stops a cloud that is never dropped, because it is in a static, and removes its directory; a failed stop or test keeps
+/// that, with its log. Says whether nothing was left behind.
 pub fn stopped(cloud: &Cloud) -> bool {
     let is_clean = catch_unwind(AssertUnwindSafe(|| cloud.stop())).is_ok();
-    is_clean && std::fs::remove_dir_all(cloud.scratch()).is_ok()
+    if !is_clean || runner::has_failed() {
+        println!(
+            "the log and the data of a cloud that tests shared are left in {}",
+            cloud.scratch().display()
+        );
+        return is_clean;
+    }
+    std::fs::remove_dir_all(cloud.scratch()).is_ok()
 }
 
 static PLAIN: Shared = Shared::new(Options::default);
