@@ -23,6 +23,8 @@ use crate::process::spawn;
 pub(super) const CIPHER: &str = "cipher";
 /// For gocryptfs to be ready, and to end.
 const READY_MAX: Duration = Duration::from_secs(20);
+/// Of one line that it says; a longer one counts as several.
+const LINE_BYTES_MAX: u64 = 4 << 10;
 const PAUSE: Duration = Duration::from_millis(5);
 /// Of one read through the kernel: the most that gocryptfs can take.
 const READ_BYTES_MAX: u32 = 128 << 10;
@@ -96,7 +98,7 @@ fn mount(cipher: &Path, mounted: &Path) -> Result<File, Error> {
         fuse.as_raw_fd()
     );
     let options = CString::new(options).map_err(|cause| failed(&cause.to_string()))?;
-    let flags = MountFlags::NOSUID | MountFlags::NODEV;
+    let flags = MountFlags::NOSUID | MountFlags::NODEV | MountFlags::NOEXEC;
     rustix::mount::mount(cipher, mounted, "fuse.gocryptfs", flags, options.as_c_str())
         .map_err(|cause| Error::file("mount", mounted)(cause.into()))?;
     Ok(fuse)
@@ -136,8 +138,11 @@ fn wait_ready(server: &mut Child) -> Result<(), String> {
     };
     let (told, heard) = channel();
     let listen = move || {
-        for line in BufReader::new(stdout).lines().map_while(Result::ok) {
-            let _ = told.send(line);
+        let (mut output, mut line) = (BufReader::new(stdout), Vec::new());
+        // Whatever it says: it would die of a pipe that nobody reads.
+        while let Ok(1..) = output.by_ref().take(LINE_BYTES_MAX).read_until(b'\n', &mut line) {
+            let _ = told.send(String::from_utf8_lossy(&line).trim_end().to_owned());
+            line.clear();
         }
     };
     // Reads on until gocryptfs ends, so that what it says later never fills the pipe.
@@ -171,16 +176,29 @@ impl Unlocked {
             }
         }
         let deadline = Instant::now() + READY_MAX;
-        while Instant::now() < deadline {
-            if matches!(self.server.try_wait(), Ok(Some(_))) {
-                return Ok(());
+        while !self.has_ended() && Instant::now() < deadline {
+            std::thread::sleep(PAUSE);
+        }
+        // Also what its shell left when somebody else ended that. It is not reaped yet, so its number is nobody else's.
+        self.kill();
+        let _ = self.server.wait();
+        let (cipher, deadline) = (self.mounted.with_file_name(CIPHER), Instant::now() + READY_MAX);
+        while !mounts_below(&self.mounted).is_empty() || !servers_of(&cipher).is_empty() {
+            if Instant::now() >= deadline {
+                return Err(failed(
+                    "the volume is still mounted, or still served by a process that has its key",
+                ));
             }
             std::thread::sleep(PAUSE);
         }
-        self.kill();
-        let _ = self.server.wait();
-        let left = mounts_below(&self.mounted);
-        if left.is_empty() { Ok(()) } else { Err(failed("the volume is still mounted")) }
+        Ok(())
+    }
+
+    fn has_ended(&self) -> bool {
+        use rustix::process::{Pid, WaitId, WaitIdOptions, waitid};
+        let Some(shell) = Pid::from_raw(self.server.id().cast_signed()) else { return true };
+        let look = WaitIdOptions::EXITED | WaitIdOptions::NOHANG | WaitIdOptions::NOWAIT;
+        !matches!(waitid(WaitId::Pid(shell), look), Ok(None))
     }
 
     /// Ends the server and the shell that holds it.
