@@ -96,8 +96,9 @@ fn start(mut options: StartOptions) -> ExitCode {
         tracing::error!("{cause}");
         return ExitCode::FAILURE;
     }
-    #[cfg(feature = "failpoints")]
-    stop_at_the_step();
+    if cfg!(feature = "failpoints") {
+        stop_at_the_step();
+    }
     // Opened before the mounts are our own: names that `ip netns` gives later are seen through it only.
     let root = match std::fs::File::open("/") {
         Ok(root) => root,
@@ -130,7 +131,6 @@ fn start(mut options: StartOptions) -> ExitCode {
 }
 
 /// Lets the thread that comes to the step which a test named stand still for good, and says so: the test kills us then.
-#[cfg(feature = "failpoints")]
 fn stop_at_the_step() {
     let Ok(step) = std::env::var("CHITIN_STOP_AT") else { return };
     let stop = {
