@@ -2,6 +2,7 @@
 
 use std::io::{Read, Write};
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -35,13 +36,33 @@ impl Finished {
     }
 }
 
-fn collect(mut from: impl Read + Send + 'static) -> JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // A killed program closes its pipe early; what came until then is what there is.
-        let _ = from.read_to_end(&mut bytes);
-        String::from_utf8_lossy(&bytes).into_owned()
-    })
+/// What a program says, while it says it.
+struct Output {
+    bytes: Arc<Mutex<Vec<u8>>>,
+    reader: JoinHandle<()>,
+}
+
+impl Output {
+    fn collect(mut from: impl Read + Send + 'static) -> Self {
+        let bytes = Arc::new(Mutex::new(Vec::new()));
+        let kept = bytes.clone();
+        let reader = std::thread::spawn(move || {
+            let mut piece = [0; 1 << 16];
+            while let Ok(count @ 1..) = from.read(&mut piece) {
+                kept.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&piece[..count]);
+            }
+        });
+        Self { bytes, reader }
+    }
+
+    /// Everything, once the program has ended. One that it started and left behind may hold the pipe open for ever.
+    fn text(self) -> String {
+        let until = Instant::now() + Duration::from_secs(10);
+        while !self.reader.is_finished() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        String::from_utf8_lossy(&self.bytes.lock().unwrap_or_else(PoisonError::into_inner)).into_owned()
+    }
 }
 
 /// Runs the command to its end, feeding it `input`; kills it and panics after `deadline`.
@@ -51,8 +72,8 @@ pub fn run_with(command: &mut Command, input: &[u8], deadline: Duration) -> Fini
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap_or_else(
             |error| panic!("could not start {what}: {error}; ./test installs what is missing"),
         );
-    let stdout = collect(child.stdout.take().expect("stdout is piped"));
-    let stderr = collect(child.stderr.take().expect("stderr is piped"));
+    let stdout = Output::collect(child.stdout.take().expect("stdout is piped"));
+    let stderr = Output::collect(child.stderr.take().expect("stderr is piped"));
     let mut stdin = child.stdin.take().expect("stdin is piped");
     let input = input.to_vec();
     let feeder = std::thread::spawn(move || {
@@ -68,14 +89,14 @@ pub fn run_with(command: &mut Command, input: &[u8], deadline: Duration) -> Fini
             let _ = child.wait();
             panic!(
                 "{what} did not end within {deadline:?}\nstdout: {}\nstderr: {}",
-                stdout.join().unwrap_or_default(),
-                stderr.join().unwrap_or_default()
+                stdout.text(),
+                stderr.text()
             );
         }
         std::thread::sleep(Duration::from_millis(5));
     };
-    let _ = feeder.join();
-    Finished { status, stdout: stdout.join().unwrap_or_default(), stderr: stderr.join().unwrap_or_default() }
+    drop(feeder);
+    Finished { status, stdout: stdout.text(), stderr: stderr.text() }
 }
 
 /// Runs the command to its end without input; a minute is the deadline.

@@ -74,15 +74,32 @@ impl Program {
         let ended = run_with(&mut command, b"", PROGRAM_MAX);
         let mut results: Vec<Result> = ended.stdout.lines().filter_map(|line| self.result(line)).collect();
         let reasons = fs::read_to_string(skipped.path()).unwrap_or_default();
+        let is_whole = is_count(&ended.stdout, &results);
+        self.skip(&mut results, &reasons);
+        let said = format!("{}\n{}", ended.stdout, ended.stderr);
+        if !ended.status.success() {
+            return (results, Err(said));
+        }
+        let lost = || format!("{} tests were read, and the program counted others:\n{said}", results.len());
+        let whole = if is_whole { Ok(()) } else { Err(lost()) };
+        (results, whole)
+    }
+
+    /// Takes what says that it was skipped, a name, a tab and a reason a line, out of what has passed.
+    fn skip(&self, results: &mut Vec<Result>, reasons: &str) {
         for (test, reason) in reasons.lines().filter_map(|line| line.split_once('\t')) {
             let name = format!("{}::{test}", self.name);
-            for one in results.iter_mut().filter(|one| one.name == name) {
-                (one.is_passed, one.reason) = (None, reason.to_owned());
+            match results.iter_mut().find(|one| one.name == name) {
+                Some(one) => (one.is_passed, one.reason) = (None, reason.to_owned()),
+                // A thread of a test's, or a part of it: named all the same.
+                None => results.push(Result {
+                    name,
+                    is_passed: None,
+                    reason: reason.to_owned(),
+                    taken: Duration::ZERO,
+                }),
             }
         }
-        let said = format!("{}\n{}", ended.stdout, ended.stderr);
-        let is_good = ended.status.success() && !results.is_empty();
-        (results, if is_good { Ok(()) } else { Err(said) })
     }
 
     /// Reads `test some::name ... ok <0.123s>`.
@@ -101,6 +118,23 @@ impl Program {
         let name = format!("{}::{test}", self.name);
         Some(Result { name, is_passed, reason: reason.to_owned(), taken: Duration::from_secs_f64(seconds) })
     }
+}
+
+/// Whether these are as many results as the program itself counted: `test result: ok. 2 passed; 0 failed; 1 ignored; ...`.
+fn is_count(said: &str, results: &[Result]) -> bool {
+    let Some((_, counted)) =
+        said.lines().find_map(|line| line.strip_prefix("test result: ")?.split_once(". "))
+    else {
+        return false;
+    };
+    let count = |word: &str| -> Option<usize> {
+        let part = counted.split(';').find(|part| part.trim().ends_with(word))?;
+        part.split_whitespace().next()?.parse().ok()
+    };
+    let read = |is_passed: Option<bool>| results.iter().filter(|one| one.is_passed == is_passed).count();
+    [("passed", Some(true)), ("failed", Some(false)), ("ignored", None)]
+        .into_iter()
+        .all(|(word, is_passed)| count(word) == Some(read(is_passed)))
 }
 
 #[cfg(test)]
@@ -128,5 +162,21 @@ mod tests {
         assert_eq!(read("test hello::a - should panic ... ok"), Some((name(), Some(true), String::new(), 0)));
         assert_eq!(read("test result: ok. 12 passed; 0 failed"), None);
         assert_eq!(read("running 12 tests"), None);
+    }
+
+    #[test]
+    fn a_skipped_test_has_not_passed_and_a_lost_one_is_noticed() {
+        let program =
+            Program { name: "crate wire".into(), folder: PathBuf::new(), executable: PathBuf::new() };
+        let lines = ["test hello::a ... ok <0.120s>", "test hello::b ... ok <0.120s>"];
+        let mut results: Vec<Result> = lines.iter().filter_map(|line| program.result(line)).collect();
+        let said =
+            |passed: usize| format!("test result: ok. {passed} passed; 0 failed; 0 ignored; 0 measured");
+        assert!(is_count(&said(2), &results) && !is_count(&said(3), &results) && !is_count("", &results));
+        program.skip(&mut results, "hello::a\tno FUSE\nworker\tno loop device\n");
+        let skipped: Vec<_> = results.iter().filter(|one| one.is_passed.is_none()).collect();
+        let names: Vec<&str> = skipped.iter().map(|one| one.name.as_str()).collect();
+        assert_eq!(names, ["crate wire::hello::a", "crate wire::worker"]);
+        assert_eq!(skipped[0].reason, "no FUSE");
     }
 }

@@ -168,7 +168,7 @@ impl Processors {
             self.looks.pop_front();
         }
         let Some(first) = self.looks.front().filter(|first| all > first.1) else { return 0.0 };
-        (idle - first.2) as f64 / (all - first.1) as f64
+        idle.saturating_sub(first.2) as f64 / (all - first.1) as f64
     }
 }
 
@@ -184,6 +184,9 @@ fn processor_ticks() -> Option<(u64, u64)> {
 /// How often the machine is looked at, and for how long what was seen counts.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 const SEEN_FOR: Duration = Duration::from_secs(20);
+
+/// What a promise may be exceeded by at the most on any machine.
+const ALLOWED_MORE_MAX: Duration = Duration::from_secs(5);
 
 static LATE: Mutex<VecDeque<(Instant, Duration)>> = Mutex::new(VecDeque::new());
 
@@ -206,11 +209,12 @@ pub fn watch_lateness() {
 }
 
 /// How long something may take here that was promised within a time: as long, and ten times more what a thread that has
-/// nothing to do but to wake was late by at the worst just now. A promise is about Chitin; how long a busy machine lets
-/// everybody wait is not its doing.
+/// nothing to do but to wake was late by at the worst just now, but not more than [`ALLOWED_MORE_MAX`]. A promise is about
+/// Chitin; how long a busy machine lets everybody wait is not its doing.
 pub fn allowed(promised: Duration) -> Duration {
     let seen = LATE.lock().unwrap_or_else(PoisonError::into_inner);
-    promised + 10 * seen.iter().map(|(_, late)| *late).max().unwrap_or_default()
+    let late = seen.iter().map(|(_, late)| *late).max().unwrap_or_default();
+    promised + (10 * late).min(ALLOWED_MORE_MAX)
 }
 
 /// Panics if more has passed since a moment than is [`allowed`] for what was promised.

@@ -26,6 +26,8 @@ const IDLE_SHARE_MIN: f64 = 0.25;
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// So long without a word, what still runs is said.
 const SILENCE_MAX: Duration = Duration::from_secs(15);
+/// No test takes as long, on no machine.
+const TEST_MAX: Duration = Duration::from_mins(30);
 /// How many of the slowest tests are named at the end.
 const SLOWEST: usize = 20;
 /// A test's stack: debug builds of TLS are deep.
@@ -211,6 +213,11 @@ pub fn run(suites: Vec<Suite>, shares: Vec<Shares>) -> ExitCode {
         jobs.iter().for_each(|job| println!("{}: test", job.name));
         return ExitCode::SUCCESS;
     }
+    if jobs.is_empty() {
+        // No failure: `cargo test NAME` asks every program for the same name.
+        println!("no test from outside has such a name; --list prints all names");
+        return ExitCode::SUCCESS;
+    }
     keep_panics();
     let mut run = Run::new(jobs.len(), shares);
     // A stable sort: within a turn the order is the suites'.
@@ -306,7 +313,8 @@ impl Run {
         match self.results.1.recv_timeout(LOOK_EVERY) {
             Ok(ended) => self.end(ended),
             Err(RecvTimeoutError::Timeout) if self.said.elapsed() >= SILENCE_MAX => {
-                self.say_what_runs(waiting)
+                self.say_what_runs(waiting);
+                self.end_what_hangs();
             }
             Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => {}
         }
@@ -340,6 +348,15 @@ impl Run {
         self.say(&format!("{waiting} wait, {} run: {}", self.running.len(), list.join(", ")));
     }
 
+    /// A thread cannot be ended from outside, so a test that hangs ends the run.
+    fn end_what_hangs(&self) {
+        let hangs = |(_, begun): &(&String, &Instant)| begun.elapsed() > TEST_MAX;
+        if let Some((name, _)) = self.running.iter().find(hangs) {
+            println!("{name} has not ended in {} minutes; the run ends here", TEST_MAX.as_secs() / 60);
+            std::process::exit(101);
+        }
+    }
+
     fn say(&mut self, text: &str) {
         let seconds = self.begun.elapsed().as_secs();
         println!("[{:>2}:{:02}] {text}", seconds / 60, seconds % 60);
@@ -361,13 +378,18 @@ impl Run {
 
     fn conclude(self) -> ExitCode {
         let mut count = Count::default();
+        let is_whole = self.ended.len() == self.count;
+        if !is_whole {
+            println!("{} of {} jobs have ended", self.ended.len(), self.count);
+        }
         for Ended { name, taken, outcome, inside } in self.ended {
             // A program counts with its tests, and by itself only when it failed beside them.
             let is_counted = inside.is_empty() || matches!(outcome, Outcome::Failed(_));
+            let is_failed_inside = inside.iter().any(|one| one.is_passed == Some(false));
             for crates::Result { name, is_passed, reason, taken } in inside {
                 match is_passed {
                     Some(true) => count.passed += 1,
-                    Some(false) => count.failed_inside += 1,
+                    Some(false) => count.failed_count += 1,
                     None => count.skipped.push(format!("{name}: {reason}")),
                 }
                 count.times.push((taken, name));
@@ -376,13 +398,14 @@ impl Run {
                 _ if !is_counted => continue,
                 Outcome::Passed => count.passed += 1,
                 Outcome::Failed(said) => {
+                    count.failed_count += usize::from(!is_failed_inside);
                     count.failed.push(format!("{name}\n    {}", said.replace('\n', "\n    ")))
                 }
                 Outcome::Skipped(reason) => count.skipped.push(format!("{name}: {reason}")),
             }
             count.times.push((taken, name));
         }
-        count.say(self.begun.elapsed(), self.is_clean)
+        count.say(self.begun.elapsed(), self.is_clean && is_whole)
     }
 }
 
@@ -392,8 +415,8 @@ struct Count {
     passed: usize,
     /// Each with what it said.
     failed: Vec<String>,
-    /// Tests that failed in a program, which is in `failed` itself.
-    failed_inside: usize,
+    /// Tests that failed. Those in a program stand in `failed` together.
+    failed_count: usize,
     /// Each with its reason.
     skipped: Vec<String>,
     times: Vec<(Duration, String)>,
@@ -416,7 +439,7 @@ impl Count {
             "\ntest result: {}. {} passed; {} failed; {} ignored; finished in {} s",
             if is_good { "ok" } else { "FAILED" },
             self.passed,
-            self.failed_inside.max(self.failed.len()),
+            self.failed_count,
             self.skipped.len(),
             taken.as_secs()
         );
