@@ -63,7 +63,7 @@ impl Program {
     /// Runs its tests as `cargo test` would. An error is what it said when something failed.
     pub fn run(&self) -> (Vec<Result>, std::result::Result<(), String>) {
         let skipped = tempfile::NamedTempFile::new().expect("a temporary file");
-        let mut command = Command::new(&self.executable);
+        let mut command = self.command();
         command
             .current_dir(&self.folder)
             .env("CARGO_MANIFEST_DIR", &self.folder)
@@ -83,6 +83,17 @@ impl Program {
         let lost = || format!("{} tests were read, and the program counted others:\n{said}", results.len());
         let whole = if is_whole { Ok(()) } else { Err(lost()) };
         (results, whole)
+    }
+
+    /// The program with mounts of its own where that can be: a cloud that starts meanwhile would take a copy of its mounts into
+    /// its own, and with that keep their devices busy.
+    fn command(&self) -> Command {
+        if !rustix::process::geteuid().is_root() {
+            return Command::new(&self.executable);
+        }
+        let mut command = Command::new("unshare");
+        command.args(["--mount", "--propagation", "private", "--"]).arg(&self.executable);
+        command
     }
 
     /// Takes what says that it was skipped, a name, a tab and a reason a line, out of what has passed.
