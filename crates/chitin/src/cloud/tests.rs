@@ -281,18 +281,22 @@ async fn no_process_of_an_engine_may_leave_a_core_file_or_shows_a_secret() {
     let key = kek["chitin-kek-1 ".len()..].trim_end();
     let pids = engine_processes(cluster.id);
     assert!(!pids.is_empty(), "no engine was found");
+    let mut looked_at = 0;
     for pid in pids.iter().map(ToString::to_string).chain(["self".to_owned()]) {
         let process = Path::new("/proc").join(&pid);
-        let limits = std::fs::read_to_string(process.join("limits")).unwrap();
+        // PostgreSQL ends processes of its own at any time.
+        let Ok(limits) = std::fs::read_to_string(process.join("limits")) else { continue };
         let core = limits.lines().find(|line| line.starts_with("Max core file size")).unwrap();
         let bounds: Vec<&str> = core["Max core file size".len()..].split_whitespace().collect();
         // 1 and not 0: with a program in core_pattern the kernel looks at no other bound (fs/coredump.c).
         assert_eq!(bounds, ["1", "1", "bytes"], "process {pid}");
         for file in ["environ", "cmdline"] {
-            let shown = std::fs::read(process.join(file)).unwrap();
+            let shown = std::fs::read(process.join(file)).unwrap_or_default();
             assert!(!shown.windows(key.len()).any(|bytes| bytes == key.as_bytes()), "{pid} {file}");
         }
+        looked_at += 1;
     }
+    assert!(looked_at > 1, "of {} processes only {looked_at} could be looked at", pids.len());
     cloud.close(CancellationToken::new()).await;
 }
 
