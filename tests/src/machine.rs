@@ -209,7 +209,7 @@ pub fn watch_lateness() {
 }
 
 /// How long something may take here that was promised within a time: as long, and ten times more what a thread that has
-/// nothing to do but to wake was late by at the worst just now, but not more than [`ALLOWED_MORE_MAX`]. A promise is about
+/// nothing to do but to wake was late by at the worst just now, but never five seconds more. A promise is about
 /// Chitin; how long a busy machine lets everybody wait is not its doing.
 pub fn allowed(promised: Duration) -> Duration {
     let seen = LATE.lock().unwrap_or_else(PoisonError::into_inner);
