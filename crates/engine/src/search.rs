@@ -112,7 +112,14 @@ fn search_file(path: &Path, needle: &[u8]) -> Result<(u64, u64), Error> {
 }
 
 fn occurrences(bytes: &[u8], needle: &[u8]) -> u64 {
-    memchr::memmem::find_iter(bytes, needle).count() as u64
+    let finder = memchr::memmem::Finder::new(needle);
+    let (mut count, mut at) = (0, 0);
+    // One may begin inside another.
+    while let Some(found) = finder.find(&bytes[at..]) {
+        count += 1;
+        at += found + 1;
+    }
+    count
 }
 
 fn files_below(folder: &Path) -> Vec<PathBuf> {
@@ -145,6 +152,12 @@ mod tests {
     use std::io::{Seek, Write};
 
     use super::*;
+
+    #[test]
+    fn texts_that_begin_inside_each_other_count_each() {
+        assert_eq!(occurrences(b"xaaaay", b"aa"), 3);
+        assert_eq!(occurrences(b"xaaaay", b"b"), 0);
+    }
 
     #[test]
     fn a_text_is_found_across_borders_and_behind_holes() {
