@@ -112,18 +112,13 @@ impl Cloud {
 
     /// Starts the program (again) over the same data and waits until it answers.
     pub fn boot(&self) {
-        self.boot_program(&program(), &[], &[]);
-    }
-
-    /// As [`Cloud::boot`], with more arguments and more environment for this once.
-    pub fn boot_with(&self, arguments: &[&str], environment: &[(&str, &str)]) {
-        self.boot_program(&program(), arguments, environment);
+        self.boot_with(&[], &[]);
     }
 
     /// Starts the program in vain, with more arguments and more environment, and returns what it said.
     #[track_caller]
     pub fn refuses_to_start(&self, arguments: &[&str], environment: &[(&str, &str)]) -> String {
-        let mut command = self.start_command(&program());
+        let mut command = self.start_command();
         self.say_how(&mut command, arguments, environment);
         run_with(&mut command, b"", PATIENCE).refused()
     }
@@ -147,7 +142,7 @@ impl Cloud {
 
     /// As [`Cloud::boot`], but the program stops for good when it comes to this step.
     pub fn boot_until(&self, step: &str) {
-        self.boot_program(&program(), &[], &[("CHITIN_STOP_AT", step)]);
+        self.boot_with(&[], &[("CHITIN_STOP_AT", step)]);
     }
 
     /// Waits until the program that [`Cloud::boot_until`] started stands still at its step.
@@ -156,10 +151,11 @@ impl Cloud {
         eventually(&said, PATIENCE * 2, || self.log().contains(&said).then_some(()));
     }
 
-    fn boot_program(&self, program: &Path, arguments: &[&str], environment: &[(&str, &str)]) {
+    /// As [`Cloud::boot`], with more arguments and more environment for this once.
+    pub fn boot_with(&self, arguments: &[&str], environment: &[(&str, &str)]) {
         machine::watch_lateness();
         let log = File::options().create(true).append(true).open(self.log_path()).expect("a log file");
-        let mut command = self.start_command(program);
+        let mut command = self.start_command();
         self.say_how(&mut command, arguments, environment);
         let child = command
             .stdin(Stdio::null())
@@ -182,13 +178,13 @@ impl Cloud {
     }
 
     /// The program with names of its own, if it is to have any. Every step becomes the next, so its number stays the same.
-    fn start_command(&self, program: &Path) -> Command {
-        let Some(names) = &self.options.names else { return self.program(program) };
+    fn start_command(&self) -> Command {
+        let Some(names) = &self.options.names else { return self.program(program()) };
         let file = self.directory.path().join("hosts");
         fs::write(&file, names).expect("a scratch file");
         let mut command = self.program("unshare");
         let steps = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
-        command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program);
+        command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program());
         command
     }
 
