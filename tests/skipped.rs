@@ -10,17 +10,14 @@ pub fn skipped(reason: &str) {
     let place = Location::caller().to_string();
     let thread = std::thread::current();
     // libtest names a test's thread after it; a test that runs alone has none of its own.
-    let name = thread.name().filter(|name| *name != "main").unwrap_or(&place);
-    let (package, target) = (env!("CARGO_PKG_NAME"), env!("CARGO_CRATE_NAME"));
-    let name =
-        if package == target { format!("{package}: {name}") } else { format!("{package}: {target}::{name}") };
+    let test = thread.name().filter(|name| *name != "main").unwrap_or(&place);
+    // The file is one program's, so the test's own name says enough there.
     let Some(path) = std::env::var_os("CHITIN_TESTS_SKIPPED") else {
         // Not by a macro, whose output libtest keeps to itself.
-        let _ = writeln!(std::io::stderr(), "SKIPPED {name}: {reason}");
+        let _ = writeln!(std::io::stderr(), "SKIPPED {}: {test}: {reason}", env!("CARGO_CRATE_NAME"));
         return;
     };
-    // The file is this program's, so the test's own name says enough there.
-    let line = format!("{}\t{reason}\n", thread.name().unwrap_or_default());
+    let line = format!("{test}\t{reason}\n");
     let file = std::fs::OpenOptions::new().create(true).append(true).open(path);
     // Silence would look like success.
     file.and_then(|mut file| file.write_all(line.as_bytes())).expect("CHITIN_TESTS_SKIPPED names a file");
