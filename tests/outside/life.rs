@@ -2,6 +2,7 @@
 
 mod admit;
 mod crash;
+mod isolation;
 mod power;
 mod program;
 
@@ -23,6 +24,7 @@ pub(crate) fn suite() -> Suite {
             crash::kill_9_while_a_cluster_is_deleted_finishes_the_deletion,
             crash::a_restart_keeps_clusters_users_and_rows,
             crash::a_stop_drains_and_tells_open_sessions,
+            isolation::who_signs_in_to_an_engine_that_was_taken_over_is_led_to_no_other,
             admit::t12_a_stricter_allowlist_ends_old_sessions_within_a_second,
             admit::t57_a_dedicated_cluster_begins_closed_and_bad_rules_are_refused,
             admit::t58_what_is_closed_stays_closed_and_no_text_shows_the_inside,

@@ -114,6 +114,27 @@ fn unsafe_code_lives_in_one_file() {
 }
 
 #[test]
+fn one_file_connects_to_engines() {
+    let ways = ["UnixStream::connect", "UnixDatagram", "host_path(", "SocketAddrUnix", ".s.PGSQL"];
+    let mut is_there = false;
+    for (path, text) in sources() {
+        if !path.starts_with(root().join("crates"))
+            || path.components().any(|part| part.as_os_str() == "tests")
+        {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        let way = ways.iter().find(|way| code.contains(**way));
+        if path.ends_with("engine/src/connector.rs") {
+            is_there = way.is_some();
+        } else {
+            assert_eq!(way, None, "{} goes to a Unix socket by itself", path.display());
+        }
+    }
+    assert!(is_there, "the connector connects in no way that is looked for");
+}
+
+#[test]
 fn files_are_short_enough_to_read() {
     for (path, text) in sources() {
         let lines = text.lines().count();

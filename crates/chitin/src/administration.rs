@@ -164,8 +164,8 @@ impl Administrator {
         }
     }
 
-    fn sandbox_rows(&self, id: ClusterId) -> Vec<ProofRow> {
-        match self.host.sandbox_evidence(id) {
+    async fn sandbox_rows(&self, id: ClusterId) -> Vec<ProofRow> {
+        match self.host.sandbox_evidence(id).await {
             Ok(evidence) => evidence
                 .into_iter()
                 .map(|seen| {
@@ -423,7 +423,7 @@ impl control::Administration for Administrator {
     async fn prove(&self, id: ClusterId) -> Result<Vec<ProofRow>, Refusal> {
         let (_errand, engine) = self.open(id).await?;
         let mut rows = vec![self.volume_row(id), self.canary_row(id, &engine).await];
-        rows.extend(self.sandbox_rows(id));
+        rows.extend(self.sandbox_rows(id).await);
         rows.push(passwords_row(&within(engine.roles()).await?));
         Ok(rows)
     }

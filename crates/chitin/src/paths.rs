@@ -49,17 +49,6 @@ pub enum Unsuitable {
         /// The folder.
         path: PathBuf,
     },
-    /// Its path is too long for Unix sockets in it.
-    #[error(
-        "the path of the data directory is too long ({} bytes, at most {most}: Unix sockets lie in it); choose a shorter --data",
-        path.as_os_str().len()
-    )]
-    TooLong {
-        /// The folder.
-        path: PathBuf,
-        /// Most bytes.
-        most: usize,
-    },
     /// The file system says no.
     #[error("could not {action} {}: {source}; choose another --data or give yourself access", path.display())]
     File {
@@ -74,9 +63,6 @@ pub enum Unsuitable {
     #[error(transparent)]
     Key(#[from] keys::Error),
 }
-
-/// A path in `sockaddr_un` has 107 bytes; `/run/99999999/.s.PGSQL.5432` is ours.
-const PATH_BYTES_MAX: usize = 107 - "/run/99999999/.s.PGSQL.5432".len();
 
 /// The data directory's files.
 #[derive(Clone, Debug)]
@@ -100,9 +86,6 @@ impl Paths {
     pub fn prepare(data: &Path) -> Result<Self, Unsuitable> {
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(file("create", data))?;
         let data = data.canonicalize().map_err(file("find", data))?;
-        if data.as_os_str().len() > PATH_BYTES_MAX {
-            return Err(Unsuitable::TooLong { path: data, most: PATH_BYTES_MAX });
-        }
         let facts = std::fs::metadata(&data).map_err(file("look at", &data))?;
         if facts.uid() != rustix::process::geteuid().as_raw() {
             return Err(Unsuitable::Owner { path: data, uid: facts.uid() });
@@ -260,12 +243,5 @@ mod tests {
         assert!(folder.path().join("endpoint.json").exists());
         paths.forget_endpoint();
         assert!(!folder.path().join("endpoint.json").exists());
-    }
-
-    #[test]
-    fn a_path_too_long_for_sockets_is_refused_at_once() {
-        let folder = tempfile::tempdir().unwrap();
-        let refused = Paths::prepare(&folder.path().join("x".repeat(90)));
-        assert!(matches!(refused, Err(Unsuitable::TooLong { .. })));
     }
 }

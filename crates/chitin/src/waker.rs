@@ -1,17 +1,18 @@
 //! Brings an engine to the point where it can be used: writes the wish, and waits for the observation.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
+use std::io;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use async_trait::async_trait;
 use engine::Host;
-use gateway::directory::NotReady;
+use gateway::directory::{Engine, NotReady};
 use gateway::examine::Vouched;
 use model::{Clock, ClusterId, Phase, Power, Provisioned, RoleName, Wish};
 use reconcile::Gate;
 use store::{Entry, Store};
+use tokio::net::UnixStream;
 use tokio::time::{Instant, timeout_at};
 
 /// For an engine to answer. Making a cluster or replaying a crashed one's log takes longest.
@@ -204,7 +205,7 @@ impl gateway::directory::Waker for Waker {
         cluster: ClusterId,
         role: &RoleName,
         vouched: Option<&Vouched>,
-    ) -> Result<PathBuf, NotReady> {
+    ) -> Result<Arc<dyn Engine>, NotReady> {
         self.wake(cluster).await?;
         if let Some(vouched) = vouched
             && let Err(cause) = self.grant(cluster, role, vouched).await
@@ -216,7 +217,18 @@ impl gateway::directory::Waker for Waker {
             tracing::error!(%cluster, %cause, "the engine does not take a user in");
             return Err(NotReady::Failed);
         }
-        self.host.socket(cluster).ok_or(NotReady::Failed)
+        let connector = self.host.connector(cluster).ok_or(NotReady::Failed)?;
+        Ok(Arc::new(EngineRun(connector)))
+    }
+}
+
+/// One run of an engine, as the gateway knows it.
+struct EngineRun(Arc<engine::Connector>);
+
+#[async_trait]
+impl Engine for EngineRun {
+    async fn connect(&self) -> io::Result<UnixStream> {
+        self.0.connect().await
     }
 }
 

@@ -67,10 +67,10 @@ async fn main() -> Result<(), Box<dyn Error>> {
 
 /// Rows that take about this much room and do not compress.
 async fn fill(host: &Host, cluster: &Cluster, megabytes: u32) -> Result<(), Box<dyn Error>> {
-    let run = host.socket(cluster.id).and_then(|socket| Some(socket.parent()?.to_owned()));
+    let stream = host.connector(cluster.id).ok_or("the engine does not run")?.connect().await?;
     let mut config = tokio_postgres::Config::new();
-    config.host_path(run.ok_or("the engine does not run")?).user(model::INTERNAL_ROLE).dbname("postgres");
-    let (client, connection) = config.connect(tokio_postgres::NoTls).await?;
+    config.user(model::INTERNAL_ROLE).dbname("postgres");
+    let (client, connection) = config.connect_raw(stream, tokio_postgres::NoTls).await?;
     let connection = tokio::spawn(connection);
     client
         .batch_execute(&format!(

@@ -1,6 +1,6 @@
 //! SQL that only we may say: roles, databases and the canary, over the engine's own socket as the internal superuser.
 
-use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use model::{ADMIN_ROLE, DatabaseName, INTERNAL_ROLE, RoleName, SqlRole};
@@ -11,6 +11,7 @@ use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row};
 
 use crate::Error;
+use crate::connector::Connector;
 
 /// For one statement. Creating a database from a template takes longest.
 const STATEMENT_MAX: Duration = Duration::from_secs(60);
@@ -21,6 +22,7 @@ const MAINTENANCE_DATABASE: &str = "postgres";
 pub struct Administration {
     client: Client,
     config: Config,
+    connector: Arc<Connector>,
 }
 
 /// A database that a tenant sees.
@@ -35,25 +37,26 @@ pub struct Database {
 }
 
 impl Administration {
-    /// Connects through the folder of the engine's socket.
-    pub(crate) async fn connect(run: &Path) -> Result<Self, Error> {
+    /// Opens a session.
+    pub(crate) async fn connect(connector: &Arc<Connector>) -> Result<Self, Error> {
         let mut config = Config::new();
-        config.host_path(run).user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
+        config.user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
         // The internal superuser's session must not be steered by a tenant's objects or settings, which an owner gives to
         // a whole database.
         config.options(
             "-c search_path=pg_catalog -c role=none -c default_transaction_read_only=off -c statement_timeout=60s \
              -c lock_timeout=20s",
         );
-        let client = connect(&config).await?;
-        Ok(Self { client, config })
+        let client = connect(connector, &config).await?;
+        Ok(Self { client, config, connector: connector.clone() })
     }
 
     /// Whether the engine would open a session as this role: tried by opening one.
     pub(crate) async fn is_admitted(&self, role: &str) -> Result<bool, Error> {
         let mut config = self.config.clone();
         config.user(role).options("");
-        match timeout(CONNECT_MAX, config.connect(NoTls)).await {
+        let stream = self.connector.connect().await.map_err(unreached)?;
+        match timeout(CONNECT_MAX, config.connect_raw(stream, NoTls)).await {
             Ok(Err(refused)) => Ok(refused.code() != Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)),
             Ok(Ok(_)) => Ok(true),
             Err(_) => Err(Error::Unready("it took too long to open a session".to_owned())),
@@ -213,7 +216,7 @@ impl Administration {
         for row in &databases {
             let mut config = self.config.clone();
             config.dbname(get::<String>(row, 0)?);
-            let client = connect(&config).await?;
+            let client = connect(&self.connector, &config).await?;
             within(client.batch_execute(sql)).await?;
         }
         Ok(())
@@ -268,13 +271,18 @@ pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
     row.try_get(column).map_err(|cause| Error::Unready(cause.to_string()))
 }
 
-async fn connect(config: &Config) -> Result<Client, Error> {
+async fn connect(connector: &Connector, config: &Config) -> Result<Client, Error> {
     let late = |_| Error::Unready("it took too long to open a session".to_owned());
+    let stream = connector.connect().await.map_err(unreached)?;
     let (client, connection) =
-        timeout(CONNECT_MAX, config.connect(NoTls)).await.map_err(late)?.map_err(unready)?;
+        timeout(CONNECT_MAX, config.connect_raw(stream, NoTls)).await.map_err(late)?.map_err(unready)?;
     // Ends when the client is dropped.
     tokio::spawn(connection);
     Ok(client)
+}
+
+fn unreached(cause: std::io::Error) -> Error {
+    Error::Unready(cause.to_string())
 }
 
 async fn within<T>(work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Error> {

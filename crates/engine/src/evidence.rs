@@ -2,9 +2,12 @@
 
 use std::collections::HashSet;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::Serialize;
+use tokio::time::timeout;
 
+use crate::connector::Connector;
 use crate::places::is_root;
 use crate::process::children;
 
@@ -18,6 +21,9 @@ pub struct Evidence {
     /// What was seen.
     pub evidence: String,
 }
+
+/// For an engine to open or refuse a session.
+const SESSION_MAX: Duration = Duration::from_secs(5);
 
 /// Programs with which somebody inside could do more.
 const SHELLS: &[&str] =
@@ -38,6 +44,36 @@ pub(crate) fn of(jailer: u32, has_limits: bool) -> Vec<Evidence> {
         no_privileges(&process),
         limits(&process, has_limits),
     ]
+}
+
+/// Comes to the engine's socket as its own node, and as another's.
+pub(crate) async fn own_socket(connector: &Connector) -> Evidence {
+    let text = "only this engine answers at its socket, and it lets in no other engine's sessions";
+    if let Err(cause) = connector.connect().await {
+        return claim(text, false, cause.to_string());
+    }
+    if !is_root() {
+        let evidence =
+            "a process of its sandbox answers; without root every engine has the same node".to_owned();
+        return Evidence { claim: text.to_owned(), is_proven: None, evidence };
+    }
+    let mut config = tokio_postgres::Config::new();
+    config.user(model::INTERNAL_ROLE).dbname("postgres");
+    let opened = timeout(SESSION_MAX, async {
+        let stream = connector.connect_as_another().await.map_err(|cause| cause.to_string())?;
+        let Err(refused) = config.connect_raw(stream, tokio_postgres::NoTls).await else {
+            return Ok("it opened a session for another engine's node".to_owned());
+        };
+        let code = refused.code().map(|code| code.code().to_owned());
+        code.filter(|code| code == "28000").ok_or_else(|| refused.to_string())
+    });
+    match opened.await {
+        Ok(Ok(code)) if code == "28000" => {
+            claim(text, true, "a process of its sandbox answers; another engine's node: 28000".to_owned())
+        }
+        Ok(Ok(other) | Err(other)) => claim(text, false, other),
+        Err(_) => claim(text, false, "it does not answer".to_owned()),
+    }
 }
 
 fn claim(text: &str, is_proven: bool, evidence: String) -> Evidence {

@@ -19,6 +19,7 @@ use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use tokio::time::{Instant, sleep};
 
 use crate::claim::Claim;
+use crate::connector::Connector;
 use crate::inside::Inside;
 use crate::jail::{Jail, Purpose};
 use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
@@ -271,8 +272,8 @@ impl Host {
         let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
         let base = volume.base.clone();
         let started = blocking(move || host.spawn(&wanted, &base, &names)).await;
-        let child = match started {
-            Ok(child) => child,
+        let (child, connector) = match started {
+            Ok(started) => started,
             Err(cause) => {
                 let _ = blocking(move || volume.lock()).await;
                 return Err(cause);
@@ -284,8 +285,15 @@ impl Host {
             tracing::warn!(cluster = %cluster.handle(), %cause, "the engine runs without limits");
         }
         let (admitted, deaths) = (admitted.iter().cloned().collect(), self.deaths.clone());
-        let running =
-            Arc::new(Running::watch(child, cluster.id, cluster.routing_id, volume, admitted, deaths));
+        let running = Arc::new(Running::watch(
+            child,
+            connector,
+            cluster.id,
+            cluster.routing_id,
+            volume,
+            admitted,
+            deaths,
+        ));
         *lock(&slot.running) = Some(running.clone());
         if let Err(cause) = self.wait_ready(&running).await {
             let reason = running.last_words().unwrap_or_else(|| cause.to_string());
@@ -300,7 +308,7 @@ impl Host {
         cluster: &Cluster,
         base: &Path,
         admitted: &[String],
-    ) -> Result<std::process::Child, Error> {
+    ) -> Result<(std::process::Child, Connector), Error> {
         let owner = Owner::of(cluster);
         let data = Inside::open(base, "pg")?;
         settings::write(&data, &self.postgres, cluster.plan, cluster.egress.engine, owner)?;
@@ -308,29 +316,25 @@ impl Host {
         // Of a run that was killed. Its process is gone: the slot is ours, and its namespace died with it.
         data.remove("postmaster.pid");
         let (run, etc) = self.prepare_run(cluster, owner)?;
+        let folder = Connector::open_folder(&run).map_err(Error::file("open", &run))?;
         let jail = self.jail(owner, base, &run, &etc);
         let mut command = jail.command(Purpose::Run, "postgres", &["-D", "/volume/pg"])?;
         let log = Inside::open(base, "log")?.create("start.log", owner)?;
         command.stdout(Stdio::null()).stderr(log);
-        process::spawn(command)
-            .map_err(|cause| Error::Program { program: "bwrap", reason: cause.to_string() })
+        let child = process::spawn(command)
+            .map_err(|cause| Error::Program { program: "bwrap", reason: cause.to_string() })?;
+        let connector = Connector::new(folder, owner, child.id());
+        Ok((child, connector))
     }
 
     async fn wait_ready(&self, running: &Running) -> Result<(), Error> {
-        let run = self.places.run(running.routing_id);
-        let socket = self.places.socket(running.routing_id);
         let deadline = Instant::now() + START_MAX;
         loop {
             if running.has_exited() {
                 return Err(Error::Unready("it ended while starting".to_owned()));
             }
-            let refused = if socket.exists() {
-                match Administration::connect(&run).await {
-                    Ok(_) => return Ok(()),
-                    Err(cause) => cause,
-                }
-            } else {
-                Error::Unready("it has no socket yet".to_owned())
+            let Err(refused) = Administration::connect(&running.connector).await else {
+                return Ok(());
             };
             if Instant::now() > deadline {
                 return Err(refused);
@@ -341,8 +345,7 @@ impl Host {
 
     /// SQL as the internal superuser.
     pub async fn administration(&self, id: ClusterId) -> Result<Administration, Error> {
-        let running = self.running(id)?;
-        Administration::connect(&self.places.run(running.routing_id)).await
+        Administration::connect(&self.running(id)?.connector).await
     }
 
     pub(crate) fn running(&self, id: ClusterId) -> Result<Arc<Running>, Error> {

@@ -13,7 +13,7 @@ use crate::postgres::Postgres;
 pub(crate) const VOLUME: &str = "/volume";
 /// Where the engine sees its socket folder.
 pub(crate) const RUN: &str = "/run/chitin";
-/// What the engine calls Chitin's own OS user; `pg_ident.conf` trusts this name.
+/// What the engine calls the OS user of its node; `pg_ident.conf` trusts this name.
 pub(crate) const NODE: &str = "chitin-node";
 const ENGINE: &str = "engine";
 
@@ -128,8 +128,7 @@ impl Jail<'_> {
     /// first, and nobody is asked for others.
     fn write_etc(&self) -> Result<(), Error> {
         make_folder(self.etc, 0o755)?;
-        let node = rustix::process::geteuid().as_raw();
-        let Owner { uid, gid } = self.owner;
+        let (node, Owner { uid, gid }) = (self.owner.node(), self.owner);
         let line = |name, uid| format!("{name}:x:{uid}:{gid}::/:/nonexistent\n");
         let passwd = if uid == node { line(NODE, node) } else { line(NODE, node) + &line(ENGINE, uid) };
         let (group, sources) = (format!("{ENGINE}:x:{gid}:\n"), "hosts: files\n".to_owned());

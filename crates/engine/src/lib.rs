@@ -3,6 +3,7 @@
 mod administration;
 mod cgroup;
 mod claim;
+mod connector;
 mod copying;
 mod evidence;
 mod foreign_data;
@@ -28,6 +29,7 @@ mod volume;
 
 pub use administration::{Administration, Database};
 pub use claim::Claim;
+pub use connector::Connector;
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
 pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started};

@@ -11,6 +11,8 @@ use crate::Error;
 /// First uid of the engines; a cluster's is this plus its routing id. Far above what systems give out by themselves,
 /// below 2^31.
 const FIRST_UID: u32 = 1_900_000_000;
+/// First uid of the nodes that engines know: each trusts one of its own, so that what was meant for another is refused.
+const FIRST_NODE_UID: u32 = 2_000_000_000;
 /// Folders of volumes after the first are called this and their number.
 const VOLUME_PREFIX: &str = "volume-";
 
@@ -76,13 +78,9 @@ impl Places {
         self.cluster(id).join("complete.json")
     }
 
-    /// Where the engine's socket lies. Short: a socket's path ends at 107 bytes.
+    /// Where the engine's socket lies.
     pub(crate) fn run(&self, routing_id: RoutingId) -> PathBuf {
         self.data.join("run").join(routing_id.to_string())
-    }
-
-    pub(crate) fn socket(&self, routing_id: RoutingId) -> PathBuf {
-        self.run(routing_id).join(".s.PGSQL.5432")
     }
 
     pub(crate) fn read_marker(&self, id: ClusterId) -> Option<Marker> {
@@ -113,6 +111,11 @@ impl Owner {
         } else {
             Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
         }
+    }
+
+    /// Who opens this engine's sessions: an OS user that no other engine trusts when we are root, else ourselves.
+    pub(crate) fn node(self) -> u32 {
+        if is_root() { FIRST_NODE_UID + (self.uid - FIRST_UID) } else { self.uid }
     }
 }
 

@@ -12,6 +12,7 @@ use rustix::process::Signal;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
 use tokio::time::timeout;
 
+use crate::connector::Connector;
 use crate::inside::Inside;
 use crate::process;
 use crate::volume::Unlocked;
@@ -41,6 +42,7 @@ pub(crate) struct Running {
     pub(crate) routing_id: RoutingId,
     /// The process that holds the jail.
     pub(crate) jailer: u32,
+    pub(crate) connector: Arc<Connector>,
     pub(crate) volume: Mutex<Option<Unlocked>>,
     exited: watch::Receiver<bool>,
     /// Set when the end is wanted, so that it is not reported as a death.
@@ -53,6 +55,7 @@ impl Running {
     /// Watches over a process that was just started; an end that nobody asked for is told to `deaths`.
     pub(crate) fn watch(
         child: Child,
+        connector: Connector,
         id: ClusterId,
         routing_id: RoutingId,
         volume: Unlocked,
@@ -63,7 +66,8 @@ impl Running {
         let jailer = child.id();
         let exited = watch_exit(child, id, stopping.clone(), deaths);
         let (volume, admitted) = (Mutex::new(Some(volume)), AsyncMutex::new(admitted));
-        Self { run: Run::next(), id, routing_id, jailer, volume, exited, stopping, admitted }
+        let connector = Arc::new(connector);
+        Self { run: Run::next(), id, routing_id, jailer, connector, volume, exited, stopping, admitted }
     }
 
     pub(crate) fn has_exited(&self) -> bool {

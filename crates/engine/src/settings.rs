@@ -7,7 +7,7 @@ use model::{INTERNAL_ROLE, Plan};
 use crate::Error;
 use crate::inside::Inside;
 use crate::jail::{NODE, RUN, VOLUME};
-use crate::places::Owner;
+use crate::places::{Owner, is_root};
 use crate::postgres::Postgres;
 
 /// The gateway's own bound plus what administration and reserve need.
@@ -69,11 +69,13 @@ fn postgresql_conf(plan: Plan, memory_bytes: u64, checks_passwords: bool, origin
     // Its rules for passwords in clear are PostgreSQL's own: eight characters, letters and others, not the user's name.
     let libraries = if checks_passwords { "passwordcheck" } else { "" };
     let jit = if plan == Plan::Dedicated { "on" } else { "off" };
+    // The node has a user of its own and comes through a folder that is open to the engine alone.
+    let socket_mode = if is_root() { "0777" } else { "0700" };
     format!(
         "# Written by Chitin at every start; changes are lost.
 listen_addresses = ''
 unix_socket_directories = '{RUN}'
-unix_socket_permissions = 0700
+unix_socket_permissions = {socket_mode}
 max_connections = {CONNECTIONS_MAX}
 superuser_reserved_connections = {CONNECTIONS_RESERVED}
 password_encryption = 'scram-sha-256'

@@ -72,9 +72,9 @@ impl Place {
     }
 
     async fn attach(&self, user: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
-        let run = self.host.socket(self.cluster.id).unwrap().parent().unwrap().to_owned();
+        let stream = self.host.connector(self.cluster.id).unwrap().connect().await.unwrap();
         let mut config = tokio_postgres::Config::new();
-        let (client, connection) = config.host_path(run).user(user).dbname(database).connect(NoTls).await?;
+        let (client, connection) = config.user(user).dbname(database).connect_raw(stream, NoTls).await?;
         tokio::spawn(connection);
         Ok(client)
     }

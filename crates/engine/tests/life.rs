@@ -31,7 +31,7 @@ async fn a_cluster_lives_sleeps_wakes_and_goes() {
     assert_eq!((who.get::<_, &str>(0), who.get::<_, &str>(1)), ("maria", "maria"));
     let checksums = client.query_one("SHOW data_checksums", &[]).await.unwrap();
     assert_eq!(checksums.get::<_, &str>(0), "on");
-    for proof in host.sandbox_evidence(cluster.id).unwrap() {
+    for proof in host.sandbox_evidence(cluster.id).await.unwrap() {
         assert_ne!(proof.is_proven, Some(false), "{proof:?}");
     }
     assert!(host.volume_state(cluster.id).unwrap().is_unlocked);

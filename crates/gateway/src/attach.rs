@@ -1,7 +1,5 @@
 //! Station 9: a session on the engine as exactly the user that signed in, by `peer` on the engine's Unix socket.
 
-use std::path::{Path, PathBuf};
-
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use wire::backend::{EngineError, authentication_kind};
@@ -20,7 +18,6 @@ const GREETING_BYTES_MAX: usize = 64 * 1024;
 /// An open session on the engine.
 pub(crate) struct Attached {
     pub(crate) engine: UnixStream,
-    pub(crate) socket: PathBuf,
     pub(crate) engine_key: Option<CancelKey>,
     /// What the client gets to see of the engine's greeting, up to but without `ReadyForQuery`.
     pub(crate) greeting: Vec<u8>,
@@ -28,19 +25,16 @@ pub(crate) struct Attached {
     pub(crate) ready: Vec<u8>,
 }
 
-pub(crate) async fn attach(socket: &Path, identity: &Identity, route: &Route) -> Result<Attached, Refusal> {
+pub(crate) async fn attach(
+    mut engine: UnixStream,
+    identity: &Identity,
+    route: &Route,
+) -> Result<Attached, Refusal> {
     let lost = |_| Refusal::EngineLost("it does not answer");
-    let mut engine = UnixStream::connect(socket).await.map_err(lost)?;
     let own = [("user", identity.user().as_str()), ("database", route.database.as_str())];
     let others = route.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
     engine.write_all(&wire::startup::encode(own.into_iter().chain(others))).await.map_err(lost)?;
-    let mut attached = Attached {
-        engine,
-        socket: socket.to_owned(),
-        engine_key: None,
-        greeting: Vec::new(),
-        ready: Vec::new(),
-    };
+    let mut attached = Attached { engine, engine_key: None, greeting: Vec::new(), ready: Vec::new() };
     while !attached.take_message().await? {}
     Ok(attached)
 }
@@ -114,7 +108,8 @@ mod tests {
             parameters: vec![("application_name".to_owned(), "test".to_owned())],
             brings_token: false,
         };
-        let attached = attach(&socket, &Identity::for_test("maria"), &route).await?;
+        let stream = UnixStream::connect(&socket).await.unwrap();
+        let attached = attach(stream, &Identity::for_test("maria"), &route).await?;
         let Attached { engine: stream, greeting, ready, .. } = attached;
         drop(stream);
         Ok((greeting, ready, engine.await.unwrap()))

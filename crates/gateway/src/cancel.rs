@@ -1,18 +1,16 @@
 //! Cancel requests, with keys of our own: inside TLS only, from an admitted address only, and silent in every case.
 
 use std::io;
-use std::path::Path;
 use std::time::Duration;
 
 use model::Origin;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wire::hello::CancelKey;
 
 use crate::Sessions;
-use crate::directory::Directory;
+use crate::directory::{Directory, Engine};
 
 /// For the engine to take a cancel request and close.
 const ENGINE_MAX: Duration = Duration::from_secs(5);
@@ -31,7 +29,7 @@ pub(crate) async fn cancel(
     origin: &Origin,
 ) {
     tokio::time::sleep(SETTLE).await;
-    let Some((facts, socket, engine_key)) = sessions.find_cancel(key) else {
+    let Some((facts, engine, engine_key)) = sessions.find_cancel(key) else {
         return;
     };
     if !directory.admits(facts.cluster, origin) {
@@ -42,19 +40,19 @@ pub(crate) async fn cancel(
         tracing::warn!(cluster = %facts.cluster, %origin, "a cancel was dropped: too many at once");
         return;
     };
-    if timeout(ENGINE_MAX, pass_on(&socket, &engine_key)).await.is_ok_and(|sent| sent.is_ok()) {
+    if timeout(ENGINE_MAX, pass_on(&*engine, &engine_key)).await.is_ok_and(|sent| sent.is_ok()) {
         tracing::info!(cluster = %facts.cluster, user = %facts.user, %origin, "canceled a query");
     }
 }
 
 /// Ends what the engine does for a session that was cut. Unlike a client's request it waits for its turn.
-pub(crate) async fn interrupt(slots: &Semaphore, socket: &Path, engine_key: Option<&CancelKey>) {
+pub(crate) async fn interrupt(slots: &Semaphore, engine: &dyn Engine, engine_key: Option<&CancelKey>) {
     let Some(engine_key) = engine_key else {
         return;
     };
     let sent = timeout(ENGINE_MAX, async {
         let _slot = slots.acquire().await;
-        pass_on(socket, engine_key).await
+        pass_on(engine, engine_key).await
     });
     match sent.await {
         Ok(Ok(())) => {}
@@ -64,8 +62,8 @@ pub(crate) async fn interrupt(slots: &Semaphore, socket: &Path, engine_key: Opti
     }
 }
 
-async fn pass_on(socket: &Path, engine_key: &CancelKey) -> io::Result<()> {
-    let mut engine = UnixStream::connect(socket).await?;
+async fn pass_on(engine: &dyn Engine, engine_key: &CancelKey) -> io::Result<()> {
+    let mut engine = engine.connect().await?;
     engine.write_all(&engine_key.to_request()).await?;
     // The engine closes once the signal is sent.
     engine.read(&mut [0]).await.map(drop)

@@ -1,12 +1,13 @@
 //! The gateway's questions to the outside: who and what exists, and may I have its engine.
 
-use std::path::PathBuf;
+use std::io;
 use std::sync::Arc;
 
 use async_trait::async_trait;
 use identity::hba::Rules;
 use identity::scram::Verifier;
 use model::{ClusterHandle, ClusterId, EndpointId, Origin, RoleName, Way};
+use tokio::net::UnixStream;
 
 use crate::examine::Vouched;
 
@@ -99,16 +100,23 @@ pub enum NotReady {
     NotGranted,
 }
 
+/// One run of a cluster's engine.
+#[async_trait]
+pub trait Engine: Send + Sync + 'static {
+    /// An open connection to this run, on which nothing was said yet. A later run of the same cluster is not reached by it.
+    async fn connect(&self) -> io::Result<UnixStream>;
+}
+
 /// Brings a cluster's engine to the point where a session can be opened.
 #[async_trait]
 pub trait Waker: Send + Sync + 'static {
-    /// Wakes the engine if it sleeps, makes it accept sessions of this role from us, and tells its socket. Called
-    /// only for somebody who has signed in.
+    /// Wakes the engine if it sleeps, and makes it accept sessions of this role from us. Called only for somebody who has
+    /// signed in.
     /// Whoever was vouched for gets the user and the memberships that were spoken of first.
     async fn engine(
         &self,
         cluster: ClusterId,
         role: &RoleName,
         vouched: Option<&Vouched>,
-    ) -> Result<PathBuf, NotReady>;
+    ) -> Result<Arc<dyn Engine>, NotReady>;
 }

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admit::{Admission, admit, refusal};
 use crate::attach::{Attached, attach};
+use crate::directory::{Engine, NotReady};
 use crate::door::{Arrived, Door, arrive};
 use crate::hello::{Alert, Greeted, alert, greet};
 use crate::listen::{House, Stranger};
@@ -42,6 +43,7 @@ struct Manner {
 
 /// A session that can begin.
 struct Seated {
+    engine: Arc<dyn Engine>,
     attached: Attached,
     seat: Seat,
     cut: oneshot::Receiver<Cut>,
@@ -67,11 +69,11 @@ pub(crate) async fn travel(
     let Private { mut client, origin, manner } = private;
     let entered = Box::pin(enter(&house, &mut client, manner, &origin, deadline, stranger)).await;
     match entered {
-        Ok(Some(Seated { attached, seat, cut })) => {
+        Ok(Some(Seated { engine, attached, seat, cut })) => {
             let facts = seat.facts.clone();
-            let Attached { engine, socket, engine_key, .. } = attached;
-            let interrupt = async || cancel::interrupt(&house.cancels, &socket, engine_key.as_ref()).await;
-            let ended = relay(client, engine, cut, &house.settings, interrupt).await;
+            let Attached { engine: stream, engine_key, .. } = attached;
+            let interrupt = async || cancel::interrupt(&house.cancels, &*engine, engine_key.as_ref()).await;
+            let ended = relay(client, stream, cut, &house.settings, interrupt).await;
             drop(seat);
             tracing::info!(cluster = %facts.cluster, user = %facts.user, from = %origin, ?ended, "session ended");
         }
@@ -155,18 +157,18 @@ async fn enter(
     let method = identity.method().as_str();
     tracing::info!(cluster = %route.handle, user = %identity.user(), from = %origin, method, "signed in");
 
-    let attached = tokio::select! {
+    let (engine, attached) = tokio::select! {
         reason = &mut cut => return Err(reason.map_or(Refusal::Lost, Refusal::Cut)),
         attached = open(house, &identity, &route) => attached?,
     };
     if let Some(engine_key) = attached.engine_key.clone() {
-        seat.attached(attached.socket.clone(), engine_key);
+        seat.attached(engine.clone(), engine_key);
     }
     let mut messages = attached.greeting.clone();
     messages.extend(wire::backend::key_data(seat.key().process_id, &seat.key().secret));
     messages.extend_from_slice(&attached.ready);
     timeout(house.settings.attach_max, send(client, &messages)).await??;
-    Ok(Some(Seated { attached, seat, cut }))
+    Ok(Some(Seated { engine, attached, seat, cut }))
 }
 
 /// Startup and sign-in; `None` where the client only came to cancel.
@@ -208,13 +210,20 @@ async fn become_known(
 }
 
 /// Wakes the engine where it sleeps and opens the session.
-async fn open(house: &House, identity: &Identity, route: &Route) -> Result<Attached, Refusal> {
+async fn open(
+    house: &House,
+    identity: &Identity,
+    route: &Route,
+) -> Result<(Arc<dyn Engine>, Attached), Refusal> {
     let wake = house.waker.engine(identity.cluster().id, identity.user(), identity.vouched());
-    let socket = timeout(house.settings.wake_max, wake)
+    let engine = timeout(house.settings.wake_max, wake)
         .await
-        .map_err(|_| Refusal::NotReady(crate::directory::NotReady::TimedOut))?
+        .map_err(|_| Refusal::NotReady(NotReady::TimedOut))?
         .map_err(Refusal::NotReady)?;
-    timeout(house.settings.attach_max, attach(&socket, identity, route))
-        .await
-        .map_err(|_| Refusal::EngineLost("it does not answer"))?
+    let attached = timeout(house.settings.attach_max, async {
+        let stream = engine.connect().await.map_err(|_| Refusal::EngineLost("it does not answer"))?;
+        attach(stream, identity, route).await
+    });
+    let attached = attached.await.map_err(|_| Refusal::EngineLost("it does not answer"))??;
+    Ok((engine, attached))
 }

@@ -1,7 +1,6 @@
 //! Everybody who has signed in: counted, found by cancel key, and ended when they may not stay.
 
 use std::collections::HashMap;
-use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -13,6 +12,7 @@ use tokio::sync::{oneshot, watch};
 use wire::backend::{Report, Severity};
 use wire::hello::CancelKey;
 
+use crate::directory::Engine;
 use crate::refusal::Refusal;
 
 /// Why a session must end.
@@ -120,8 +120,8 @@ struct Entry {
     facts: SessionFacts,
     secret: Vec<u8>,
     cut: Option<oneshot::Sender<Cut>>,
-    /// The engine's socket and its own cancel key, once the session is attached.
-    engine: Option<(PathBuf, CancelKey)>,
+    /// The engine and its own cancel key, once the session is attached.
+    engine: Option<(Arc<dyn Engine>, CancelKey)>,
 }
 
 #[derive(Default)]
@@ -247,13 +247,13 @@ impl Sessions {
         Ok((Seat { sessions: self.clone(), key, facts }, cut_receiver))
     }
 
-    /// The engine's socket and key for a cancel key of ours. Unknown process ids and wrong secrets look alike.
-    pub(crate) fn find_cancel(&self, key: &CancelKey) -> Option<(SessionFacts, PathBuf, CancelKey)> {
+    /// The engine and its key for a cancel key of ours. Unknown process ids and wrong secrets look alike.
+    pub(crate) fn find_cancel(&self, key: &CancelKey) -> Option<(SessionFacts, Arc<dyn Engine>, CancelKey)> {
         let inner = self.lock();
         let entry = inner.seats.get(&key.process_id)?;
         constant_time::verify_slices_are_equal(&entry.secret, &key.secret).ok()?;
-        let (socket, engine_key) = entry.engine.clone()?;
-        Some((entry.facts.clone(), socket, engine_key))
+        let (engine, engine_key) = entry.engine.clone()?;
+        Some((entry.facts.clone(), engine, engine_key))
     }
 }
 
@@ -264,9 +264,9 @@ impl Seat {
     }
 
     /// From now on a cancel reaches the engine.
-    pub(crate) fn attached(&self, socket: PathBuf, engine_key: CancelKey) {
+    pub(crate) fn attached(&self, engine: Arc<dyn Engine>, engine_key: CancelKey) {
         if let Some(entry) = self.sessions.lock().seats.get_mut(&self.key.process_id) {
-            entry.engine = Some((socket, engine_key));
+            entry.engine = Some((engine, engine_key));
         }
     }
 }
@@ -300,6 +300,16 @@ mod tests {
 
     const LIMITS: Limits = Limits { per_cluster: 3, per_user: 2 };
 
+    /// An engine that nothing reaches.
+    struct Nowhere;
+
+    #[async_trait::async_trait]
+    impl Engine for Nowhere {
+        async fn connect(&self) -> std::io::Result<tokio::net::UnixStream> {
+            Err(std::io::ErrorKind::NotFound.into())
+        }
+    }
+
     fn facts(cluster: ClusterId, user: &str) -> SessionFacts {
         SessionFacts {
             cluster,
@@ -331,7 +341,7 @@ mod tests {
         let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS, 32).unwrap();
         let key = seat.key().clone();
         assert!(sessions.find_cancel(&key).is_none(), "before it is attached there is nothing to cancel");
-        seat.attached("/run/x".into(), CancelKey { process_id: 1, secret: vec![0; 4] });
+        seat.attached(Arc::new(Nowhere), CancelKey { process_id: 1, secret: vec![0; 4] });
         assert!(sessions.find_cancel(&key).is_some());
         let guess = |secret: Vec<u8>| CancelKey { process_id: key.process_id, secret };
         for secret in [

@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr as UnixAddress, UnixListener};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU32, Ordering};
@@ -184,8 +184,7 @@ impl World {
     async fn session(&self) -> Client {
         let role: RoleName = "maria".parse().unwrap();
         self.host.admit(self.cluster.id, &role).await.unwrap();
-        let run = self.host.socket(self.cluster.id).unwrap().parent().unwrap().to_owned();
-        attach(&run).await
+        attach(&self.host.connector(self.cluster.id).unwrap()).await
     }
 
     async fn close(self) {
@@ -195,9 +194,10 @@ impl World {
     }
 }
 
-async fn attach(run: &Path) -> Client {
+async fn attach(connector: &engine::Connector) -> Client {
+    let stream = connector.connect().await.unwrap();
     let (client, connection) =
-        Config::new().host_path(run).user("maria").dbname("defaultdb").connect(NoTls).await.unwrap();
+        Config::new().user("maria").dbname("defaultdb").connect_raw(stream, NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
@@ -285,7 +285,7 @@ async fn an_engine_reaches_what_rules_name_by_name_and_port_and_nothing_beside_i
     assert!(ask(&session, "far").await.unwrap_err().contains("could not connect"), "it is off by default");
     world.edit(open).await;
     assert!(reached(&session, "far").await >= 1, "TLS goes through to the far side");
-    for proof in world.host.sandbox_evidence(world.cluster.id).unwrap() {
+    for proof in world.host.sandbox_evidence(world.cluster.id).await.unwrap() {
         assert_ne!(proof.is_proven, Some(false), "{proof:?}");
     }
     // Another port, the raw address, another name, and what only this machine has.

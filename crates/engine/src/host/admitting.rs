@@ -46,7 +46,7 @@ impl Host {
             settings::write_identities(&data, &postgres, names.iter().map(String::as_str), owner)
         })
         .await?;
-        let administration = Administration::connect(&self.places.run(running.routing_id)).await?;
+        let administration = Administration::connect(&running.connector).await?;
         administration.batch("SELECT pg_reload_conf()").await?;
         // The engine reads the map in its own time.
         let deadline = Instant::now() + ADMIT_MAX;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use model::{Cluster, ClusterId, RoutingId};
 
 use super::{Host, Slot, blocking, lock, to_its_end};
+use crate::connector::SOCKET;
 use crate::places::remove_folder;
 use crate::volume::{self, Unlocked};
 use crate::{Error, cgroup, inner_network, leftovers};
@@ -32,8 +33,8 @@ impl Host {
         let locked = blocking(move || {
             // Names that it could reach tell about it while it sleeps.
             let _ = inner_network::write_hosts(&etc, &[]);
-            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432"));
-            let _ = std::fs::remove_file(run.join(".s.PGSQL.5432.lock"));
+            let _ = std::fs::remove_file(run.join(SOCKET));
+            let _ = std::fs::remove_file(run.join(format!("{SOCKET}.lock")));
             volume.map_or(Ok(()), Unlocked::lock)
         })
         .await;

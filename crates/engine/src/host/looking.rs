@@ -1,11 +1,11 @@
 //! What is seen of clusters from outside: what lies on the disk, what runs, and what the kernel says of it.
 
-use std::path::PathBuf;
+use std::sync::Arc;
 
 use model::ClusterId;
 
 use super::{Host, blocking, lock};
-use crate::{Error, Evidence, SearchReport, VolumeState, evidence, search, volume};
+use crate::{Connector, Error, Evidence, SearchReport, VolumeState, evidence, search, volume};
 
 impl Host {
     /// Clusters that have anything on the disk.
@@ -19,9 +19,9 @@ impl Host {
         self.running(id).is_ok()
     }
 
-    /// The engine's socket, while it runs.
-    pub fn socket(&self, id: ClusterId) -> Option<PathBuf> {
-        self.running(id).ok().map(|running| self.places.socket(running.routing_id))
+    /// What opens connections to this run of the engine, while it runs.
+    pub fn connector(&self, id: ClusterId) -> Option<Arc<Connector>> {
+        self.running(id).ok().map(|running| running.connector.clone())
     }
 
     /// What the kernel says of the cluster's volume.
@@ -32,9 +32,12 @@ impl Host {
     }
 
     /// What the kernel says of the running engine's sandbox.
-    pub fn sandbox_evidence(&self, id: ClusterId) -> Result<Vec<Evidence>, Error> {
+    pub async fn sandbox_evidence(&self, id: ClusterId) -> Result<Vec<Evidence>, Error> {
         let running = self.running(id)?;
-        Ok(evidence::of(running.jailer, self.limits.is_some()))
+        let (jailer, has_limits) = (running.jailer, self.limits.is_some());
+        let mut found = blocking(move || Ok(evidence::of(jailer, has_limits))).await?;
+        found.push(evidence::own_socket(&running.connector).await);
+        Ok(found)
     }
 
     /// Searches the raw bytes below the encryption for a text.

@@ -167,10 +167,10 @@ pub async fn maria(administration: &Administration) {
 pub async fn session(host: &Host, id: ClusterId, user: &str, database: &str) -> tokio_postgres::Client {
     let role: RoleName = user.parse().unwrap();
     host.admit(id, &role).await.unwrap();
-    let run = host.socket(id).unwrap().parent().unwrap().to_owned();
+    let stream = host.connector(id).unwrap().connect().await.unwrap();
     let mut config = tokio_postgres::Config::new();
     let (client, connection) =
-        config.host_path(run).user(user).dbname(database).connect(tokio_postgres::NoTls).await.unwrap();
+        config.user(user).dbname(database).connect_raw(stream, tokio_postgres::NoTls).await.unwrap();
     tokio::spawn(connection);
     client
 }
