@@ -147,7 +147,15 @@ mod tests {
         assert!(std::net::TcpStream::connect(address).is_err(), "our own network hears nothing of it");
         let reach = move || {
             move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network)).unwrap();
-            std::net::TcpStream::connect(address).map(drop)
+            loop {
+                match std::net::TcpStream::connect(address) {
+                    // bubblewrap brings the loopback up a moment after the namespace is there.
+                    Err(down) if down.kind() == io::ErrorKind::NetworkUnreachable => {
+                        std::thread::sleep(std::time::Duration::from_millis(10));
+                    }
+                    other => return other.map(drop),
+                }
+            }
         };
         std::thread::spawn(reach).join().unwrap().unwrap();
         jailer.kill().unwrap();
