@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use engine::{Capability, Host, HostConfig};
+use engine::{Capability, Host, HostConfig, Launcher};
 use gateway::Gateway;
 use identity::api_key::ApiKeyText;
 use identity::oidc::Flows;
@@ -171,6 +171,7 @@ impl Cloud {
             postgres_bin: options.postgres_bin.clone(),
             encryption: options.encryption.map(Into::into),
             attestation: options.attestation.clone(),
+            launcher: Launcher::this_program()?,
         })
         .await?;
         // Only now is it certain that no other Chitin runs here.

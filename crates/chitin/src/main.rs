@@ -15,6 +15,9 @@ mod folder;
 mod front_doors;
 mod http;
 mod knocks;
+#[cfg(test)]
+#[path = "../../../tests/launcher.rs"]
+mod launcher;
 mod logging;
 mod memory;
 mod outlets;
@@ -78,6 +81,10 @@ enum KeyCommands {
 }
 
 fn main() -> ExitCode {
+    // In an engine's sandbox.
+    if let Some(code) = engine::launch_if_asked() {
+        return code;
+    }
     let CommandLine { global, command } = CommandLine::parse();
     match command {
         Command::Start(options) => start(*options),

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::path::Path;
+use std::process::ExitCode;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -13,8 +14,22 @@ use time::OffsetDateTime;
 /// Sleeps and wakes, of which the median counts.
 const ROUNDS: usize = 7;
 
+fn main() -> ExitCode {
+    // In an engine's sandbox.
+    if let Some(code) = engine::launch_if_asked() {
+        return code;
+    }
+    match measure() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(cause) => {
+            eprintln!("{cause}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
 #[tokio::main]
-async fn main() -> Result<(), Box<dyn Error>> {
+async fn measure() -> Result<(), Box<dyn Error>> {
     let words: Vec<String> = std::env::args().collect();
     let [_, data, kind, megabytes] = words.as_slice() else {
         return Err("usage: at_rest DATA KIND MEGABYTES".into());
@@ -29,6 +44,7 @@ async fn main() -> Result<(), Box<dyn Error>> {
         postgres_bin: None,
         encryption: Some(kind),
         attestation: None,
+        launcher: engine::Launcher::this_program()?,
     })
     .await?;
     let cluster = cluster()?;

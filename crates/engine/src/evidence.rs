@@ -8,6 +8,8 @@ use serde::Serialize;
 use tokio::time::timeout;
 
 use crate::connector::Connector;
+use crate::jail::WRITABLE;
+use crate::launch::{Attempt, Found};
 use crate::places::is_root;
 use crate::process::children;
 
@@ -42,8 +44,31 @@ pub(crate) fn of(jailer: u32, has_limits: bool) -> Vec<Evidence> {
         no_shell(&process),
         read_only(&process),
         no_privileges(&process),
+        filtered(&process),
+        no_programs(&process),
         limits(&process, has_limits),
     ]
+}
+
+/// What a probe in a sandbox of the same make found possible.
+pub(crate) fn of_probe(said: &str) -> Vec<Evidence> {
+    let found = said.lines().find_map(|line| serde_json::from_str::<Found>(line).ok());
+    let Some(found) = found else {
+        return vec![claim(
+            "a sandbox of the same make was attacked from inside",
+            false,
+            "no answer".to_owned(),
+        )];
+    };
+    let row = |attempt: Attempt| {
+        let Attempt { what, possible, tried } = attempt;
+        let evidence = match possible.as_slice() {
+            [] => format!("{tried} tried inside a sandbox of the same make, none possible"),
+            [first, ..] => format!("{} of {tried} possible, for instance {first}", possible.len()),
+        };
+        claim(&format!("the sandbox permits no {what}"), possible.is_empty(), evidence)
+    };
+    found.attempts.into_iter().map(row).collect()
 }
 
 /// Comes to the engine's socket as its own node, and as another's.
@@ -164,6 +189,39 @@ fn no_privileges(process: &Path) -> Evidence {
         is_proven,
         format!("CapEff {effective}, CapBnd {bounding}, NoNewPrivs {sealed}"),
     )
+}
+
+fn filtered(process: &Path) -> Evidence {
+    let (mode, filters) = (status(process, "Seccomp:"), status(process, "Seccomp_filters:"));
+    claim(
+        "the engine has the system calls that PostgreSQL needs and no other",
+        mode.as_deref() == Some("2"),
+        format!(
+            "Seccomp {}, filters {}",
+            mode.as_deref().unwrap_or("unknown"),
+            filters.as_deref().unwrap_or("unknown")
+        ),
+    )
+}
+
+fn no_programs(process: &Path) -> Evidence {
+    let table = std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
+    let options = |place: &str| {
+        let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
+        let mut here = fields.filter(|fields| fields.get(4) == Some(&place));
+        here.next_back().and_then(|fields| fields.get(5).map(|options| (*options).to_owned()))
+    };
+    let is_closed = |place: &&str| {
+        let options = options(place).unwrap_or_default();
+        ["nosuid", "nodev", "noexec"].iter().all(|flag| options.split(',').any(|option| option == *flag))
+    };
+    let open: Vec<&str> = WRITABLE.iter().copied().filter(|place| !is_closed(place)).collect();
+    let evidence = if open.is_empty() {
+        format!("nosuid, nodev, noexec: {}", WRITABLE.join(", "))
+    } else {
+        format!("without nosuid, nodev or noexec: {}", open.join(", "))
+    };
+    claim("no program or library that was brought along can be run", open.is_empty(), evidence)
 }
 
 fn limits(process: &Path, has_limits: bool) -> Evidence {

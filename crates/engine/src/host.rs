@@ -22,6 +22,7 @@ use crate::claim::Claim;
 use crate::connector::Connector;
 use crate::inside::Inside;
 use crate::jail::{Jail, Purpose};
+use crate::launch::Launcher;
 use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
 use crate::postgres::Postgres;
 use crate::running::Running;
@@ -56,6 +57,8 @@ pub struct HostConfig {
     pub encryption: Option<Encryption>,
     /// What encrypts the disk below, in the operator's words. Needed for [`Encryption::Attested`].
     pub attestation: Option<String>,
+    /// What starts PostgreSQL inside a sandbox.
+    pub launcher: Launcher,
 }
 
 /// What was made.
@@ -79,6 +82,7 @@ pub struct Host {
     places: Places,
     keys: Arc<dyn KeyRing>,
     postgres: Postgres,
+    launcher: Launcher,
     posture: Posture,
     limits: Option<PathBuf>,
     attestation: Option<String>,
@@ -117,6 +121,7 @@ impl Host {
             places,
             keys: config.keys.clone(),
             postgres,
+            launcher: config.launcher.clone(),
             posture,
             limits: cgroup::probe().ok(),
             attestation: config.attestation.clone(),
@@ -359,7 +364,7 @@ impl Host {
     }
 
     fn jail<'a>(&'a self, owner: Owner, base: &'a Path, run: &'a Path, etc: &'a Path) -> Jail<'a> {
-        Jail { postgres: &self.postgres, owner, base, run, etc }
+        Jail { postgres: &self.postgres, launcher: &self.launcher, owner, base, run, etc }
     }
 
     /// The jail's own `/etc`.

@@ -6,6 +6,7 @@ use std::process::{Command, Stdio};
 
 use crate::Error;
 use crate::inner_network;
+use crate::launch::{LAUNCHER, Launcher, ORDERS, Orders, Then};
 use crate::places::{Owner, is_root, make_folder};
 use crate::postgres::Postgres;
 
@@ -24,11 +25,19 @@ pub(crate) enum Purpose {
     Run,
     /// `initdb`, which starts its helpers through `/bin/sh`. No tenant has said a word yet.
     Initialize,
+    /// Nothing of PostgreSQL's: the launcher itself tries what must not be possible in there.
+    Probe,
 }
+
+/// What can be written to inside.
+pub(crate) const WRITABLE: &[&str] = &[VOLUME, RUN, "/tmp", "/dev/shm", "/dev"];
+/// Devices that hold nothing and lead nowhere.
+const DEVICES: &[&str] = &["/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom"];
 
 /// One jail.
 pub(crate) struct Jail<'a> {
     pub(crate) postgres: &'a Postgres,
+    pub(crate) launcher: &'a Launcher,
     pub(crate) owner: Owner,
     pub(crate) base: &'a Path,
     pub(crate) run: &'a Path,
@@ -58,6 +67,8 @@ impl Jail<'_> {
         if !is_root() {
             bwrap.arg("--unshare-user");
             bwrap.args(["--uid", &self.owner.uid.to_string(), "--gid", &self.owner.gid.to_string()]);
+            // For the launcher, which gives them up.
+            bwrap.args(["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]);
         }
         let libraries = libraries();
         let programs = [&self.postgres.bin, &self.postgres.lib, &self.postgres.share];
@@ -81,18 +92,29 @@ impl Jail<'_> {
         {
             bwrap.args(["--ro-bind-try", folder, folder]);
         }
-        if let Some(setpriv) = setpriv() {
-            bwrap.arg("--ro-bind").arg(setpriv).arg("/jail/setpriv");
-        }
+        bwrap.arg("--ro-bind").arg(&self.launcher.program).arg(LAUNCHER);
+        let mut executable = libraries.clone();
+        executable.push(self.postgres.bin.clone());
         if purpose == Purpose::Initialize {
             let shell =
                 Path::new("/bin/sh").canonicalize().map_err(Error::file("find", Path::new("/bin/sh")))?;
             bwrap.arg("--ro-bind").arg(shell).arg("/bin/sh");
+            executable.push("/bin/sh".into());
         }
         for file in ["passwd", "group", "nsswitch.conf", "hosts"] {
             bwrap.arg("--ro-bind").arg(self.etc.join(file)).arg(Path::new("/etc").join(file));
         }
-        bwrap.args(["--proc", "/proc", "--dev", "/dev", "--tmpfs", "/dev/shm", "--tmpfs", "/tmp"]);
+        // Not bubblewrap's own `/dev`: without root it takes away the right to change mounts afterwards.
+        bwrap.args(["--proc", "/proc", "--perms", "0755", "--tmpfs", "/dev"]);
+        for device in DEVICES {
+            bwrap.args(["--dev-bind", device, device]);
+        }
+        for (link, target) in
+            [("/dev/fd", ""), ("/dev/stdin", "/0"), ("/dev/stdout", "/1"), ("/dev/stderr", "/2")]
+        {
+            bwrap.args(["--symlink", &format!("/proc/self/fd{target}"), link]);
+        }
+        bwrap.args(["--tmpfs", "/dev/shm", "--tmpfs", "/tmp"]);
         bwrap.args(["--chmod", "1777", "/tmp", "--chmod", "1777", "/dev/shm"]);
         bwrap.arg("--bind").arg(self.base).arg(VOLUME);
         bwrap.arg("--bind").arg(self.run).arg(RUN);
@@ -110,16 +132,21 @@ impl Jail<'_> {
             "UTC",
         ]);
         bwrap.args(["--setenv", "PGSYSCONFDIR", "/nonexistent"]);
-        bwrap.arg("--");
-        let identity = self.owner.uid.to_string();
-        if is_root() {
-            let group = self.owner.gid.to_string();
-            bwrap.args(["/jail/setpriv", "--reuid", &identity, "--regid", &group, "--clear-groups"]);
-        } else {
-            bwrap.arg("/jail/setpriv");
-        }
-        bwrap.args(["--no-new-privs", "--inh-caps=-all", "--bounding-set=-all", "--"]);
-        bwrap.arg(self.postgres.bin.join(program)).args(arguments);
+        let then = match purpose {
+            Purpose::Run | Purpose::Initialize => Then::Become {
+                program: self.postgres.bin.join(program),
+                arguments: arguments.iter().map(|argument| (*argument).to_owned()).collect(),
+            },
+            Purpose::Probe => Then::Probe,
+        };
+        let orders = Orders {
+            owner: Orders::owner(self.owner, is_root()),
+            writable: WRITABLE.iter().map(PathBuf::from).collect(),
+            executable,
+            then,
+        };
+        let orders = serde_json::to_string(&orders).map_err(|cause| Error::Unready(cause.to_string()))?;
+        bwrap.args(["--setenv", ORDERS, &orders, "--", LAUNCHER]).args(&self.launcher.arguments);
         bwrap.stdin(Stdio::null());
         Ok(bwrap)
     }
@@ -146,9 +173,6 @@ pub(crate) fn probe() -> Result<String, String> {
         .arg("--version")
         .output()
         .map_err(|cause| format!("bwrap cannot be started: {cause}"))?;
-    if setpriv().is_none() {
-        return Err("setpriv is missing".to_owned());
-    }
     let mut bwrap = Command::new("bwrap");
     bwrap.args([
         "--unshare-pid",
@@ -170,13 +194,9 @@ pub(crate) fn probe() -> Result<String, String> {
     Ok(String::from_utf8_lossy(&version.stdout).trim().to_owned())
 }
 
-fn setpriv() -> Option<PathBuf> {
-    ["/usr/bin/setpriv", "/bin/setpriv"].into_iter().map(PathBuf::from).find(|path| path.is_file())
-}
-
 /// The folders above these and above what every jail has, from the root down.
 fn above<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeSet<&'a Path> {
-    let fixed = ["/usr/share/zoneinfo", "/usr/lib/locale", "/etc/passwd", "/jail/setpriv", "/bin/sh", RUN];
+    let fixed = ["/usr/share/zoneinfo", "/usr/lib/locale", "/etc/passwd", "/bin/sh", RUN];
     let all = paths.chain(fixed.into_iter().map(Path::new));
     all.flat_map(|path| path.ancestors().skip(1)).filter(|folder| folder.parent().is_some()).collect()
 }

@@ -6,12 +6,16 @@ mod claim;
 mod connector;
 mod copying;
 mod evidence;
+#[cfg(test)]
+#[path = "../../../tests/folder.rs"]
+mod folder;
 mod foreign_data;
 mod host;
 mod initialize;
 mod inner_network;
 mod inside;
 mod jail;
+mod launch;
 mod leftovers;
 mod places;
 mod postgres;
@@ -33,6 +37,7 @@ pub use connector::Connector;
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
 pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started};
+pub use launch::{Launcher, launch_if_asked};
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};
 pub use running::Run;

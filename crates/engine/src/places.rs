@@ -2,6 +2,7 @@
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use model::{Cluster, ClusterId, RoutingId};
 use serde::{Deserialize, Serialize};
@@ -81,6 +82,13 @@ impl Places {
     /// Where the engine's socket lies.
     pub(crate) fn run(&self, routing_id: RoutingId) -> PathBuf {
         self.data.join("run").join(routing_id.to_string())
+    }
+
+    /// A place for a sandbox in which no engine runs; no two are the same.
+    pub(crate) fn run_of_probe(&self) -> PathBuf {
+        static COUNT: AtomicU64 = AtomicU64::new(0);
+        let number = COUNT.fetch_add(1, Ordering::Relaxed);
+        self.data.join("run").join(format!("probe-{}-{number}", std::process::id()))
     }
 
     pub(crate) fn read_marker(&self, id: ClusterId) -> Option<Marker> {

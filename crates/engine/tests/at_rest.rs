@@ -451,6 +451,7 @@ async fn attested_needs_a_statement() {
         postgres_bin: None,
         encryption: Some(Encryption::Attested),
         attestation: None,
+        launcher: common::launcher(),
     };
     let host = Host::open(config).await.unwrap();
     let refused = host.create(&cluster(133)).await.unwrap_err().to_string();

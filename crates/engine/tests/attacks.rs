@@ -30,6 +30,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         postgres_bin: None,
         encryption: Some(Encryption::None),
         attestation: None,
+        launcher: common::launcher(),
     };
     let host = Host::open(config).await.unwrap();
     let now = OffsetDateTime::UNIX_EPOCH;

@@ -308,6 +308,7 @@ async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
         postgres_bin: None,
         encryption: Some(Encryption::None),
         attestation: None,
+        launcher: common::launcher(),
     };
     let host = Host::open(config).await.unwrap();
     let refused = host.create(&cluster(10)).await.unwrap_err();

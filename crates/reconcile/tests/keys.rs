@@ -4,6 +4,8 @@
 
 #[path = "../../../tests/folder.rs"]
 mod folder;
+#[path = "../../../tests/launcher.rs"]
+mod launcher;
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -129,6 +131,7 @@ async fn host(folder: &Path, service: &Arc<Service>) -> Arc<Host> {
         postgres_bin: None,
         encryption: None,
         attestation: None,
+        launcher: launcher::launcher(),
     };
     Host::open(config).await.unwrap()
 }

@@ -150,6 +150,7 @@ impl World {
             postgres_bin: None,
             encryption: Some(Encryption::None),
             attestation: None,
+            launcher: crate::launcher::launcher(),
         };
         let host = Host::open(config).await.unwrap();
         let names = Arc::new(Names(Mutex::new(vec![far.address().parse().unwrap()])));

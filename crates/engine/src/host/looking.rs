@@ -1,11 +1,18 @@
 //! What is seen of clusters from outside: what lies on the disk, what runs, and what the kernel says of it.
 
 use std::sync::Arc;
+use std::time::Duration;
 
-use model::ClusterId;
+use model::{ClusterId, RoutingId};
 
 use super::{Host, blocking, lock};
+use crate::jail::Purpose;
+use crate::places::{Owner, give, make_folder, remove_folder};
+use crate::process;
 use crate::{Connector, Error, Evidence, SearchReport, VolumeState, evidence, search, volume};
+
+/// For everything that is tried in a sandbox.
+const PROBE_MAX: Duration = Duration::from_secs(20);
 
 impl Host {
     /// Clusters that have anything on the disk.
@@ -32,12 +39,32 @@ impl Host {
     }
 
     /// What the kernel says of the running engine's sandbox.
-    pub async fn sandbox_evidence(&self, id: ClusterId) -> Result<Vec<Evidence>, Error> {
+    pub async fn sandbox_evidence(self: &Arc<Self>, id: ClusterId) -> Result<Vec<Evidence>, Error> {
         let running = self.running(id)?;
         let (jailer, has_limits) = (running.jailer, self.limits.is_some());
         let mut found = blocking(move || Ok(evidence::of(jailer, has_limits))).await?;
         found.push(evidence::own_socket(&running.connector).await);
+        let host = self.clone();
+        found.extend(blocking(move || host.probe_sandbox(running.routing_id)).await?);
         Ok(found)
+    }
+
+    /// Makes a sandbox as the engine's in every respect but what lies in it, and has tried from inside what must not be possible.
+    fn probe_sandbox(&self, routing_id: RoutingId) -> Result<Vec<Evidence>, Error> {
+        let owner = Owner::of_routing_id(routing_id);
+        let place = self.places.run_of_probe();
+        let folders = ["volume", "run", "etc"].map(|name| place.join(name));
+        let tried = (|| {
+            for folder in &folders {
+                make_folder(folder, 0o700)?;
+                give(folder, owner)?;
+            }
+            let [volume, run, etc] = &folders;
+            let probe = self.jail(owner, volume, run, etc).command(Purpose::Probe, "", &[])?;
+            process::run_with("the probe", probe, &[], PROBE_MAX)
+        })();
+        remove_folder(&place)?;
+        Ok(evidence::of_probe(&tried?))
     }
 
     /// Searches the raw bytes below the encryption for a text.

@@ -3,6 +3,8 @@
 
 #[path = "../../../../tests/folder.rs"]
 mod folder;
+#[path = "../../../../tests/launcher.rs"]
+mod launcher;
 #[path = "../../../../tests/skipped.rs"]
 mod skipped;
 
@@ -21,6 +23,7 @@ use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wis
 use time::OffsetDateTime;
 
 pub use folder::Folder;
+pub use launcher::launcher;
 pub use skipped::skipped;
 
 /// For what comes on the slowest machine too; whatever takes as long never comes.
@@ -45,6 +48,7 @@ pub async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<H
         postgres_bin: None,
         encryption,
         attestation: Some("a disk of the test".to_owned()),
+        launcher: launcher(),
     };
     Host::open(config).await
 }

@@ -1,0 +1,155 @@
+//! The first program in a sandbox: takes away what bubblewrap cannot, and becomes PostgreSQL.
+//!
+//! Chitin starts itself inside, since on the way from bubblewrap to PostgreSQL more is to be given up than other programs know
+//! of: `noexec` on all that can be written to, the program's own file, root's user, every capability, what Landlock and the
+//! filter of system calls forbid. Whatever cannot be given up ends the start.
+
+mod filter;
+mod probe;
+mod rights;
+
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use rustix::fs::{StatVfsMountFlags, statvfs};
+use rustix::mount::{MountFlags, UnmountFlags, mount_remount, unmount};
+use rustix::process::{Gid, Uid};
+use rustix::thread::{
+    CapabilitySet, CapabilitySets, remove_capability_from_bounding_set, set_capabilities, set_no_new_privs,
+    set_thread_groups, set_thread_res_gid, set_thread_res_uid,
+};
+use serde::{Deserialize, Serialize};
+
+pub(crate) use probe::{Attempt, Found};
+
+use crate::Error;
+use crate::places::Owner;
+
+/// Carries the orders. Arguments are for the programs that stand in for this one in tests.
+pub(crate) const ORDERS: &str = "CHITIN_LAUNCH";
+/// Where a sandbox has this program, until it has started.
+pub(crate) const LAUNCHER: &str = "/launcher";
+
+/// The program that stands between bubblewrap and PostgreSQL, and calls [`launch_if_asked`] first.
+#[derive(Clone, Debug)]
+pub struct Launcher {
+    /// Its file.
+    pub program: PathBuf,
+    /// What it is called with.
+    pub arguments: Vec<String>,
+}
+
+impl Launcher {
+    /// This program itself.
+    ///
+    /// # Errors
+    ///
+    /// Where the kernel does not say which that is.
+    pub fn this_program() -> Result<Self, Error> {
+        let program = std::env::current_exe().map_err(Error::file("find", Path::new("/proc/self/exe")))?;
+        Ok(Self { program, arguments: Vec::new() })
+    }
+}
+
+/// What is to be given up, and what is to be become.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Orders {
+    /// Whom to become; nobody else where we are not root.
+    pub(crate) owner: Option<(u32, u32)>,
+    /// Folders that are written to.
+    pub(crate) writable: Vec<PathBuf>,
+    /// Files and folders whose programs may be started.
+    pub(crate) executable: Vec<PathBuf>,
+    pub(crate) then: Then,
+}
+
+/// What comes after.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) enum Then {
+    /// A program of PostgreSQL's.
+    Become {
+        /// Its file.
+        program: PathBuf,
+        /// Its arguments.
+        arguments: Vec<String>,
+    },
+    /// Tries what must not be possible here, and says what was.
+    Probe,
+}
+
+impl Orders {
+    pub(crate) fn owner(owner: Owner, is_root: bool) -> Option<(u32, u32)> {
+        is_root.then_some((owner.uid, owner.gid))
+    }
+}
+
+/// Carries out the orders, where there are any: to be called first by a [`Launcher`]. Returns where there are none.
+pub fn launch_if_asked() -> Option<ExitCode> {
+    let orders = std::env::var(ORDERS).ok()?;
+    match launch(&orders) {
+        Ok(code) => Some(code),
+        Err(reason) => {
+            #[expect(clippy::print_stderr, reason = "the log of an engine that does not start")]
+            {
+                eprintln!("the sandbox could not be closed: {reason}");
+            }
+            Some(ExitCode::FAILURE)
+        }
+    }
+}
+
+fn launch(orders: &str) -> Result<ExitCode, String> {
+    let orders: Orders = serde_json::from_str(orders)
+        .map_err(|cause| format!("another version of Chitin asks for it ({cause}); restart Chitin"))?;
+    for folder in &orders.writable {
+        forbid_programs(folder).map_err(|cause| format!("noexec on {}: {cause}", folder.display()))?;
+    }
+    // This file goes on running, and nobody finds it any more.
+    unmount(LAUNCHER, UnmountFlags::DETACH).map_err(|cause| format!("unmounting {LAUNCHER}: {cause}"))?;
+    give_up_privileges(orders.owner).map_err(|cause| format!("giving up privileges: {cause}"))?;
+    rights::restrict(&orders.executable, &orders.writable)?;
+    filter::apply()?;
+    match orders.then {
+        Then::Become { program, arguments } => {
+            let cause = Command::new(&program).args(arguments).env_remove(ORDERS).exec();
+            Err(format!("starting {}: {cause}", program.display()))
+        }
+        Then::Probe => probe::run(&orders.writable),
+    }
+}
+
+/// Adds to what the mount has, since what it was mounted with may not be taken off in a user namespace.
+fn forbid_programs(folder: &Path) -> rustix::io::Result<()> {
+    let has = statvfs(folder)?.f_flag;
+    let mut flags = MountFlags::BIND | MountFlags::NOEXEC | MountFlags::NOSUID | MountFlags::NODEV;
+    for (is, flag) in [
+        (StatVfsMountFlags::NOATIME, MountFlags::NOATIME),
+        (StatVfsMountFlags::NODIRATIME, MountFlags::NODIRATIME),
+        (StatVfsMountFlags::RELATIME, MountFlags::RELATIME),
+    ] {
+        if has.contains(is) {
+            flags |= flag;
+        }
+    }
+    mount_remount(folder, flags, "")
+}
+
+fn give_up_privileges(owner: Option<(u32, u32)>) -> rustix::io::Result<()> {
+    for capability in CapabilitySet::all().iter() {
+        match remove_capability_from_bounding_set(capability) {
+            // One that this kernel does not have.
+            Ok(()) | Err(rustix::io::Errno::INVAL) => {}
+            Err(other) => return Err(other),
+        }
+    }
+    if let Some((uid, gid)) = owner {
+        let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+        set_thread_groups(&[])?;
+        set_thread_res_gid(gid, gid, gid)?;
+        set_thread_res_uid(uid, uid, uid)?;
+    }
+    set_no_new_privs(true)?;
+    let none = CapabilitySet::empty();
+    set_capabilities(None, CapabilitySets { effective: none, permitted: none, inheritable: none })
+}

@@ -1,0 +1,120 @@
+//! What must not be possible inside, tried from inside: in a sandbox of identical make in which nothing else ever runs.
+
+use std::io;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode};
+
+use serde::{Deserialize, Serialize};
+
+use super::filter;
+use crate::syscall;
+
+/// Calls after the newest that is known are those of the future.
+const CALLS: std::ops::Range<i64> = 0..600;
+
+/// `uretprobe` and `uprobe`: the kernel's own way back from a probe that it set (Linux 6.11), which no filter is asked about and
+/// which ends everybody else who calls it.
+#[cfg(target_arch = "x86_64")]
+const OF_THE_KERNEL: std::ops::RangeInclusive<i64> = 335..=336;
+/// There are none here.
+#[cfg(not(target_arch = "x86_64"))]
+const OF_THE_KERNEL: std::ops::RangeInclusive<i64> = -1..=-1;
+
+/// One kind of thing that was tried.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Attempt {
+    pub(crate) what: String,
+    /// Of what was tried, what went through; empty where the sandbox holds.
+    pub(crate) possible: Vec<String>,
+    /// How much was tried.
+    pub(crate) tried: usize,
+}
+
+/// Everything that was tried.
+#[derive(Debug, Serialize, Deserialize)]
+pub(crate) struct Found {
+    pub(crate) attempts: Vec<Attempt>,
+}
+
+pub(super) fn run(writable: &[PathBuf]) -> Result<ExitCode, String> {
+    let attempts = vec![calls()?, namespaces(), sockets(), programs(writable)];
+    let said = serde_json::to_string(&Found { attempts }).map_err(|cause| cause.to_string())?;
+    #[expect(clippy::print_stdout, reason = "the answer")]
+    {
+        println!("{said}");
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Each call that is not permitted, with arguments that are all zero.
+fn calls() -> Result<Attempt, String> {
+    let passing = filter::passing()?;
+    let is_forbidden = |number: &i64| !passing.contains_key(number) && !OF_THE_KERNEL.contains(number);
+    let forbidden: Vec<i64> = CALLS.filter(is_forbidden).collect();
+    let exists = |number: &&i64| syscall::attempt(**number, [0, 0]) != Err(libc::ENOSYS);
+    let possible = forbidden.iter().filter(exists).map(|number| format!("call {number}")).collect();
+    Ok(Attempt { what: "system calls that are not permitted".to_owned(), possible, tried: forbidden.len() })
+}
+
+/// Namespaces by the one call that is permitted with other arguments.
+fn namespaces() -> Attempt {
+    let all = [
+        ("user", libc::CLONE_NEWUSER),
+        ("mount", libc::CLONE_NEWNS),
+        ("pid", libc::CLONE_NEWPID),
+        ("network", libc::CLONE_NEWNET),
+        ("ipc", libc::CLONE_NEWIPC),
+        ("uts", libc::CLONE_NEWUTS),
+        ("cgroup", libc::CLONE_NEWCGROUP),
+    ];
+    // With `CLONE_THREAD` and nothing that it needs beside it: no kernel makes a process of that, whatever else it thinks of it.
+    let is_open =
+        |flag: i32| syscall::attempt(libc::SYS_clone, [flag | libc::CLONE_THREAD, 0]) != Err(libc::ENOSYS);
+    let possible =
+        all.iter().filter(|(_, flag)| is_open(*flag)).map(|(name, _)| (*name).to_owned()).collect();
+    Attempt { what: "new namespaces".to_owned(), possible, tried: all.len() }
+}
+
+fn sockets() -> Attempt {
+    let all = [
+        ("netlink", libc::AF_NETLINK, libc::SOCK_RAW),
+        ("packet", libc::AF_PACKET, libc::SOCK_RAW),
+        ("raw", libc::AF_INET, libc::SOCK_RAW),
+        ("vsock", libc::AF_VSOCK, libc::SOCK_STREAM),
+        ("kernel crypto", libc::AF_ALG, libc::SOCK_SEQPACKET),
+    ];
+    let is_open = |family, kind| syscall::attempt(libc::SYS_socket, [family, kind]) != Err(libc::ENOSYS);
+    let possible = all
+        .iter()
+        .filter(|(_, family, kind)| is_open(*family, *kind))
+        .map(|(name, ..)| (*name).to_owned())
+        .collect();
+    Attempt { what: "sockets of other families".to_owned(), possible, tried: all.len() }
+}
+
+/// Programs that were brought along.
+fn programs(writable: &[PathBuf]) -> Attempt {
+    let possible = writable.iter().filter_map(|folder| runs(folder).err()).collect();
+    Attempt { what: "programs in folders that can be written to".to_owned(), possible, tried: writable.len() }
+}
+
+/// An error where something written there could be started, or could not even be tried.
+fn runs(folder: &Path) -> Result<(), String> {
+    let program = folder.join(".chitin-probe");
+    let written = std::fs::write(&program, "no program")
+        .and_then(|()| std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o700)));
+    let started = Command::new(&program).spawn();
+    let _ = std::fs::remove_file(&program);
+    match (written, started) {
+        // Not writable is not startable.
+        (Err(closed), _) if closed.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        (Ok(()), Err(refused)) if refused.kind() == io::ErrorKind::PermissionDenied => Ok(()),
+        (Err(other), _) | (Ok(()), Err(other)) => Err(format!("{}: {other}", folder.display())),
+        (Ok(()), Ok(mut child)) => {
+            let _ = child.kill();
+            let _ = child.wait();
+            Err(folder.display().to_string())
+        }
+    }
+}
