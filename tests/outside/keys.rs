@@ -1,6 +1,7 @@
 //! Encryption at rest and its keys, from outside: real key services, real clients, and whoever has the disk.
 
 mod canaries;
+mod credentials;
 mod customer;
 mod data_key;
 mod outage;
@@ -30,6 +31,7 @@ pub(crate) fn suite() -> Suite {
         root::a_rotation_of_the_root_key_in_the_running_cloud_is_noticed_by_nobody,
         outage::while_the_service_is_silent_what_runs_goes_on_and_what_sleeps_waits_for_it,
         outage::a_cluster_whose_service_was_silent_starts_by_itself_without_a_client,
+        credentials::credentials_that_end_cut_nobody_and_what_sleeps_says_why_it_does_not_wake,
         data_key::no_committed_row_is_lost_when_the_volume_gets_another_data_key_under_load,
         data_key::no_committed_row_is_lost_with_gocryptfs_either,
         data_key::a_sleeping_cluster_gets_another_data_key_and_sleeps_on,

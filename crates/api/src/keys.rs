@@ -140,7 +140,7 @@ impl CmekClusterInfo {
     }
 }
 
-/// A key service that does not answer.
+/// A key service that does not answer, or does not let us in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {
     /// Since when.
@@ -148,11 +148,15 @@ pub struct Outage {
     pub since: OffsetDateTime,
     /// What was seen.
     pub reason: String,
+    /// Whether it answers and does not accept the credentials that are set: others are needed.
+    #[serde(default)]
+    pub are_credentials_refused: bool,
 }
 
 impl From<&KeyOutage> for Outage {
     fn from(seen: &KeyOutage) -> Self {
-        Self { since: seen.since, reason: seen.reason.clone() }
+        let KeyOutage { since, reason, are_credentials_refused } = seen;
+        Self { since: *since, reason: reason.clone(), are_credentials_refused: *are_credentials_refused }
     }
 }
 
@@ -221,7 +225,7 @@ pub struct ClusterKeys {
     /// Why the service refuses the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denied: Option<String>,
-    /// The service's silence.
+    /// The service's silence, or its refusal to let us in.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<Outage>,
     /// Why the newest demand was not met yet; it is tried again.

@@ -86,6 +86,10 @@ impl Administrator {
                 Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
             }
             NotReady::TimedOut => too_slow(),
+            NotReady::KeyServiceNotLettingIn => Refusal::busy(
+                "the service that keeps the key of the cluster's data does not accept the credentials that are set for it; \
+                 see: chitin key list, and set others: chitin key service set",
+            ),
         })?;
         Ok(errand)
     }

@@ -136,10 +136,13 @@ fn standing(entry: &Entry, is_running: bool) -> Standing {
         }
         (Wish::Exists(Power::Asleep), _) => Standing::Unwished,
         (Wish::Exists(Power::Running), Phase::Running) if is_running => Standing::Ready,
-        (Wish::Exists(Power::Running), Phase::Broken { .. }) if entry.seen.keys.outage.is_some() => {
-            Standing::Broken(NotReady::KeyServiceSilent)
+        (Wish::Exists(Power::Running), Phase::Broken { .. }) => {
+            Standing::Broken(match &entry.seen.keys.outage {
+                Some(outage) if outage.are_credentials_refused => NotReady::KeyServiceNotLettingIn,
+                Some(_) => NotReady::KeyServiceSilent,
+                None => NotReady::Failed,
+            })
         }
-        (Wish::Exists(Power::Running), Phase::Broken { .. }) => Standing::Broken(NotReady::Failed),
         (
             Wish::Exists(Power::Running),
             Phase::Running | Phase::Creating | Phase::Asleep | Phase::Waking | Phase::Stopping,
@@ -274,7 +277,14 @@ mod tests {
         let mut silent = entry(run, Phase::Broken { reason: "no answer".to_owned() });
         assert_eq!(standing(&silent, false), Standing::Broken(NotReady::Failed));
         let since = time::OffsetDateTime::UNIX_EPOCH;
-        silent.seen.keys.outage = Some(model::KeyOutage { since, reason: "no answer".to_owned() });
+        let outage = |are_credentials_refused| model::KeyOutage {
+            since,
+            reason: "no answer".to_owned(),
+            are_credentials_refused,
+        };
+        silent.seen.keys.outage = Some(outage(false));
         assert_eq!(standing(&silent, false), Standing::Broken(NotReady::KeyServiceSilent));
+        silent.seen.keys.outage = Some(outage(true));
+        assert_eq!(standing(&silent, false), Standing::Broken(NotReady::KeyServiceNotLettingIn));
     }
 }

@@ -278,6 +278,8 @@ fn shown(
         ("encryption", encryption),
         ("volume key", key.to_owned()),
         ("wrapped by", keys.map(keys::line).unwrap_or_default()),
+        ("key service", keys.map(keys::trouble).unwrap_or_default()),
+        ("next step", keys.and_then(|keys| keys.next_step.clone()).unwrap_or_default()),
         ("network", visibility::line(network)),
         ("allowlist", allowlist),
         ("protection", protection.to_owned()),

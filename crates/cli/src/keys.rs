@@ -350,6 +350,20 @@ pub fn root_line(root: &RootKey) -> String {
     format!("{} version {}, protected by {}{detail}{memory}", root.id, root.version, root.protection.as_str())
 }
 
+/// What is wrong with the cluster's key at its service; empty where nothing is.
+pub fn trouble(keys: &ClusterKeys) -> String {
+    match (&keys.denied, &keys.outage) {
+        (Some(reason), _) => format!("REFUSES THE KEY: {reason}"),
+        (None, Some(outage)) if outage.are_credentials_refused => {
+            format!("DOES NOT ACCEPT THE CREDENTIALS since {}: {}", moment(Some(outage.since)), outage.reason)
+        }
+        (None, Some(outage)) => {
+            format!("DOES NOT ANSWER since {}: {}", moment(Some(outage.since)), outage.reason)
+        }
+        (None, None) => String::new(),
+    }
+}
+
 fn shown(keys: &ClusterKeys) -> String {
     let known = &keys.facts;
     let kernel = match known.is_unlocked {
@@ -362,8 +376,11 @@ fn shown(keys: &ClusterKeys) -> String {
         format!("{percent} % of {} bytes", progress.total_bytes)
     });
     let rotating = if keys.is_data_key_rotating { "on the way" } else { "" };
-    let silence =
-        keys.outage.as_ref().map(|outage| format!("since {}: {}", moment(Some(outage.since)), outage.reason));
+    let outage_of = |are_credentials_refused: bool| {
+        let outage = keys.outage.as_ref();
+        let outage = outage.filter(|outage| outage.are_credentials_refused == are_credentials_refused);
+        outage.map(|outage| format!("since {}: {}", moment(Some(outage.since)), outage.reason))
+    };
     let head = facts([
         ("cluster", keys.name.clone()),
         ("status", keys.status.as_str().to_owned()),
@@ -377,7 +394,8 @@ fn shown(keys: &ClusterKeys) -> String {
         ("evidence", known.volume_evidence.clone().unwrap_or_default()),
         ("new data key", progress.unwrap_or_else(|| rotating.to_owned())),
         ("refused", keys.denied.clone().unwrap_or_default()),
-        ("no answer", silence.unwrap_or_default()),
+        ("no answer", outage_of(false).unwrap_or_default()),
+        ("not let in", outage_of(true).unwrap_or_default()),
         ("failed", keys.failure.clone().unwrap_or_default()),
         ("next step", keys.next_step.clone().unwrap_or_default()),
     ]);
@@ -449,6 +467,38 @@ mod tests {
         for part in ["VAULT_TRANSIT transit/keys/shop, version 3 (REVOKED)", "chitin key restore my-shop"] {
             assert!(text.contains(part), "{text}");
         }
+    }
+
+    #[test]
+    fn credentials_that_are_refused_are_told_apart_from_silence_and_from_a_refused_key() {
+        let of = |denied: Option<&str>, refused: bool| -> ClusterKeys {
+            serde_json::from_value(serde_json::json!({
+                "id": "00000000-0000-4000-8000-000000000002", "name": "my-shop", "status": "ENABLED",
+                "key_spec": vault(), "keys": [], "facts": {}, "is_data_key_rotating": false,
+                "is_revoked": false, "is_locked_away": false, "denied": denied,
+                "outage": {"since": "2026-01-01T00:00:00Z", "reason": "why", "are_credentials_refused": refused},
+            }))
+            .unwrap()
+        };
+        let (wrong, silent, denied) = (of(None, true), of(None, false), of(Some("it is disabled"), true));
+        assert!(
+            trouble(&wrong).contains("DOES NOT ACCEPT THE CREDENTIALS since 2026-01-01"),
+            "{}",
+            trouble(&wrong)
+        );
+        assert!(trouble(&silent).starts_with("DOES NOT ANSWER"), "{}", trouble(&silent));
+        assert_eq!(trouble(&denied), "REFUSES THE KEY: it is disabled");
+        assert!(
+            shown(&wrong).contains("not let in") && !shown(&wrong).contains("no answer"),
+            "{}",
+            shown(&wrong)
+        );
+        assert!(shown(&silent).contains("no answer"), "{}", shown(&silent));
+        // An answer of an earlier cloud, which knew silence only.
+        let earlier: api::Outage =
+            serde_json::from_value(serde_json::json!({"since": "2026-01-01T00:00:00Z", "reason": "why"}))
+                .unwrap();
+        assert!(!earlier.are_credentials_refused);
     }
 
     #[test]

@@ -59,15 +59,24 @@ fn of(entry: &Entry) -> Vec<Alert> {
         ));
     }
     if let Some(outage) = &seen.outage {
+        let (what, remedy) = if outage.are_credentials_refused {
+            let service = spec.service.as_ref().map_or("NAME", KeyServiceName::as_str);
+            (
+                "the key service does not accept the credentials",
+                format!("set others: chitin key service set {service}; it is asked again by itself"),
+            )
+        } else {
+            (
+                "the key service does not answer",
+                "bring the service back; it is asked again by itself".to_owned(),
+            )
+        };
         alerts.push(alert(
             Severity::Warning,
-            format!(
-                "the key service does not answer: {}; what runs goes on, what sleeps cannot wake",
-                outage.reason
-            ),
+            format!("{what}: {}; what runs goes on, what sleeps cannot wake", outage.reason),
             Some(outage.since),
             format!(
-                "bring the service back; it is asked again by itself{}",
+                "{remedy}{}",
                 test.as_ref().map(|test| format!("; to try the key: {test}")).unwrap_or_default()
             ),
         ));

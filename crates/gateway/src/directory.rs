@@ -96,6 +96,8 @@ pub enum NotReady {
     KeyRevoked,
     /// The service that keeps the key of its data gives no answer.
     KeyServiceSilent,
+    /// The service that keeps the key of its data does not let the cloud in.
+    KeyServiceNotLettingIn,
     /// The user could not be made, or its roles could not be granted. The reason is in the operator's log.
     NotGranted,
 }

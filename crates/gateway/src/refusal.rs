@@ -221,6 +221,12 @@ fn not_ready(reason: crate::directory::NotReady) -> (&'static str, String, Optio
             "the service that keeps the key of the cluster's data gives no answer".to_owned(),
             Some("Connect again later; the operator finds more with: chitin key list NAME"),
         ),
+        NotReady::KeyServiceNotLettingIn => (
+            "57P03",
+            "the service that keeps the key of the cluster's data does not accept the credentials that are set for it"
+                .to_owned(),
+            Some("The operator sets others with: chitin key service set NAME"),
+        ),
         NotReady::NotGranted => (
             "28000",
             "the user could not be made, or its roles could not be granted".to_owned(),

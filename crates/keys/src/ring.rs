@@ -77,6 +77,15 @@ pub enum KeyFailure {
         /// What the service said.
         reason: String,
     },
+    /// The service does not accept what we sign in with. It says nothing of the key: whoever mistyped a token, or let one
+    /// end, took no key away.
+    #[error("{key} cannot be asked for: {reason}")]
+    Unauthenticated {
+        /// Which key.
+        key: String,
+        /// What the service said, and what to do.
+        reason: String,
+    },
     /// The service gave no answer, or said that it cannot answer now. Nothing is known of the key.
     #[error("{key} cannot be asked for now: {reason}")]
     Unreachable {
@@ -111,6 +120,19 @@ pub enum KeyFailure {
         /// The key that the state names.
         wanted: String,
     },
+}
+
+impl KeyFailure {
+    /// Whether nothing is known of the key, so that what needs it is kept until more is.
+    pub fn is_silence(&self) -> bool {
+        match self {
+            Self::Unauthenticated { .. } | Self::Unreachable { .. } => true,
+            Self::Denied { .. }
+            | Self::Unusable { .. }
+            | Self::DoesNotOpen { .. }
+            | Self::NotItsKey { .. } => false,
+        }
+    }
 }
 
 /// One key-encryption key at one provider.

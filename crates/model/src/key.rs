@@ -318,7 +318,7 @@ pub struct KeySeen {
     pub updated_at: OffsetDateTime,
 }
 
-/// A key service that does not answer.
+/// A key service that does not answer, or does not let us in.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyOutage {
     /// Since when.
@@ -326,6 +326,9 @@ pub struct KeyOutage {
     pub since: OffsetDateTime,
     /// What was seen, for the operator.
     pub reason: String,
+    /// It answers, and does not accept what we sign in with: only other credentials help.
+    #[serde(default)]
+    pub are_credentials_refused: bool,
 }
 
 /// What was last seen of a cluster's keys, written by the keeper of keys alone.
@@ -356,7 +359,7 @@ pub struct KeysSeen {
     pub denied: Option<String>,
     /// The service said so since the customer revoked the key here: when it allows it again, the revocation is over.
     pub was_denied_since_revocation: bool,
-    /// The service does not answer.
+    /// The service does not answer, or does not let us in.
     pub outage: Option<KeyOutage>,
 }
 

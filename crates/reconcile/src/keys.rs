@@ -366,12 +366,21 @@ async fn ask(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Erro
             })
             .await?;
         }
-        Err(Trouble::Silent(reason)) => {
+        Err(trouble @ (Trouble::Silent(_) | Trouble::NotLetIn(_))) => {
+            let are_credentials_refused = matches!(trouble, Trouble::NotLetIn(_));
             let since = was.outage.as_ref().map_or(now, |outage| outage.since);
-            if was.outage.is_none() {
+            let is_news = was
+                .outage
+                .as_ref()
+                .is_none_or(|outage| outage.are_credentials_refused != are_credentials_refused);
+            let reason = trouble.to_string();
+            if is_news && are_credentials_refused {
+                tracing::error!(cluster = %id, key = %spec, reason, "the key service does not accept the credentials; a running cluster runs on, a sleeping one cannot wake, and it is asked again");
+            } else if is_news {
                 tracing::error!(cluster = %id, key = %spec, reason, "the key service gives no answer; a running cluster runs on, and it is asked again");
             }
-            note(house, id, move |seen| seen.outage = Some(KeyOutage { since, reason })).await?;
+            let outage = KeyOutage { since, reason, are_credentials_refused };
+            note(house, id, move |seen| seen.outage = Some(outage)).await?;
         }
     }
     Ok(true)
@@ -454,6 +463,8 @@ pub(crate) fn remember(seen: &mut KeysSeen, used: &KeyUse, now: OffsetDateTime) 
 enum Trouble {
     /// The service said no.
     Denied(String),
+    /// The service does not accept what we sign in with. Nothing is known of the key.
+    NotLetIn(String),
     /// Nothing is known.
     Silent(String),
 }
@@ -461,7 +472,7 @@ enum Trouble {
 impl std::fmt::Display for Trouble {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Self::Denied(reason) | Self::Silent(reason) => f.write_str(reason),
+            Self::Denied(reason) | Self::NotLetIn(reason) | Self::Silent(reason) => f.write_str(reason),
         }
     }
 }
@@ -473,6 +484,7 @@ async fn asked<T>(work: impl Future<Output = Result<T, engine::Error>>) -> Resul
             let reason = cause.to_string();
             Err(match cause {
                 KeyFailure::Denied { .. } => Trouble::Denied(reason),
+                KeyFailure::Unauthenticated { .. } => Trouble::NotLetIn(reason),
                 // A wrapped key that does not open, or is not the cluster's, is no word of the service's.
                 KeyFailure::Unreachable { .. }
                 | KeyFailure::Unusable { .. }

@@ -38,6 +38,7 @@ enum Mood {
     Willing,
     Denying,
     Silent,
+    NotLettingIn,
 }
 
 /// A ring whose keys of customers are roots of their own, at a service that may say no or nothing.
@@ -62,6 +63,9 @@ impl Service {
         }
         if mood == Mood::Silent as u8 {
             return Err(KeyFailure::Unreachable { key, reason: "no answer".to_owned() });
+        }
+        if mood == Mood::NotLettingIn as u8 {
+            return Err(KeyFailure::Unauthenticated { key, reason: "the token has ended".to_owned() });
         }
         Ok(())
     }
@@ -407,6 +411,45 @@ async fn a_silent_service_lets_run_what_runs_and_refuses_what_would_start() {
     ground.service.set(Mood::Willing);
     ground.until_running(id).await;
     ground.until(id, "the outage is over", |_, seen| seen.keys.outage.is_none()).await;
+    assert_eq!(rows(&ground.host, id).await, 2);
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn wrong_credentials_stop_nothing_that_runs_and_give_back_nothing_that_was_taken() {
+    let ground = Ground::new().await;
+    let id = ground.create().await;
+    ground.enable(id).await;
+    ground.service.set(Mood::NotLettingIn);
+    let refused = |_: &KeyWish, seen: &Observation| {
+        seen.keys.outage.as_ref().is_some_and(|outage| outage.are_credentials_refused)
+    };
+    ground.until(id, "the refusal is seen", refused).await;
+    sleep(Duration::from_millis(600)).await;
+    assert!(ground.host.is_running(id));
+    assert_eq!(rows(&ground.host, id).await, 1);
+    assert_eq!(ground.status(id), CmekStatus::Enabled, "nothing was revoked");
+    // What sleeps says why it cannot start.
+    let now = OffsetDateTime::now_utc();
+    ground.store.wish(id, Wish::Exists(Power::Asleep), now).unwrap();
+    ground.until(id, "it sleeps", |_, seen| seen.phase == Phase::Asleep).await;
+    ground.store.wish(id, Wish::Exists(Power::Running), now).unwrap();
+    let says_why = |_: &KeyWish, seen: &Observation| matches!(&seen.phase, Phase::Broken { reason } if reason.contains("the token has ended"));
+    ground.until(id, "it cannot start", says_why).await;
+    ground.service.set(Mood::Willing);
+    ground.until_running(id).await;
+    ground.until(id, "the outage is over", |_, seen| seen.keys.outage.is_none()).await;
+
+    // What the service took away stays away while it does not let us in: somebody who spoils the credentials opens nothing.
+    ground.service.set(Mood::Denying);
+    ground.until_status(id, CmekStatus::Revoked).await;
+    ground.service.set(Mood::NotLettingIn);
+    ground.until(id, "the refusal is seen", refused).await;
+    sleep(Duration::from_millis(600)).await;
+    assert_eq!(ground.status(id), CmekStatus::Revoked);
+    assert!(!ground.host.is_running(id));
+    ground.service.set(Mood::Willing);
+    ground.until_running(id).await;
     assert_eq!(rows(&ground.host, id).await, 2);
     ground.stop().await;
 }

@@ -21,7 +21,7 @@ const PREFIX: &str = "vault:v";
 pub enum Mood {
     /// As it should.
     Willing,
-    /// Permission is denied.
+    /// Permission for the key is denied, to a token that is good.
     Denying,
     /// It closes every connection without a word.
     Silent,
@@ -79,16 +79,18 @@ impl Answers for Office {
         if mood == Mood::Silent as u8 {
             return None;
         }
+        // A token of Vault's without an end, as its root token is: good also where the key is denied, else the refusal would
+        // say nothing of the key.
+        if path.ends_with("/auth/token/lookup-self") {
+            let token = json!({"ttl": 0, "renewable": false, "expire_time": null});
+            return Some(reply("200 OK", &json!({ "data": token })));
+        }
         if mood == Mood::Denying as u8 {
             return Some(reply("403 Forbidden", &json!({"errors": ["permission denied"]})));
         }
         let asked: Value = serde_json::from_slice(body).unwrap_or_default();
         let verb = path.rsplit_once("/transit/").map_or(path, |(_, verb)| verb);
         let answered = match verb.split('/').next()? {
-            // A token of Vault's without an end, as its root token is.
-            _ if path.ends_with("/auth/token/lookup-self") => {
-                Some(json!({"ttl": 0, "renewable": false, "expire_time": null}))
-            }
             "encrypt" => self.encrypt(&asked),
             "decrypt" => self.decrypt(&asked),
             "keys" => Some(json!({
@@ -163,5 +165,13 @@ mod tests {
         assert_eq!(told(back)["data"]["plaintext"], plain);
         let elsewhere = ask("/v1/transit/decrypt/k", json!({"ciphertext": wrapped}));
         assert_eq!(elsewhere.status, "400 Bad Request");
+        office.mood.store(Mood::Denying as u8, Ordering::SeqCst);
+        let denied = ask("/v1/transit/decrypt/k", json!({"ciphertext": wrapped, "associated_data": place}));
+        assert_eq!(denied.status, "403 Forbidden");
+        assert_eq!(
+            ask("/v1/auth/token/lookup-self", json!({})).status,
+            "200 OK",
+            "the key is denied, not the token"
+        );
     }
 }

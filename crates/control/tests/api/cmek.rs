@@ -317,8 +317,11 @@ async fn what_is_wrong_with_keys_is_an_alert_with_a_next_step_and_the_worst_come
     assert_eq!(alerts().await, json!([]));
     world.call("POST", &path, specs(&key("transit/keys/shop"))).await;
     let ill = |seen: &mut KeysSeen| {
-        seen.outage =
-            Some(KeyOutage { since: OffsetDateTime::UNIX_EPOCH, reason: "connection refused".to_owned() });
+        seen.outage = Some(KeyOutage {
+            since: OffsetDateTime::UNIX_EPOCH,
+            reason: "connection refused".to_owned(),
+            are_credentials_refused: false,
+        });
         seen.denied = Some("permission denied".to_owned());
         (seen.failure, seen.failed_demand) = (Some("no such key".to_owned()), 1);
     };
@@ -337,7 +340,27 @@ async fn what_is_wrong_with_keys_is_an_alert_with_a_next_step_and_the_worst_come
         find("permission denied")["next_step"].as_str().unwrap().contains("chitin key service test vault")
     );
     assert_eq!(find("connection refused")["since"], "1970-01-01T00:00:00Z");
+    assert!(find("connection refused")["what"].as_str().unwrap().contains("does not answer"));
     assert_eq!(find("no such key")["cluster"], "shop-one");
+    // A service that answers and does not let us in needs other credentials, not to be brought back.
+    let not_let_in = |seen: &mut KeysSeen| {
+        seen.outage = Some(KeyOutage {
+            since: OffsetDateTime::UNIX_EPOCH,
+            reason: "the token has ended".to_owned(),
+            are_credentials_refused: true,
+        });
+        seen.denied = None;
+    };
+    world.store.observe_keys(id, not_let_in).unwrap();
+    let told = alerts().await;
+    let told = told.as_array().unwrap().iter();
+    let refused = told.filter(|alert| alert["what"].as_str().unwrap().contains("the token has ended"));
+    let refused: Vec<_> = refused.collect();
+    let text = |member: &str| refused[0][member].as_str().unwrap();
+    assert_eq!((refused.len(), text("severity")), (1, "warning"));
+    assert!(text("what").contains("does not accept the credentials"), "{refused:?}");
+    assert!(text("next_step").contains("chitin key service set vault"), "{refused:?}");
+
     let list = world.get("/chitin/keys").await.json();
     assert_eq!(list["root_key"]["version"], 1);
     assert!(list["clusters"][0]["next_step"].as_str().unwrap().contains("chitin key restore"));

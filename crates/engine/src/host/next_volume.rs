@@ -137,8 +137,8 @@ impl Host {
             };
             match opened {
                 Ok(key) => kept = Some(key),
-                // Of a service that does not answer nothing is known; it may answer soon.
-                Err(cause @ Error::DataKey(keys::KeyFailure::Unreachable { .. })) => return Err(cause),
+                // Of a key whose service does not answer, or does not let us in, nothing is known; it may soon.
+                Err(Error::DataKey(cause)) if cause.is_silence() => return Err(cause.into()),
                 // Its key cannot be had any more, so the copy is worth nothing.
                 Err(_) => *lock(&slot.next) = None,
             }
@@ -259,7 +259,7 @@ impl Host {
         };
         match rewrapped.await {
             Ok(()) => Ok(()),
-            Err(cause @ Error::DataKey(keys::KeyFailure::Unreachable { .. })) => Err(cause),
+            Err(Error::DataKey(cause)) if cause.is_silence() => Err(cause.into()),
             Err(cause) => {
                 tracing::warn!(cluster = %cluster.handle(), %cause, "a copied volume is destroyed: its data key cannot be wrapped anew");
                 Self::give_up_copy(slot).await?;

@@ -40,6 +40,10 @@ impl Subject {
         KeyFailure::Denied { key: self.0.clone(), reason: reason.into() }
     }
 
+    pub(super) fn unauthenticated(&self, reason: impl Into<String>) -> KeyFailure {
+        KeyFailure::Unauthenticated { key: self.0.clone(), reason: reason.into() }
+    }
+
     pub(super) fn unreachable(&self, reason: impl Into<String>) -> KeyFailure {
         KeyFailure::Unreachable { key: self.0.clone(), reason: reason.into() }
     }

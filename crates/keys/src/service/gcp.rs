@@ -195,7 +195,7 @@ fn refused(asker: &Asker, answer: &Answer) -> KeyFailure {
     let says = |part: &str| lower.contains(part);
     match (answer.status, status.as_str()) {
         (408 | 429 | 499 | 500.., _) | (_, "RESOURCE_EXHAUSTED" | "UNAVAILABLE") => subject.unreachable(said),
-        (401, _) => subject.denied(format!(
+        (401, _) => subject.unauthenticated(format!(
             "Google does not accept the credentials ({said}); give the key service a service account's key that is valid"
         )),
         (403 | 404, _) => subject.denied(said),

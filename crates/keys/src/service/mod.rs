@@ -3,6 +3,7 @@
 //!
 //! What a failure means to a cluster depends on its kind alone, so each provider says with care which it is:
 //! [`KeyFailure::Denied`] only when the service itself, signed in to, says that the key may not be used;
+//! [`KeyFailure::Unauthenticated`] when it does not let us sign in, which is no word about the key;
 //! [`KeyFailure::Unreachable`] when nothing is known; [`KeyFailure::Unusable`] when something is set that cannot be.
 
 mod asking;

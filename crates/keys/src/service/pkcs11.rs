@@ -132,7 +132,7 @@ impl Key {
             set_at: self.set_at,
         };
         if module.was_refused(&pin) {
-            return Err(self.subject.denied(
+            return Err(self.subject.unauthenticated(
                 "the token refused this PIN before, and it is not tried again, since the token would lock itself; set \
                  the key service with the right one",
             ));
@@ -142,7 +142,9 @@ impl Key {
             Ok(()) => Ok((session, token)),
             Err(Error::Pkcs11(RvError::PinIncorrect | RvError::PinInvalid | RvError::PinLenRange, _)) => {
                 module.remember_refused(pin);
-                Err(self.subject.denied("the token refuses the PIN; set the key service with the right one"))
+                Err(self
+                    .subject
+                    .unauthenticated("the token refuses the PIN; set the key service with the right one"))
             }
             Err(cause) => Err(self.meaning(&cause)),
         }
@@ -313,9 +315,11 @@ impl Key {
             | RvError::PinLenRange
             | RvError::PinExpired
             | RvError::PinLocked
-            | RvError::UserPinNotInitialized
-            | RvError::KeyFunctionNotPermitted
-            | RvError::ActionProhibited => self.subject.denied(said),
+            | RvError::UserPinNotInitialized => self.subject.unauthenticated(format!(
+                "the token does not let its user sign in ({said}); have the PIN unlocked or set by whoever runs the \
+                 token, and set the key service with it"
+            )),
+            RvError::KeyFunctionNotPermitted | RvError::ActionProhibited => self.subject.denied(said),
             RvError::EncryptedDataInvalid | RvError::EncryptedDataLenRange => self.subject.does_not_open(),
             RvError::MechanismInvalid
             | RvError::MechanismParamInvalid
@@ -387,6 +391,34 @@ mod tests {
         assert!(number(&[0, 10]) > number(&[9]) && number(&[1, 0]) > number(&[255]));
         assert_eq!(number(&[0, 1]), number(&[1]));
         assert!(number(&[]) < number(&[1]));
+    }
+
+    #[test]
+    fn a_pin_that_is_not_accepted_says_nothing_of_the_key() {
+        let spec = KeySpec { kind: model::KeyType::Pkcs11, ..KeySpec::root() };
+        let key = Key {
+            subject: Subject::of(&spec),
+            spec,
+            uri: Uri::parse("pkcs11:token=chitin;object=shop").unwrap(),
+            pin: KeptSecret::new("canary".to_owned()),
+            service: "hsm".to_owned(),
+            set_at: OffsetDateTime::UNIX_EPOCH,
+        };
+        let meaning = |value| key.meaning(&Error::Pkcs11(value, Function::Login));
+        for value in [
+            RvError::PinIncorrect,
+            RvError::PinInvalid,
+            RvError::PinLenRange,
+            RvError::PinExpired,
+            RvError::PinLocked,
+            RvError::UserPinNotInitialized,
+        ] {
+            let refused = meaning(value);
+            assert!(matches!(refused, KeyFailure::Unauthenticated { .. }), "{refused}");
+            assert!(!refused.to_string().contains("canary"), "{refused}");
+        }
+        assert!(matches!(meaning(RvError::KeyFunctionNotPermitted), KeyFailure::Denied { .. }));
+        assert!(matches!(meaning(RvError::DeviceRemoved), KeyFailure::Unreachable { .. }));
     }
 
     #[test]

@@ -13,7 +13,7 @@ use zeroize::Zeroizing;
 
 use super::asking::{Answer, Asker, Question, clean, encoded};
 use crate::{Binding, DataKey, KeyEncryption, KeyFailure, WrappedKey};
-use session::Session;
+use session::{Session, Standing};
 
 const ALGORITHM: &str = "vault-transit";
 /// Longest wrapped text that is sent to be opened, in bytes. Ours have about 130.
@@ -127,7 +127,8 @@ impl Transit {
         format!("{}/v1/{mount}/{verb}/{name}", self.session.base())
     }
 
-    /// Asks, and signs in again when the token is refused: an expired one looks like one that may not.
+    /// Asks, and signs in again when the token is refused: to this service one that has ended and one that may not are the
+    /// same. A token that was given is all there is, so the service is asked which of both it is.
     async fn ask<'a>(&self, question: impl Fn() -> Question<'a>) -> Result<Answer, KeyFailure> {
         let place = question().place;
         let token = self.session.token(place).await?;
@@ -137,7 +138,15 @@ impl Transit {
         }
         match self.session.another_token(&token, place).await? {
             Some(token) => self.session.ask_with(question(), &token).await,
-            None => Ok(answer),
+            None => match self.session.standing(&token, place).await? {
+                Standing::Ended => Err(self.asker().subject.unauthenticated(
+                    "the service does not accept the token: it has ended, was revoked, or never was one; give the key \
+                     service one that is valid",
+                )),
+                // Where the service does not tell, the refusal is taken for a word about the key: whoever takes a key away
+                // there must be able to rely on it.
+                Standing::Good | Standing::Unknown => Ok(answer),
+            },
         }
     }
 
@@ -174,10 +183,13 @@ impl Transit {
         let Path { mount, name } = &self.path;
         match answer.status {
             403 => subject.denied(format!(
-                "{said}; the token must be valid, and its policy must allow {capability} on {mount}/{verb}/{name}"
+                "{said}; the token's policy must allow {capability} on {mount}/{verb}/{name}"
             )),
             404 => subject.denied(format!("there is no such key, or nothing is mounted at {mount} ({said})")),
-            400 if says("encryption key not found") || says("disallowed by policy") || says("soft deleted") => {
+            400 if says("encryption key not found")
+                || says("disallowed by policy")
+                || says("soft deleted") =>
+            {
                 subject.denied(said)
             }
             400 if says("invalid ciphertext")

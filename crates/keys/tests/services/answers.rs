@@ -129,6 +129,64 @@ async fn redirects_pages_of_proxies_and_failures_are_nobody_s_word_about_a_key()
     }
 }
 
+/// Answers a question about a Vault's key with one refusal, and what is asked about the token with others.
+struct Telling {
+    look_up: Fetched,
+    preflight: Fetched,
+}
+
+#[async_trait]
+impl Fetcher for Telling {
+    async fn fetch(&self, fetch: Fetch) -> Reply {
+        Ok(match fetch.url.strip_prefix("https://vault.example/v1/").unwrap() {
+            "auth/token/lookup-self" => self.look_up.clone(),
+            "sys/internal/ui/mounts/sys" => self.preflight.clone(),
+            _ => answer(403, DENIED),
+        })
+    }
+}
+
+const DENIED: &str = r#"{"errors": ["1 error occurred:\n\t* permission denied\n\n"]}"#;
+
+#[tokio::test]
+async fn a_refusal_counts_for_the_key_unless_the_service_says_that_it_does_not_know_the_token() {
+    let preflight = r#"{"errors": ["preflight capability check returned 403, please ensure client's policies grant access to path \"sys/\""]}"#;
+    let newer = r#"{"errors": ["2 errors occurred:\n\t* permission denied\n\t* invalid token\n\n"]}"#;
+    let older = r#"{"errors": ["bad token"]}"#;
+    let itself = r#"{"data": {"ttl": 0}}"#;
+    let sealed = r#"{"errors": ["Vault is sealed"]}"#;
+    let none = r#"{"errors": ["unsupported path"]}"#;
+    let page = "<html>Forbidden by the proxy</html>";
+    for (look_up, preflight, wanted) in [
+        ((200, itself), (500, ""), "denied"),
+        ((403, newer), (500, ""), "unauthenticated"),
+        ((403, older), (500, ""), "unauthenticated"),
+        ((403, DENIED), (403, preflight), "denied"),
+        ((403, DENIED), (200, "{}"), "denied"),
+        ((403, DENIED), (403, r#"{"errors": ["permission denied"]}"#), "unauthenticated"),
+        ((403, DENIED), (403, newer), "unauthenticated"),
+        // It does not tell: then the key counts as taken away.
+        ((403, DENIED), (404, none), "denied"),
+        ((403, DENIED), (400, none), "denied"),
+        // Nothing is known, and it is asked again.
+        ((403, DENIED), (503, sealed), "unreachable"),
+        ((503, sealed), (200, "{}"), "unreachable"),
+        ((403, DENIED), (403, page), "unreachable"),
+        ((403, page), (200, "{}"), "unreachable"),
+        ((302, ""), (200, "{}"), "unreachable"),
+    ] {
+        let token = KeyCredentials::VaultToken(KeptSecret::new(CANARY.to_owned()));
+        let of = |(status, body)| answer(status, body);
+        let fetcher = Arc::new(Telling { look_up: of(look_up), preflight: of(preflight) });
+        let spec = spec(KeyType::Vault, "transit/keys/shop");
+        let service = service(spec.kind, "https://vault.example", token);
+        let key = keys::service::open(&service, &spec, fetcher, Arc::new(SystemClock)).unwrap();
+        let refused = key.unwrap(&wrapped(&spec), &place()).await.map(|_| ());
+        assert!(!format!("{refused:?}").contains("canary"), "{refused:?}");
+        assert_eq!(kind_of(refused), wanted, "{look_up:?} {preflight:?}");
+    }
+}
+
 #[tokio::test]
 async fn a_success_that_is_no_answer_is_never_taken_for_a_key() {
     for body in [

@@ -107,7 +107,7 @@ async fn only_the_service_s_own_word_denies_a_key() {
 }
 
 #[tokio::test]
-async fn a_token_that_ended_is_asked_for_anew_and_an_account_s_key_that_was_deleted_is_denied() {
+async fn a_token_that_ended_is_asked_for_anew_and_an_account_s_key_that_was_deleted_denies_no_key() {
     let google = Google::start().await;
     let (fetcher, clock) = (Arc::<Loopback>::default(), TestClock::new());
     let key = keys::service::open(&key_service(&google), &key_spec(&google), fetcher.clone(), clock.clone())
@@ -121,9 +121,9 @@ async fn a_token_that_ended_is_asked_for_anew_and_an_account_s_key_that_was_dele
         world.end_tokens();
         world.is_account_key_valid = false;
     });
-    let denied = key.unwrap(&wrapped, &mine).await.unwrap_err();
-    assert!(matches!(denied, KeyFailure::Denied { .. }), "{denied}");
-    assert!(!format!("{denied:?} {key:?}").contains("PRIVATE"), "{denied:?} {key:?}");
+    let refused = key.unwrap(&wrapped, &mine).await.unwrap_err();
+    assert!(matches!(refused, KeyFailure::Unauthenticated { .. }), "{refused}");
+    assert!(!format!("{refused:?} {key:?}").contains("PRIVATE"), "{refused:?} {key:?}");
     google.change(|world| world.is_account_key_valid = true);
 
     // Our clock is wrong: that says nothing of the key.

@@ -86,8 +86,11 @@ impl Bao {
 
     /// A token with the policy, for so long.
     async fn token(&self, ttl: &str) -> KeptSecret {
-        let body = json!({"policies": ["shop"], "ttl": ttl, "no_parent": true});
-        let made = self.admin(Method::POST, "auth/token/create", &body).await;
+        self.token_with(&json!({"policies": ["shop"], "ttl": ttl, "no_parent": true})).await
+    }
+
+    async fn token_with(&self, body: &Value) -> KeptSecret {
+        let made = self.admin(Method::POST, "auth/token/create", body).await;
         KeptSecret::new(made["auth"]["client_token"].as_str().unwrap().to_owned())
     }
 
@@ -215,7 +218,7 @@ async fn a_sealed_or_an_absent_vault_is_unreachable() {
 }
 
 #[tokio::test]
-async fn approle_signs_in_again_when_its_token_has_ended_and_is_denied_when_it_may_not() {
+async fn approle_signs_in_again_when_its_token_has_ended_and_denies_no_key_when_it_may_not() {
     let bao = Bao::start("aes256-gcm96").await;
     let service = bao.service(bao.app_role("1h").await);
     let (fetcher, clock) = (Arc::<Loopback>::default(), TestClock::new());
@@ -246,9 +249,15 @@ async fn approle_signs_in_again_when_its_token_has_ended_and_is_denied_when_it_m
     assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "opens");
     assert_eq!(sign_ins(), 3);
 
+    // What the role may is taken away: a fresh sign-in shows that the refusal is about the key.
+    bao.policy(r#"path "transit/keys/other" { capabilities = ["read"] }"#).await;
+    assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "denied");
+    bao.policy(POLICY).await;
+    assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "opens");
+
     // The role is taken away with all it gave.
     bao.admin(Method::DELETE, "sys/auth/approle", &json!({})).await;
-    assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "denied");
+    assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "unauthenticated");
     assert!(
         fetcher.fetches.lock().unwrap().iter().all(|fetch| fetch.cluster == mine.cluster()),
         "each fetch is on the cluster's behalf"
@@ -256,7 +265,7 @@ async fn approle_signs_in_again_when_its_token_has_ended_and_is_denied_when_it_m
 }
 
 #[tokio::test]
-async fn a_wrong_secret_id_is_denied_and_never_repeated() {
+async fn a_wrong_secret_id_denies_no_key_and_is_never_repeated() {
     let bao = Bao::start("aes256-gcm96").await;
     let KeyCredentials::VaultAppRole { role_id, mount, .. } = bao.app_role("1h").await else {
         unreachable!("it is AppRole");
@@ -264,13 +273,13 @@ async fn a_wrong_secret_id_is_denied_and_never_repeated() {
     let secret_id = KeptSecret::new("canary-canary-canary".into());
     let service = bao.service(KeyCredentials::VaultAppRole { role_id, secret_id, mount });
     let key = open(&service, &spec(KeyType::Vault, "transit/keys/shop"));
-    let denied = key.wrap(&DataKey::random(), &place()).await.unwrap_err();
-    assert!(matches!(denied, KeyFailure::Denied { .. }), "{denied}");
-    assert!(!format!("{denied:?} {key:?}").contains("canary"), "{denied:?} {key:?}");
+    let refused = key.wrap(&DataKey::random(), &place()).await.unwrap_err();
+    assert!(matches!(refused, KeyFailure::Unauthenticated { .. }), "{refused}");
+    assert!(!format!("{refused:?} {key:?}").contains("canary"), "{refused:?} {key:?}");
 }
 
 #[tokio::test]
-async fn a_token_that_was_given_is_renewed_while_it_is_used_and_denied_when_it_is_revoked() {
+async fn a_token_that_was_given_is_renewed_while_it_is_used_and_denies_no_key_when_it_is_revoked() {
     let bao = Bao::start("aes256-gcm96").await;
     let token = bao.token("12s").await;
     let (fetcher, clock) = (Arc::<Loopback>::default(), TestClock::new());
@@ -292,9 +301,39 @@ async fn a_token_that_was_given_is_renewed_while_it_is_used_and_denied_when_it_i
     assert!(fetcher.count.load(Ordering::SeqCst) < 80, "it is not asked at every turn");
 
     bao.admin(Method::POST, "auth/token/revoke", &json!({"token": token.expose()})).await;
-    let denied = key.unwrap(&wrapped, &mine).await.unwrap_err();
-    assert!(matches!(denied, KeyFailure::Denied { .. }), "{denied}");
-    assert!(!denied.to_string().contains(token.expose()), "{denied}");
+    let refused = key.unwrap(&wrapped, &mine).await.unwrap_err();
+    assert!(matches!(refused, KeyFailure::Unauthenticated { .. }), "{refused}");
+    assert!(!refused.to_string().contains(token.expose()), "{refused}");
+}
+
+#[tokio::test]
+async fn a_revoked_token_and_a_policy_that_was_removed_are_told_apart_whatever_the_token_may_look_at() {
+    let bao = Bao::start("aes256-gcm96").await;
+    let mine = place();
+    // With the default policy a token may look at itself; without it, at nothing but what its own policy names.
+    for no_default_policy in [false, true] {
+        let body = json!({"policies": ["shop"], "ttl": "1h", "no_parent": true,
+            "no_default_policy": no_default_policy});
+        let token = bao.token_with(&body).await;
+        let service = bao.service(KeyCredentials::VaultToken(token.clone()));
+        let key = open(&service, &spec(KeyType::Vault, "transit/keys/shop"));
+        let wrapped = key.wrap(&DataKey::random(), &mine).await.unwrap();
+        // Whoever takes the right to the key away must be believed, and so must whoever removes the key.
+        bao.policy(r#"path "secret/data/other" { capabilities = ["read"] }"#).await;
+        assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "denied", "{no_default_policy}");
+        bao.policy(POLICY).await;
+        assert_eq!(kind_of(key.unwrap(&wrapped, &mine).await), "opens");
+        bao.admin(Method::POST, "auth/token/revoke", &json!({"token": token.expose()})).await;
+        let ended = key.unwrap(&wrapped, &mine).await.unwrap_err();
+        assert!(matches!(ended, KeyFailure::Unauthenticated { .. }), "{no_default_policy}: {ended}");
+        assert!(ended.to_string().contains("give the key service one that is valid"), "{ended}");
+    }
+    // And what never was a token.
+    let typo = KeyCredentials::VaultToken(KeptSecret::new("canary-canary".into()));
+    let key = open(&bao.service(typo), &spec(KeyType::Vault, "transit/keys/shop"));
+    let refused = key.wrap(&DataKey::random(), &mine).await.unwrap_err();
+    assert!(matches!(refused, KeyFailure::Unauthenticated { .. }), "{refused}");
+    assert!(!refused.to_string().contains("canary"), "{refused}");
 }
 
 #[tokio::test]

@@ -175,6 +175,7 @@ pub fn kind_of<T>(result: Result<T, KeyFailure>) -> &'static str {
     match result {
         Ok(_) => "opens",
         Err(KeyFailure::Denied { .. }) => "denied",
+        Err(KeyFailure::Unauthenticated { .. }) => "unauthenticated",
         Err(KeyFailure::Unreachable { .. }) => "unreachable",
         Err(KeyFailure::Unusable { .. }) => "unusable",
         Err(KeyFailure::DoesNotOpen { .. }) => "does not open",

@@ -73,7 +73,7 @@ impl Refused {
         let Self { code, message, status } = self;
         let said = format!("{code}: {message}");
         if self.is_of_credentials() {
-            return subject.denied(format!(
+            return subject.unauthenticated(format!(
                 "AWS does not accept the credentials ({said}); give the key service an access key that is active"
             ));
         }
@@ -97,8 +97,9 @@ impl Refused {
             }
             // Its message repeats what was signed, so it is not passed on.
             "InvalidSignatureException" | "SignatureDoesNotMatch" | "InvalidSignature" | "IncompleteSignature" => {
-                subject.unusable(format!(
-                    "{code}: the secret access key is not the one of this access key's id; set the key service anew"
+                subject.unauthenticated(format!(
+                    "AWS does not accept the credentials ({code}: the secret access key is not the one of this access \
+                     key's id); set the key service anew"
                 ))
             }
             "ThrottlingException" | "Throttling" | "TooManyRequestsException" | "LimitExceededException"
@@ -123,6 +124,7 @@ mod tests {
         let refused = Refused { code: code.to_owned(), message: message.to_owned(), status };
         match refused.meaning(&Subject::of(&model::KeySpec::root())) {
             KeyFailure::Denied { .. } => "denied",
+            KeyFailure::Unauthenticated { .. } => "unauthenticated",
             KeyFailure::Unreachable { .. } => "unreachable",
             KeyFailure::Unusable { .. } => "unusable",
             KeyFailure::DoesNotOpen { .. } => "does not open",
@@ -138,8 +140,14 @@ mod tests {
             ("KMSInvalidStateException", "arn is unavailable.", 400, "unreachable"),
             ("NotFoundException", "Key 'arn' does not exist", 400, "denied"),
             ("AccessDeniedException", "User: arn is not authorized to perform: kms:Decrypt", 400, "denied"),
-            ("ExpiredTokenException", "The security token included in the request is expired", 400, "denied"),
-            ("UnrecognizedClientException", "The security token included is invalid.", 400, "denied"),
+            ("ExpiredTokenException", "The security token included is expired", 400, "unauthenticated"),
+            (
+                "UnrecognizedClientException",
+                "The security token included is invalid.",
+                400,
+                "unauthenticated",
+            ),
+            ("InvalidClientTokenId", "The security token included is invalid.", 403, "unauthenticated"),
             ("InvalidCiphertextException", "", 400, "does not open"),
             ("IncorrectKeyException", "", 400, "does not open"),
             ("InvalidKeyUsageException", "", 400, "unusable"),
@@ -156,7 +164,8 @@ mod tests {
                 "unreachable",
             ),
             ("SignatureDoesNotMatch", "Signature not yet current: 20260101", 403, "unreachable"),
-            ("InvalidSignatureException", "The request signature we calculated", 400, "unusable"),
+            ("InvalidSignatureException", "The request signature we calculated", 400, "unauthenticated"),
+            ("SignatureDoesNotMatch", "The request signature we calculated", 403, "unauthenticated"),
         ];
         for (code, message, status, meaning) in expected {
             assert_eq!(kind(code, message, status), meaning, "{code}: {message}");

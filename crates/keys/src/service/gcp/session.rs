@@ -239,7 +239,7 @@ impl Session {
                 subject.unreachable(format!("{said}; set this machine's clock"))
             }
             (400 | 401 | 403, "invalid_grant" | "invalid_client" | "unauthorized_client" | "disabled_client"
-            | "deleted_client" | "access_denied" | "account_disabled") => subject.denied(format!(
+            | "deleted_client" | "access_denied" | "account_disabled") => subject.unauthenticated(format!(
                 "Google does not accept the service account's key ({said}); give the key service one that is valid"
             )),
             (408 | 429 | 500.., _) => subject.unreachable(said),

@@ -17,6 +17,23 @@ use crate::{Binding, KeyFailure, SecretText};
 /// How long a token that was given is used before it is asked again how long it lasts.
 const LOOK_AGAIN: Duration = Duration::from_secs(600);
 
+/// What the service answers to a token that it knows, and whose policies do not name the mount.
+const PREFLIGHT: &str = "preflight capability check";
+/// What newer services add to the refusal of a token that they do not know, and what older ones said in its place.
+const INVALID_TOKEN: &str = "invalid token";
+const BAD_TOKEN: &str = "bad token";
+
+/// What a service says of a token that it refused a key to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Standing {
+    /// It knows the token: the refusal is its word about the key.
+    Good,
+    /// It does not know the token, or not any more: the refusal says nothing of the key.
+    Ended,
+    /// It does not tell.
+    Unknown,
+}
+
 /// How we are known there.
 pub(super) struct Session {
     asker: Asker,
@@ -152,6 +169,39 @@ impl Session {
         }
     }
 
+    /// Whether a token that was refused is accepted for anything. A token that has ended and one whose policy was taken
+    /// away get the same refusal, so further questions must tell: first whether it may look at itself, as the default
+    /// policy lets it; and if not, one that the service answers to every token that it knows, whatever its policies: a
+    /// "preflight" for a mount that is always there (`sys/internal/ui/mounts`, which the service's own clients use).
+    pub(super) async fn standing(&self, token: &SecretText, place: &Binding) -> Result<Standing, KeyFailure> {
+        for path in ["auth/token/lookup-self", "sys/internal/ui/mounts/sys"] {
+            let answer =
+                self.ask_with(Question::get(format!("{}/v1/{path}", self.base), place), token).await?;
+            if answer.is_success() {
+                answer.read::<serde_json::Value>().ok_or_else(|| self.asker.senseless(&answer))?;
+                return Ok(Standing::Good);
+            }
+            // A page of something that stands before the service says nothing of the token, and nothing of the key.
+            let Refusal { errors } = answer.read().ok_or_else(|| self.asker.senseless(&answer))?;
+            let said = errors.join("; ").to_lowercase();
+            match answer.status {
+                403 if said.contains(INVALID_TOKEN) || said.contains(BAD_TOKEN) => {
+                    return Ok(Standing::Ended);
+                }
+                403 if said.contains(PREFLIGHT) => return Ok(Standing::Good),
+                403 if path.starts_with("sys/") && said.contains("permission denied") => {
+                    return Ok(Standing::Ended);
+                }
+                412 | 429 | 472 | 473 | 500.. => {
+                    let said = self.said(&errors.join("; "));
+                    return Err(self.asker.subject.unreachable(format!("HTTP {}: {said}", answer.status)));
+                }
+                _ => {}
+            }
+        }
+        Ok(Standing::Unknown)
+    }
+
     async fn sign_in(&self, place: &Binding) -> Result<Current, KeyFailure> {
         match &self.login {
             Login::Token(token) => self.keep_alive(token, place).await,
@@ -216,7 +266,7 @@ impl Session {
         };
         let said = self.said(&errors.join("; "));
         match answer.status {
-            400 | 401 | 403 => subject.denied(format!(
+            400 | 401 | 403 => subject.unauthenticated(format!(
                 "the service does not let us sign in by AppRole ({said}); give the key service a role id and a secret \
                  id that are valid"
             )),
