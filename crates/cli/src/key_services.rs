@@ -181,6 +181,8 @@ mod tests {
     use time::OffsetDateTime;
 
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
 
     fn wanted(line: &str) -> KeyServiceSet {
         #[derive(Parser)]
@@ -229,6 +231,7 @@ mod tests {
         assert!(!format!("{made:?}").contains("canary"));
         assert_eq!(made.credentials.unwrap().token.unwrap().secret().expose(), "canary");
         let aws = request(None, &wanted("--type aws")).unwrap_err();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert!(aws.next.unwrap().contains("--secret-access-key-file"));
     }
 

@@ -66,7 +66,7 @@ struct Files {
 impl Files {
     fn read(wanted: &ProviderSet) -> Result<Self, Failure> {
         let secret = match (wanted.client_secret_stdin, wanted.no_client_secret) {
-            (true, _) => Some(secret(std::io::stdin().lock())?),
+            (true, _) => Some(secret(text::private_input()?)?),
             (false, true) => Some(SecretText::new(String::new())),
             (false, false) => None,
         };

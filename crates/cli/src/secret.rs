@@ -13,9 +13,10 @@ use crate::text;
 /// Longest secret that is read, in bytes: a service account's key file is the longest.
 const SECRET_BYTES_MAX: usize = 64 * 1024;
 
-/// Reads a whole file, or standard input for `-`, without the line's end.
+/// Reads a whole file, or standard input for `-`, without the line's end. A file that others can read is refused, as the
+/// cloud refuses such key files: whoever read it already has what it holds.
 pub fn read(path: &Path) -> Result<Password, Failure> {
-    let whole = text::read(path, SECRET_BYTES_MAX)?;
+    let whole = text::read_private(path, SECRET_BYTES_MAX)?;
     let line = whole.trim_end_matches(['\n', '\r']);
     if line.is_empty() {
         return Err(Failure::new(Kind::Usage, format!("{} holds no secret", path.display())));
@@ -78,6 +79,8 @@ impl Drop for Silence {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
 
     #[test]
@@ -85,11 +88,38 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, "canary-token\r\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert_eq!(read(&path).unwrap().secret().expose(), "canary-token");
         std::fs::write(&path, "\n").unwrap();
         assert_eq!(read(&path).unwrap_err().kind, Kind::Usage);
         std::fs::write(&path, "x".repeat(SECRET_BYTES_MAX + 1)).unwrap();
         assert!(!read(&path).unwrap_err().to_string().contains("xx"));
+    }
+
+    #[test]
+    fn a_secret_that_others_can_read_is_refused_with_what_to_do() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("token");
+        std::fs::write(&path, "canary-token\n").unwrap();
+        for mode in [0o640, 0o604, 0o620, 0o602, 0o644, 0o666, 0o610] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            let refused = read(&path).unwrap_err();
+            assert_eq!(refused.kind, Kind::Usage);
+            let said = refused.to_string();
+            // The words that key files are refused with.
+            let words = format!("{} can be read by others (mode {mode:o}); run: chmod 600", path.display());
+            assert!(said.contains(&words), "{said}");
+            assert!(!said.contains("canary"), "{said}");
+        }
+        for mode in [0o600, 0o400] {
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+            assert!(read(&path).is_ok(), "{mode:o}");
+        }
+        // By a link it is the same file.
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&path, &link).unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(read(&link).is_err());
     }
 
     #[test]

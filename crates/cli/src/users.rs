@@ -62,7 +62,7 @@ fn password_for(wanted: &UserPassword) -> Result<(SecretText, bool), Failure> {
     }
     let mut text = String::new();
     let bytes_max = u64::try_from(PASSWORD_BYTES_MAX + 2).unwrap_or(u64::MAX);
-    std::io::stdin().lock().take(bytes_max).read_to_string(&mut text)?;
+    crate::text::private_input()?.take(bytes_max).read_to_string(&mut text)?;
     let line = text.strip_suffix('\n').map_or(text.as_str(), |line| line.strip_suffix('\r').unwrap_or(line));
     if line.is_empty() || line.len() > PASSWORD_BYTES_MAX || line.contains('\n') {
         return Err(Failure::new(
