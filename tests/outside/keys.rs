@@ -32,6 +32,8 @@ pub(crate) fn suite() -> Suite {
         outage::while_the_service_is_silent_what_runs_goes_on_and_what_sleeps_waits_for_it,
         outage::a_cluster_whose_service_was_silent_starts_by_itself_without_a_client,
         credentials::credentials_that_end_cut_nobody_and_what_sleeps_says_why_it_does_not_wake,
+        credentials::a_typo_over_good_credentials_is_refused_and_cuts_nobody,
+        credentials::a_typo_over_a_good_access_key_or_pin_is_refused_and_cuts_nobody,
         data_key::no_committed_row_is_lost_when_the_volume_gets_another_data_key_under_load,
         data_key::no_committed_row_is_lost_with_gocryptfs_either,
         data_key::a_sleeping_cluster_gets_another_data_key_and_sleeps_on,

@@ -6,6 +6,7 @@ mod drivers;
 mod fixtures;
 mod oauthbearer;
 mod passwords;
+mod providers;
 mod provisioning;
 mod revocation;
 mod rules;
@@ -82,6 +83,7 @@ pub(crate) fn suite() -> Suite {
             tokens::t52_a_client_cannot_say_what_only_the_gateway_knows,
             tokens::t43_tokens_and_client_secrets_are_shown_to_nobody,
             tokens::wrong_settings_of_a_provider_are_refused,
+            providers::a_mistake_over_a_good_provider_is_refused_and_sign_ins_go_on,
             tokens::a_map_for_certificates_is_not_for_tokens,
             oauthbearer::a_good_token_signs_in,
             oauthbearer::without_a_token_the_client_learns_where_to_get_one,

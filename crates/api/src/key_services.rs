@@ -124,6 +124,9 @@ pub struct PutKeyService {
     /// How we sign in. Absent keeps what is known.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub credentials: Option<PutKeyCredentials>,
+    /// Sets it without trying it on the keys that clusters use through it.
+    #[serde(default)]
+    pub force: bool,
 }
 
 /// How we sign in. Only what belongs to the service's type may be there.

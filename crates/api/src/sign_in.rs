@@ -322,6 +322,9 @@ pub struct PutIdentityProvider {
     /// Whether a SQL user is made at the first sign-in.
     #[serde(default)]
     pub provisions: bool,
+    /// Sets it without trying it at the provider.
+    #[serde(default)]
+    pub force: bool,
 }
 
 impl From<IdentityProvider> for PutIdentityProvider {
@@ -341,6 +344,7 @@ impl From<IdentityProvider> for PutIdentityProvider {
             group_claim: shown.group_claim,
             group_roles: shown.group_roles,
             provisions: shown.provisions,
+            force: false,
         }
     }
 }

@@ -10,14 +10,15 @@ use api::{
     RootKeyProtection, ThrottleLine,
 };
 use async_trait::async_trait;
-use control::{ClearThrottle, Refusal};
+use control::{ClearThrottle, KeyInUse, Refusal};
 use engine::{Administration as Engine, Capability, Host, SearchReport, Subscriptions};
 use gateway::Cut;
 use gateway::directory::NotReady;
 use identity::scram::Verifier;
 use identity::throttle::{Filter, Throttle};
 use model::{
-    Clock, ClusterId, DatabaseName, Encryption, INTERNAL_ROLE, KeySpec, Phase, Power, RoleName, SqlRole, Wish,
+    Clock, ClusterId, DatabaseName, Encryption, INTERNAL_ROLE, IdentityProvider, KeyService, KeySpec, Phase,
+    Power, RoleName, SqlRole, Wish,
 };
 use rustix::process::{Resource, getrlimit};
 use store::Store;
@@ -29,6 +30,7 @@ use crate::perimeter;
 use crate::presence::{Errand, Presence};
 use crate::ring::Ring;
 use crate::root_key::rotation::Rotation;
+use crate::trial::Trial;
 use crate::waker::Waker;
 
 /// For one errand on an engine that is awake.
@@ -61,6 +63,8 @@ pub struct Administrator {
     pub outlets: Arc<Outlets>,
     /// The keys that wrap data keys.
     pub ring: Arc<Ring>,
+    /// Tries what is set before it counts.
+    pub trial: Trial,
     /// Rotates the root key.
     pub rotation: Arc<Rotation>,
     /// Whether clusters can have networks of their own here.
@@ -82,14 +86,14 @@ impl Administrator {
             NotReady::KeyServiceSilent => Refusal::busy(
                 "the service that keeps the key of the cluster's data gives no answer; see: chitin key list",
             ),
-            NotReady::Failed | NotReady::NotGranted => {
-                Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
-            }
-            NotReady::TimedOut => too_slow(),
             NotReady::KeyServiceNotLettingIn => Refusal::busy(
                 "the service that keeps the key of the cluster's data does not accept the credentials that are set for it; \
                  see: chitin key list, and set others: chitin key service set",
             ),
+            NotReady::Failed | NotReady::NotGranted => {
+                Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
+            }
+            NotReady::TimedOut => too_slow(),
         })?;
         Ok(errand)
     }
@@ -372,6 +376,14 @@ impl control::Administration for Administrator {
     async fn try_key(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), Refusal> {
         let tried = timeout(ERRAND_MAX, self.ring.try_out(spec, cluster)).await.map_err(|_| too_slow())?;
         tried.map_err(|cause| Refusal::wrong_state(cause.to_string()))
+    }
+
+    async fn try_key_service(&self, service: &KeyService, keys: &[KeyInUse]) -> Result<(), Refusal> {
+        self.trial.key_service(service, keys).await
+    }
+
+    async fn try_provider(&self, provider: IdentityProvider) -> Result<(), Refusal> {
+        self.trial.provider(provider).await
     }
 
     fn root_key(&self) -> RootKey {

@@ -40,6 +40,7 @@ use crate::ring::Ring;
 use crate::root_key;
 use crate::root_key::rotation::{self, Rotation};
 use crate::staple::Stapler;
+use crate::trial::Trial;
 use crate::waker::Waker;
 use crate::{http, knocks, revoked, watch};
 
@@ -244,12 +245,12 @@ impl Cloud {
             store: store.clone(),
             policies,
             clock: clock.clone(),
-            flows: Flows::new(tokens, fetcher, clock.clone()),
+            flows: Flows::new(tokens, fetcher.clone(), clock.clone()),
             tickets,
             directory: directory.clone(),
             waker: waker.clone(),
             presence: presence.clone(),
-            pages,
+            pages: pages.clone(),
         });
         let settings = gateway::Settings { idle_max: options.idle_timeout, ..gateway::Settings::default() };
         let gateway = Arc::new(Gateway::new(
@@ -291,6 +292,7 @@ impl Cloud {
             clock: clock.clone(),
             throttle,
             outlets: outlets.clone(),
+            trial: Trial { host: host.clone(), ring: ring.clone(), fetcher, clock: clock.clone(), pages },
             ring,
             rotation: rotation.clone(),
             private_networks: private_networks.clone(),

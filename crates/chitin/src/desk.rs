@@ -27,7 +27,7 @@ use crate::presence::Presence;
 use crate::waker::Waker;
 
 /// Where providers send people back to, below the public URL.
-const CALLBACK: &str = "/oidc/v1/callback";
+pub const CALLBACK: &str = "/oidc/v1/callback";
 /// Most SQL users that one person is tried as.
 const CANDIDATES_MAX: usize = 50;
 

@@ -36,6 +36,7 @@ mod staple;
 mod start;
 #[cfg(test)]
 mod testing;
+mod trial;
 mod waker;
 mod watch;
 

@@ -49,16 +49,32 @@ impl Ring {
 
     /// Wraps and unwraps a throw-away key, as a cluster would have it done.
     pub async fn try_out(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), KeyFailure> {
-        let (key, place) = (self.key(spec)?, cluster.map_or(Binding::Root, Binding::Volume));
-        let trial = DataKey::random();
-        let wrapped = key.wrap(&trial, &place).await?;
-        let back = key.unwrap(&wrapped, &place).await?;
-        if back.expose() == trial.expose() {
-            return Ok(());
+        wrap_and_unwrap(&*self.key(spec)?, spec, &cluster.map_or(Binding::Root, Binding::Volume)).await
+    }
+
+    /// Uses a cluster's key through a service that is not set yet: wraps and unwraps a throw-away key, and unwraps the
+    /// cluster's own, without which a service that holds another key of the same name would pass. Nothing is kept.
+    pub async fn try_through(
+        &self,
+        service: &KeyService,
+        spec: &KeySpec,
+        cluster: ClusterId,
+        own: Option<&WrappedKey>,
+    ) -> Result<(), KeyFailure> {
+        let Outside { fetcher, clock, .. } = self.outside(spec)?;
+        let key = keys::service::open(service, spec, fetcher.clone(), clock.clone())?;
+        let place = Binding::Volume(cluster);
+        wrap_and_unwrap(&*key, spec, &place).await?;
+        match own {
+            Some(own) => key.unwrap(own, &place).await.map(drop),
+            None => Ok(()),
         }
-        Err(KeyFailure::Unusable {
+    }
+
+    fn outside(&self, spec: &KeySpec) -> Result<&Outside, KeyFailure> {
+        self.outside.get().ok_or_else(|| KeyFailure::Unreachable {
             key: spec.to_string(),
-            reason: "what it unwraps is not what it wrapped; ask whoever runs the service".to_owned(),
+            reason: "the cloud is still starting".to_owned(),
         })
     }
 
@@ -68,12 +84,7 @@ impl Ring {
             return Ok(self.root.clone());
         }
         let unusable = |reason: String| KeyFailure::Unusable { key: spec.to_string(), reason };
-        let Some(Outside { store, fetcher, clock }) = self.outside.get() else {
-            return Err(KeyFailure::Unreachable {
-                key: spec.to_string(),
-                reason: "the cloud is still starting".to_owned(),
-            });
-        };
+        let Outside { store, fetcher, clock } = self.outside(spec)?;
         let name = spec.service.as_ref().ok_or_else(|| unusable("no key service leads to it".to_owned()))?;
         let service = store.snapshot().key_service(name).cloned().ok_or_else(|| {
             unusable(format!("there is no key service {name}; set it with: chitin key service set {name}"))
@@ -110,6 +121,20 @@ impl Ring {
         }
         Err(KeyFailure::NotItsKey { found: found.to_string(), wanted: wanted.to_string() })
     }
+}
+
+/// Whether what the key wraps comes back.
+async fn wrap_and_unwrap(key: &dyn KeyEncryption, spec: &KeySpec, place: &Binding) -> Result<(), KeyFailure> {
+    let trial = DataKey::random();
+    let wrapped = key.wrap(&trial, place).await?;
+    let back = key.unwrap(&wrapped, place).await?;
+    if back.expose() == trial.expose() {
+        return Ok(());
+    }
+    Err(KeyFailure::Unusable {
+        key: spec.to_string(),
+        reason: "what it unwraps is not what it wrapped; ask whoever runs the service".to_owned(),
+    })
 }
 
 #[async_trait]

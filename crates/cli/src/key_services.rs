@@ -26,7 +26,10 @@ pub async fn run(cloud: &Cloud, command: KeyServiceCommand, printer: Printer) ->
             let known = cloud.api.key_services().await?;
             let known = known.into_iter().find(|one| one.name == wanted.name.as_str());
             let request = request(known.as_ref(), &wanted)?;
-            let set = cloud.api.put_key_service(wanted.name.as_str(), &request).await?;
+            let spinner = printer.spinner("trying it on the keys that clusters use");
+            let set = cloud.api.put_key_service(wanted.name.as_str(), &request).await;
+            spinner.finish_and_clear();
+            let set = set?;
             printer.result(&set, || shown(&set))
         }
         KeyServiceCommand::Remove { name } => {
@@ -83,6 +86,7 @@ fn request(known: Option<&KeyService>, wanted: &KeyServiceSet) -> Result<PutKeyS
         ca_pem: replaced(ca_pem, known.and_then(|known| known.ca_pem.as_ref())),
         namespace: replaced(wanted.namespace.clone(), known.and_then(|known| known.namespace.as_ref())),
         credentials: credentials(kind, known, wanted)?,
+        force: wanted.force,
     })
 }
 
@@ -177,12 +181,12 @@ fn shown(one: &KeyService) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
     use clap::Parser;
     use time::OffsetDateTime;
 
     use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
 
     fn wanted(line: &str) -> KeyServiceSet {
         #[derive(Parser)]
@@ -214,6 +218,7 @@ mod tests {
         assert_eq!((same.kind, same.namespace.as_deref()), (KeyType::Vault, Some("team")));
         assert_eq!(same.address, known().address);
         assert!(same.credentials.is_none());
+        assert!(!same.force && request(Some(&known()), &wanted("--force")).unwrap().force);
         let other =
             request(Some(&known()), &wanted("--address https://other.example.org --namespace=")).unwrap();
         assert_eq!((other.address.as_str(), other.namespace), ("https://other.example.org", None));
@@ -226,12 +231,12 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("token");
         std::fs::write(&path, "canary\n").unwrap();
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         let line = format!("--type vault --address https://a --token-file {}", path.display());
         let made = request(None, &wanted(&line)).unwrap();
         assert!(!format!("{made:?}").contains("canary"));
         assert_eq!(made.credentials.unwrap().token.unwrap().secret().expose(), "canary");
         let aws = request(None, &wanted("--type aws")).unwrap_err();
-        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         assert!(aws.next.unwrap().contains("--secret-access-key-file"));
     }
 

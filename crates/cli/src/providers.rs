@@ -36,7 +36,10 @@ pub async fn run(cloud: &Cloud, command: ProviderCommand, printer: Printer) -> R
                 .find(|one| one.name == wanted.name.as_str() && one.cluster_id.is_some() == scope.is_some());
             let name = wanted.name.clone();
             let request = changed(known, *wanted, files)?;
-            let set = cloud.api.put_provider(scope, name.as_str(), &request).await?;
+            let spinner = printer.spinner("trying it at the provider");
+            let set = cloud.api.put_provider(scope, name.as_str(), &request).await;
+            spinner.finish_and_clear();
+            let set = set?;
             printer.result(&set, || shown(&set))
         }
         ProviderCommand::Remove { name, cluster } => {
@@ -144,6 +147,7 @@ fn changed(
     }
     request.clock_skew_seconds = wanted.clock_skew.or(request.clock_skew_seconds);
     request.provisions = wanted.provision.unwrap_or(request.provisions);
+    request.force = wanted.force;
     Ok(request)
 }
 
@@ -240,6 +244,7 @@ mod tests {
         assert_eq!((less.client_id, less.group_claim, less.provisions), (None, None, false));
         assert!(less.group_roles.is_empty() && less.audiences.is_empty());
         assert_eq!((less.claim.as_deref(), less.clock_skew_seconds), (Some("email"), Some(60)));
+        assert!(!less.force && merged("--force").force, "it is tried unless something else is said");
         let more =
             merged("--scope email --scope openid --group-role CN=a,O=b=admin --group-role sales=readers");
         assert_eq!(more.scopes, ["openid", "email"]);

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use api::{Database, EgressVerdict, Facts, KeyFacts, Machine, ProofRow, RootKey, ThrottleLine};
 use async_trait::async_trait;
-use model::{ClusterId, DatabaseName, KeySpec, RoleName};
+use model::{ClusterId, ClusterName, DatabaseName, IdentityProvider, KeyService, KeySpec, RoleName};
 
 use crate::Refusal;
 
@@ -48,6 +48,12 @@ pub trait Administration: Send + Sync + 'static {
     async fn key_facts(&self, id: ClusterId) -> Result<KeyFacts, Refusal>;
     /// Wraps and unwraps a throw-away data key, on a cluster's behalf or on the cloud's own.
     async fn try_key(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), Refusal>;
+    /// Whether the keys that clusters use through a key service could be used through it as it is to be set. Keeps nothing
+    /// of it.
+    async fn try_key_service(&self, service: &KeyService, keys: &[KeyInUse]) -> Result<(), Refusal>;
+    /// Whether an identity provider that is to be set gives what sign-ins need, as far as that can be tried without a
+    /// person. Keeps nothing of it.
+    async fn try_provider(&self, provider: IdentityProvider) -> Result<(), Refusal>;
     /// The cloud's root key, described.
     fn root_key(&self) -> RootKey;
     /// Makes a new version of the root key. Returns when what is sealed by the cloud is under it; the data keys of
@@ -63,6 +69,19 @@ pub trait Administration: Send + Sync + 'static {
     fn wireguard_private_key(&self) -> String;
     /// The public key of a WireGuard private key, in base64; `None` if that is none.
     fn wireguard_public_key(&self, private_key: &str) -> Option<String>;
+}
+
+/// A customer's key that wraps a cluster's data key.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct KeyInUse {
+    /// Which key.
+    pub spec: KeySpec,
+    /// A cluster whose data key it wraps.
+    pub cluster: ClusterId,
+    /// That cluster's name.
+    pub cluster_name: ClusterName,
+    /// Whether the service denies the key already.
+    pub is_denied: bool,
 }
 
 /// Which failed sign-ins are to be forgotten. What is absent means every one; with nothing, all.

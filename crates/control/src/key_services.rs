@@ -9,9 +9,11 @@ use model::{
 };
 use store::{Entry, Snapshot};
 
-use crate::{Refusal, State, checks, input};
+use crate::{KeyInUse, Refusal, State, checks, input};
 
 const ROLE_MOUNT_DEFAULT: &str = "approle";
+/// Most keys on which a key service is tried before it replaces the one that is there.
+const KEYS_TRIED_MAX: usize = 16;
 /// Most clusters that a refusal names.
 const CLUSTERS_NAMED_MAX: usize = 10;
 
@@ -35,7 +37,8 @@ pub(crate) async fn show(
     Ok(Json((&**service).into()))
 }
 
-/// Adds or replaces one.
+/// Adds or replaces one. One that clusters use is tried on their keys first: a wrong secret would stop every one of them from
+/// waking.
 pub(crate) async fn put(
     Shared(state): Shared<State>,
     Path(name): Path<String>,
@@ -66,6 +69,14 @@ pub(crate) async fn put(
     let kept = known.as_deref().filter(|known| is_same_place(known, &service));
     service.credentials = credentials(request.kind, request.credentials, kept, known.is_some())?;
     checks::key_service(&service)?;
+    if known.is_some() {
+        let keys = in_use(&service.name, &state.store.snapshot());
+        if request.force {
+            tracing::warn!(target: "audit", service = %service.name, keys = keys.len(), "a key service is set without being tried");
+        } else if !keys.is_empty() {
+            state.administration.try_key_service(&service, &keys).await?;
+        }
+    }
     let answer = api::KeyService::from(&service);
     let store = state.store.clone();
     tokio::task::spawn_blocking(move || store.put_key_service(service))
@@ -123,6 +134,31 @@ fn cluster(snapshot: &Snapshot, text: &str) -> Result<ClusterId, Refusal> {
     found.map(|entry| entry.cluster.id).ok_or_else(|| {
         Refusal::not_found("`cluster` names no cluster; give its id, its name or its NAME-NUMBER")
     })
+}
+
+/// The keys that wrap data keys through the service, each once and with one of its clusters; those that are not denied come
+/// first, since they have something to lose.
+fn in_use(name: &KeyServiceName, all: &Snapshot) -> Vec<KeyInUse> {
+    let uses = all.iter().filter(|entry| entry.cluster.wish != Wish::Deleted).filter_map(|entry| {
+        let spec = entry.seen.keys.wrapped_by.clone()?;
+        (spec.service.as_ref() == Some(name)).then(|| KeyInUse {
+            spec,
+            cluster: entry.cluster.id,
+            cluster_name: entry.cluster.name.clone(),
+            is_denied: entry.seen.keys.denied.is_some(),
+        })
+    });
+    let mut uses: Vec<KeyInUse> = uses.collect();
+    uses.sort_by(|one, other| {
+        (one.is_denied, &one.cluster_name).cmp(&(other.is_denied, &other.cluster_name))
+    });
+    let mut keys: Vec<KeyInUse> = Vec::new();
+    for one in uses {
+        if keys.len() < KEYS_TRIED_MAX && keys.iter().all(|known| known.spec != one.spec) {
+            keys.push(one);
+        }
+    }
+    keys
 }
 
 /// Clusters whose data key could not be opened any more without the service.

@@ -84,7 +84,14 @@ async fn keep(
     let request: PutIdentityProvider = input::body(body)?;
     let name = provider_name(name)?;
     let known = state.store.snapshot().own_providers(cluster).into_iter().find(|one| one.name == name);
+    let force = request.force;
     let provider = read(request, known.as_deref(), cluster, name, state.clock.now())?;
+    if force {
+        tracing::warn!(target: "audit", provider = %provider.name, "an identity provider is set without being tried");
+    } else {
+        // A wrong secret or address over good ones would keep everybody out.
+        state.administration.try_provider(provider.clone()).await?;
+    }
     let answer = api::IdentityProvider::from(&provider);
     let store = state.store.clone();
     tokio::task::spawn_blocking(move || store.put_provider(provider)).await.map_err(Refusal::internal)??;

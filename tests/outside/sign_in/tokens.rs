@@ -518,6 +518,8 @@ pub fn t43_tokens_and_client_secrets_are_shown_to_nobody() {
             "--client-id",
             "x",
             "--client-secret-stdin",
+            // Nobody is there.
+            "--force",
         ]),
         CLIENT_SECRET.as_bytes(),
         Duration::from_secs(30),

@@ -138,7 +138,7 @@ pub enum KeyServiceCommand {
     List,
     /// Add a key service, or change one; what is not said stays
     #[command(
-        long_about = "Add a key service, or change one; what is not said stays.\n\nSecrets are read from files (`-` is standard input), or asked for on a terminal; never from arguments or the environment. A secret that is kept is never sent to another address: whoever changes the address gives the secret again.",
+        long_about = "Add a key service, or change one; what is not said stays.\n\nWhat changes is tried before it counts: every key that clusters use through the service wraps and unwraps a throw-away data key, and opens the cluster's own. Where that fails nothing is changed; --force sets it all the same.\n\nSecrets are read from files that only you can read (`-` is standard input), or asked for on a terminal; never from arguments or the environment. A secret that is kept is never sent to another address: whoever changes the address gives the secret again.",
         after_help = "Example:  chitin key service set vault --type vault --address https://vault.example.org:8200 --token-file token\n          chitin key service set vault --type vault --address https://vault.example.org:8200 --role-id ROLE --secret-id-file secret\n          chitin key service set aws --type aws --access-key-id AKIA… --secret-access-key-file secret\n          chitin key service set google --type gcp --credentials-file account.json\n          chitin key service set module --type pkcs11 --module /usr/lib/softhsm/libsofthsm2.so --pin-file pin\nNext:     chitin key service test vault --uri transit/keys/my-shop"
     )]
     Set(Box<KeyServiceSet>),
@@ -220,4 +220,7 @@ pub struct KeyServiceSet {
     /// pkcs11: a file with the PIN
     #[arg(long, value_name = "FILE")]
     pub pin_file: Option<PathBuf>,
+    /// Set it without trying it on the keys that clusters use through it
+    #[arg(long)]
+    pub force: bool,
 }

@@ -214,7 +214,7 @@ pub enum ProviderCommand {
     },
     /// Add a provider, or change one; what is not said stays
     #[command(
-        long_about = "Add a provider, or change one; what is not said stays, an empty value goes back to the default.\n\nTokens are accepted only if they come from this issuer and are meant for the client id or one of the audiences. Register the redirect address https://YOUR-CLOUD/oidc/v1/callback at the provider to sign in through a browser. A client secret is read from standard input, never from an argument, and is never shown again.",
+        long_about = "Add a provider, or change one; what is not said stays, an empty value goes back to the default.\n\nTokens are accepted only if they come from this issuer and are meant for the client id or one of the audiences. Register the redirect address https://YOUR-CLOUD/oidc/v1/callback at the provider to sign in through a browser. A client secret is read from standard input, never from an argument, and is never shown again.\n\nIt is tried before it counts: the provider is asked for what it publishes, and whether it accepts the client secret. Where that fails nothing is changed; --force sets it all the same.",
         after_help = "Example:  chitin provider set corp --issuer https://login.example.org --client-id chitin --provision true\n          pass show corp | chitin provider set corp --client-secret-stdin\n          chitin provider set ci --cluster my-shop --issuer https://ci.example.org --audience my-shop --jwks keys.json\n          chitin provider set corp --group-claim groups --group-role dba=admin --group-role sales=readers\nNext:     echo 'host all all all browser provider=corp' | chitin hba set my-shop -"
     )]
     Set(Box<ProviderSet>),
@@ -281,6 +281,9 @@ pub struct ProviderSet {
     /// Whether a SQL user is made at the first sign-in
     #[arg(long, value_name = "BOOL")]
     pub provision: Option<bool>,
+    /// Set it without trying it at the provider
+    #[arg(long)]
+    pub force: bool,
 }
 
 /// `GROUP=ROLE`, split at the last `=`, since groups are often distinguished names. An empty text is no pair.

@@ -62,6 +62,7 @@ async fn play(stage: &Stage<'_>, name: &str) -> Result<Vec<Verdict>, Stop> {
             token: Some(Password::new(SecretText::new("verify-token".to_owned()))),
             ..PutKeyCredentials::default()
         }),
+        force: false,
     };
     api.put_key_service(name, &service).await.map_err(setup)?;
     api.enable_cmek(id, &wanted(KeyType::Vault, KEY, Some(name))).await.map_err(setup)?;

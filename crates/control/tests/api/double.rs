@@ -10,11 +10,11 @@ use api::{
 };
 use async_trait::async_trait;
 use control::{
-    Administration, Arrival, Callback, ClearThrottle, Departure, DeskRefused, Login, Refusal, SignInDesk,
-    Waiting, WebSession,
+    Administration, Arrival, Callback, ClearThrottle, Departure, DeskRefused, KeyInUse, Login, Refusal,
+    SignInDesk, Waiting, WebSession,
 };
 use keys::SecretText;
-use model::{ClusterId, DatabaseName, EgressPolicy, KeySpec, Origin, RoleName};
+use model::{ClusterId, DatabaseName, EgressPolicy, IdentityProvider, KeyService, KeySpec, Origin, RoleName};
 
 #[derive(Default)]
 pub struct Engines {
@@ -30,6 +30,12 @@ pub struct Engines {
     pub tried_keys: Mutex<Vec<(KeySpec, Option<ClusterId>)>>,
     /// Why keys that are tried do not work; `None` where they do.
     pub key_refusal: Mutex<Option<Refusal>>,
+    /// Which key services were tried, on which keys.
+    pub tried_services: Mutex<Vec<(KeyService, Vec<KeyInUse>)>>,
+    /// Which identity providers were tried.
+    pub tried_providers: Mutex<Vec<IdentityProvider>>,
+    /// Why they do not work; `None` where they do.
+    pub provider_refusal: Mutex<Option<Refusal>>,
     pub key_facts: Mutex<KeyFacts>,
     root_rotations: AtomicUsize,
 }
@@ -139,6 +145,16 @@ impl Administration for Engines {
     async fn try_key(&self, spec: &KeySpec, cluster: Option<ClusterId>) -> Result<(), Refusal> {
         self.tried_keys.lock().unwrap().push((spec.clone(), cluster));
         self.key_refusal.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    async fn try_key_service(&self, service: &KeyService, keys: &[KeyInUse]) -> Result<(), Refusal> {
+        self.tried_services.lock().unwrap().push((service.clone(), keys.to_vec()));
+        self.key_refusal.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+
+    async fn try_provider(&self, provider: IdentityProvider) -> Result<(), Refusal> {
+        self.tried_providers.lock().unwrap().push(provider);
+        self.provider_refusal.lock().unwrap().clone().map_or(Ok(()), Err)
     }
 
     fn root_key(&self) -> RootKey {

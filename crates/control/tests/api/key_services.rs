@@ -213,3 +213,85 @@ async fn a_key_is_tried_for_a_cluster_and_a_refusal_is_passed_on() {
     assert_eq!(denied.refusal(), (400, 9));
     assert!(denied.text.contains("permission denied"));
 }
+
+/// A cluster whose data key is wrapped by this key of the service `vault`.
+async fn wrapped(world: &World, cluster: &str, uri: &str, denied: Option<&str>) -> model::ClusterId {
+    let id = world.made(cluster).await;
+    let spec = model::KeySpec {
+        kind: KeyType::Vault,
+        uri: uri.to_owned(),
+        auth_principal: String::new(),
+        service: Some("vault".parse().unwrap()),
+    };
+    let seen = |seen: &mut model::KeysSeen| {
+        (seen.wrapped_by, seen.denied) = (Some(spec), denied.map(str::to_owned));
+    };
+    world.store.observe_keys(id, seen).unwrap();
+    id
+}
+
+#[tokio::test]
+async fn new_credentials_are_tried_on_the_keys_in_use_before_they_replace_the_old_ones() {
+    let world = World::new();
+    set(&world, "vault", vault()).await;
+    set(&world, "other", vault()).await;
+    assert!(world.engines.tried_services.lock().unwrap().is_empty(), "nothing is used through them yet");
+    let first = wrapped(&world, "shop-aaa", "transit/keys/shop", None).await;
+    wrapped(&world, "shop-bbb", "transit/keys/shop", None).await;
+    let second = wrapped(&world, "shop-ccc", "transit/keys/next", None).await;
+    let barred = wrapped(&world, "shop-abc", "transit/keys/barred", Some("it is disabled")).await;
+    world.made("shop-ddd").await;
+
+    // A typo over good credentials: they stay, and the refusal says how to insist.
+    *world.engines.key_refusal.lock().unwrap() = Some(Refusal::wrong_state("the token has ended; --force"));
+    let before = kept(&world, "vault");
+    let typo = with(vault(), "credentials", json!({"token": "canary-typo"}));
+    let refused = set(&world, "vault", typo.clone()).await;
+    assert_eq!(refused.refusal(), (400, 9), "{}", refused.text);
+    assert!(refused.text.contains("--force") && !refused.text.contains("canary"), "{}", refused.text);
+    assert_eq!(kept(&world, "vault"), before);
+    {
+        let tried = world.engines.tried_services.lock().unwrap();
+        let [(service, keys)] = tried.as_slice() else { panic!("{tried:?}") };
+        let KeyCredentials::VaultToken(token) = &service.credentials else { panic!() };
+        assert_eq!(token.expose(), "canary-typo", "the new ones are tried");
+        let keys: Vec<_> =
+            keys.iter().map(|key| (key.cluster, key.spec.uri.as_str(), key.is_denied)).collect();
+        assert_eq!(
+            keys,
+            [
+                (first, "transit/keys/shop", false),
+                (second, "transit/keys/next", false),
+                (barred, "transit/keys/barred", true)
+            ],
+            "each key once"
+        );
+    }
+    // Who uses none of its keys is not asked for them.
+    assert_eq!(set(&world, "other", typo.clone()).await.status, 200);
+    // Whoever insists gets it, untried.
+    let forced = set(&world, "vault", with(typo.clone(), "force", json!(true))).await;
+    assert_eq!(forced.status, 200, "{}", forced.text);
+    let KeyCredentials::VaultToken(token) = kept(&world, "vault").credentials else { panic!() };
+    assert_eq!(token.expose(), "canary-typo");
+    assert_eq!(world.engines.tried_services.lock().unwrap().len(), 1);
+    // And what works is set.
+    *world.engines.key_refusal.lock().unwrap() = None;
+    assert_eq!(set(&world, "vault", vault()).await.status, 200);
+    assert_eq!(world.engines.tried_services.lock().unwrap().len(), 2);
+    assert_eq!(set(&world, "vault", with(vault(), "force", json!("yes"))).await.refusal(), (400, 3));
+}
+
+#[tokio::test]
+async fn a_crowd_of_keys_is_tried_up_to_a_bound_and_those_that_work_come_first() {
+    let world = World::new();
+    set(&world, "vault", vault()).await;
+    wrapped(&world, "shop-000", "transit/keys/denied", Some("it is disabled")).await;
+    for number in 1..40 {
+        wrapped(&world, &format!("shop-{number:03}"), &format!("transit/keys/shop-{number}"), None).await;
+    }
+    assert_eq!(set(&world, "vault", vault()).await.status, 200);
+    let tried = world.engines.tried_services.lock().unwrap();
+    assert_eq!(tried[0].1.len(), 16);
+    assert!(tried[0].1.iter().all(|key| !key.is_denied));
+}

@@ -1,7 +1,7 @@
 //! How people sign in, as an administrator sets it: providers, revocation, throttle, users of providers.
 
 use api::ThrottleLine;
-use control::ClearThrottle;
+use control::{ClearThrottle, Refusal};
 use model::Provisioned;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
@@ -87,6 +87,48 @@ async fn a_client_secret_stays_until_it_is_replaced_and_goes_to_no_other_issuer(
     let back = with(same, "client_secret", json!(""));
     assert_eq!(world.call("PUT", path, back).await.json()["has_client_secret"], false);
     assert_eq!(kept(), None);
+}
+
+#[tokio::test]
+async fn a_provider_is_tried_before_it_counts_unless_somebody_insists() {
+    let world = World::new();
+    let id = world.create("lazy-roach").await;
+    let path = format!("/chitin/clusters/{id}/providers/corp");
+    for path in ["/chitin/providers/corp", &path] {
+        assert_eq!(world.call("PUT", path, corp()).await.status, 200);
+    }
+    let before = [world.store.snapshot().own_providers(None), world.store.snapshot().own_providers(Some(id))];
+    *world.engines.provider_refusal.lock().unwrap() = Some(Refusal::wrong_state("invalid_client; --force"));
+    let mut typo = corp();
+    typo["client_secret"] = json!("canary-typo");
+    for path in ["/chitin/providers/corp", &path, "/chitin/providers/new"] {
+        let refused = world.call("PUT", path, typo.clone()).await;
+        assert_eq!(refused.refusal(), (400, 9), "{}", refused.text);
+        assert!(
+            refused.text.contains("invalid_client") && !refused.text.contains("canary"),
+            "{}",
+            refused.text
+        );
+    }
+    assert_eq!(
+        [world.store.snapshot().own_providers(None), world.store.snapshot().own_providers(Some(id))],
+        before
+    );
+    {
+        let tried = world.engines.tried_providers.lock().unwrap();
+        let secrets: Vec<_> = tried.iter().skip(2).map(|one| one.client_secret.as_deref()).collect();
+        assert_eq!(secrets, [Some("canary-typo"); 3], "the new one is tried");
+        assert_eq!(tried[3].cluster, Some(id), "on its cluster's behalf");
+    }
+    // What is not even well formed is asked of nobody.
+    let mut wrong = corp();
+    wrong["issuer"] = json!("login");
+    assert_eq!(world.call("PUT", "/chitin/providers/corp", wrong).await.refusal(), (400, 3));
+    typo["force"] = json!(true);
+    assert_eq!(world.call("PUT", "/chitin/providers/corp", typo).await.status, 200);
+    let kept = world.store.snapshot().own_providers(None)[0].client_secret.clone();
+    assert_eq!(kept.as_deref(), Some("canary-typo"));
+    assert_eq!(world.engines.tried_providers.lock().unwrap().len(), 5);
 }
 
 #[tokio::test]

@@ -31,14 +31,18 @@ impl From<keys::WrappedKey> for KeyUse {
 impl Host {
     /// What the data key on the disk says of itself. Asks no service.
     pub async fn key_use(&self, id: ClusterId) -> Result<KeyUse, Error> {
+        self.wrapped_key(id).await.map(Into::into)
+    }
+
+    /// The wrapped data key of the volume in use.
+    pub async fn wrapped_key(&self, id: ClusterId) -> Result<keys::WrappedKey, Error> {
         let places = self.places.clone();
-        blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await.map(Into::into)
+        blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await
     }
 
     /// Whether the data key could be unwrapped at this moment; what was unwrapped is thrown away.
     pub async fn try_key(&self, id: ClusterId) -> Result<(), Error> {
-        let places = self.places.clone();
-        let wrapped = blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await?;
+        let wrapped = self.wrapped_key(id).await?;
         self.keys.unwrap(id, &wrapped).await?;
         Ok(())
     }

@@ -3,6 +3,8 @@
 //! A flow is known by its state, counts once and for ten minutes, and belongs to the browser that holds its cookie: whoever
 //! gets hold of an address with a code in it, or slips somebody the address of a flow of his own, has nothing.
 
+mod trial;
+
 use std::collections::{HashMap, VecDeque};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -28,6 +30,7 @@ use url::Url;
 
 use crate::digest_of;
 use crate::token::{Claims, Discovery, Kind, Question, Tokens, fetch, quoted};
+pub use trial::try_out;
 
 /// For how long a flow may take, from its beginning to its end.
 pub const FLOW_LIFE: Duration = Duration::from_secs(600);

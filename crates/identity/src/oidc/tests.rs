@@ -289,3 +289,76 @@ async fn flows_are_bounded_and_the_oldest_go_first() {
     world.begin().await;
     assert_eq!(world.flows.count(), 1);
 }
+
+/// What comes of trying the provider before it is set.
+async fn tried(world: &World) -> Result<(), String> {
+    try_out(&world.provider, CALLBACK, world.fetcher.clone(), world.clock.clone()).await
+}
+
+fn with_secret() -> IdentityProvider {
+    IdentityProvider { client_secret: Some("canary-secret".to_owned()), ..provider() }
+}
+
+#[tokio::test]
+async fn what_is_set_is_tried_as_far_as_that_goes_without_a_person() {
+    let world = World::with(&json!({}), with_secret());
+    let refuses = |status: u16, body: &str| {
+        world.fetcher.reply(TOKEN_URL, Ok(fetched(status, body.as_bytes().to_vec())));
+    };
+    // A provider that knows the client says that it does not know the code.
+    for (status, body) in [
+        (400, r#"{"error": "invalid_grant"}"#),
+        (400, r#"{"error": "invalid_request"}"#),
+        (400, "<html>"),
+        (400, r#"{"error": {"of": "another form"}}"#),
+    ] {
+        refuses(status, body);
+        assert_eq!(tried(&world).await, Ok(()), "{body}");
+    }
+    let form = posted(&world);
+    assert_eq!(
+        (form["grant_type"].as_str(), form["redirect_uri"].as_str()),
+        ("authorization_code", CALLBACK)
+    );
+    assert_eq!((form["code"].len(), form["code_verifier"].len()), (43, 43), "nobody was given that code");
+
+    for (status, body, why) in [
+        (401, r#"{"error": "invalid_client"}"#, "give the secret that belongs to the client id"),
+        (400, r#"{"error": "invalid_client", "error_description": "canary-secret"}"#, "invalid_client"),
+        (400, r#"{"error": "unauthorized_client"}"#, "authorization code flow"),
+        (401, "<html>", "HTTP status 401"),
+        (503, "<html>", "HTTP status 503"),
+        (200, r#"{"access_token": "a", "token_type": "Bearer"}"#, "made up"),
+    ] {
+        refuses(status, body);
+        let refused = tried(&world).await.unwrap_err();
+        assert!(refused.contains(why) && refused.contains(ISSUER), "{body}: {refused}");
+        assert!(!refused.contains("canary"), "{refused}");
+    }
+    world.fetcher.reply(TOKEN_URL, Err(FetchFailure::TimedOut));
+    assert!(tried(&world).await.is_err(), "who does not answer accepts nothing");
+}
+
+#[tokio::test]
+async fn a_provider_that_does_not_publish_what_sign_ins_need_is_noticed_before_it_counts() {
+    let world = World::new();
+    assert_eq!(tried(&world).await, Ok(()), "without a secret there is nothing to ask the token endpoint");
+    assert!(world.fetcher.asked.lock().unwrap().iter().all(|fetch| fetch.url != TOKEN_URL));
+    world.fetcher.answer(KEYS_URL, &json!({"keys": "none"}));
+    assert!(tried(&world).await.unwrap_err().contains("jwks"));
+
+    let no_endpoint = World::with(&json!({"token_endpoint": null}), provider());
+    assert!(tried(&no_endpoint).await.unwrap_err().contains("token endpoint"));
+    let liar = World::with(&json!({"issuer": "https://other.example"}), provider());
+    assert!(tried(&liar).await.unwrap_err().contains("https://other.example"));
+    let nowhere =
+        World::with(&json!({}), IdentityProvider { issuer: "https://typo.example".into(), ..provider() });
+    assert!(tried(&nowhere).await.unwrap_err().contains("https://typo.example"));
+
+    // Keys that are given, and no browser: nobody is asked.
+    let jwks = json!({"keys": [world.signer.jwk(Some("a"))]}).to_string();
+    let given = IdentityProvider { jwks: Some(jwks), client_id: None, ..provider() };
+    let alone = World::with(&json!({}), given);
+    assert_eq!(tried(&alone).await, Ok(()));
+    assert_eq!(alone.fetcher.count(), 0);
+}

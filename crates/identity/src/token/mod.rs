@@ -252,6 +252,12 @@ impl Tokens {
         discover(&self.source(provider), &self.fetcher, &self.clock).await
     }
 
+    /// Loads the provider's keys, as they are given or published. The error is for the operator.
+    pub(crate) async fn load_keys(&self, provider: &Arc<IdentityProvider>) -> Result<(), String> {
+        let loaded = self.keys(&self.source(provider), Need::Fresh).await;
+        loaded.map(drop).map_err(|refused| refused.detail().unwrap_or("no details").to_owned())
+    }
+
     async fn keys(&self, source: &Arc<Source>, need: Need<KeySet>) -> Result<Arc<KeySet>, TokenRefused> {
         let unavailable = |why: String| {
             TokenRefused::Unavailable(format!(
