@@ -5,11 +5,14 @@ mod common;
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use async_trait::async_trait;
 use common::{EncryptingDisk, Place, SOON, cluster, folder, open, place, session, skipped, volume};
 use engine::{Copied, Error};
-use model::{Cluster, Encryption};
+use keys::{DataKey, KeyFailure, KeyRing, RootKey, WrappedKey};
+use model::{Cluster, ClusterId, Encryption};
 
 fn key_text(folder: &Path, cluster: &Cluster, generation: u32) -> Option<String> {
     std::fs::read_to_string(volume(folder, cluster, generation).join("key.json")).ok()
@@ -231,6 +234,62 @@ async fn wrapping_the_data_key_anew_reaches_the_copy_too() {
     assert!(old != new && old_next != new_next);
     host.switch_volume(&cluster).await.unwrap();
     host.start(&cluster).await.unwrap();
+    host.destroy(&cluster).await.unwrap();
+    assert!(host.on_disk().is_empty());
+}
+
+/// A ring whose key can be had, or not for a reason.
+#[derive(Debug)]
+struct Moody {
+    root: RootKey,
+    failure: Mutex<Option<KeyFailure>>,
+}
+
+impl Moody {
+    fn asked(&self) -> Result<(), KeyFailure> {
+        self.failure.lock().unwrap().clone().map_or(Ok(()), Err)
+    }
+}
+
+#[async_trait]
+impl KeyRing for Moody {
+    async fn wrap(&self, cluster: &Cluster, key: &DataKey) -> Result<WrappedKey, KeyFailure> {
+        self.asked()?;
+        KeyRing::wrap(&self.root, cluster, key).await
+    }
+
+    async fn unwrap(&self, cluster: ClusterId, wrapped: &WrappedKey) -> Result<DataKey, KeyFailure> {
+        self.asked()?;
+        KeyRing::unwrap(&self.root, cluster, wrapped).await
+    }
+}
+
+/// Whoever mistyped a token, or let one end, costs nobody a copy that took hours.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_is_kept_while_nothing_is_known_of_its_key() {
+    let folder = folder();
+    let root = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
+    let ring = Arc::new(Moody { root, failure: Mutex::default() });
+    let host = common::open_with(folder.path(), Some(Encryption::None), ring.clone()).await.unwrap();
+    let cluster = cluster(111);
+    host.create(&cluster).await.unwrap();
+    host.stop(cluster.id).await.unwrap();
+    assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
+    let (key, reason) = ("transit/keys/shop".to_owned(), "the token has ended".to_owned());
+    for silence in [
+        KeyFailure::Unauthenticated { key: key.clone(), reason: reason.clone() },
+        KeyFailure::Unreachable { key: key.clone(), reason: reason.clone() },
+    ] {
+        *ring.failure.lock().unwrap() = Some(silence.clone());
+        let refused = host.copy_volume(&cluster).await.unwrap_err();
+        assert!(matches!(&refused, Error::DataKey(cause) if *cause == silence), "{refused}");
+        assert!(host.is_copied(cluster.id), "{silence}");
+    }
+    // A key that is taken away takes the copy with it.
+    *ring.failure.lock().unwrap() = Some(KeyFailure::Denied { key, reason });
+    assert!(host.copy_volume(&cluster).await.is_err());
+    assert!(!host.is_copied(cluster.id));
+    *ring.failure.lock().unwrap() = None;
     host.destroy(&cluster).await.unwrap();
     assert!(host.on_disk().is_empty());
 }

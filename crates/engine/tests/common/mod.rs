@@ -40,10 +40,18 @@ pub struct Place {
 
 /// Opens a host that encrypts in this way, with the key file that lies in its data directory.
 pub async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>, Error> {
-    let kek = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
+    open_with(folder, encryption, Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap())).await
+}
+
+/// Opens a host whose keys are these.
+pub async fn open_with(
+    folder: &Path,
+    encryption: Option<Encryption>,
+    keys: Arc<dyn keys::KeyRing>,
+) -> Result<Arc<Host>, Error> {
     let config = HostConfig {
         data: folder.to_owned(),
-        keys: kek,
+        keys,
         allow_unencrypted: encryption == Some(Encryption::None),
         postgres_bin: None,
         encryption,
