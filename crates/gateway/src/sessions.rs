@@ -336,6 +336,21 @@ mod tests {
     }
 
     #[test]
+    fn t72_one_user_cannot_take_every_session_of_its_cluster() {
+        let sessions = Sessions::new();
+        let cluster = ClusterId::random();
+        let limits = Limits {
+            per_cluster: model::CONNECTIONS_PER_CLUSTER_MAX,
+            per_user: model::CONNECTIONS_PER_USER_MAX,
+        };
+        let seat = |user| sessions.seat(facts(cluster, user), limits, 4);
+        let greedy: Vec<_> =
+            (0..model::CONNECTIONS_PER_CLUSTER_MAX).map_while(|_| seat("greedy").ok()).collect();
+        assert_eq!(seat("greedy").err(), Some(Refusal::TooMany("this user")));
+        assert!(seat("maria").is_ok(), "{} sessions of one user leave none", greedy.len());
+    }
+
+    #[test]
     fn t62_t63_only_the_whole_key_finds_a_session() {
         let sessions = Sessions::new();
         let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS, 32).unwrap();

@@ -9,8 +9,9 @@ use crate::{AllowlistEntry, ClusterHandle, ClusterId, ClusterName, RoutingId};
 
 /// Most sessions of one cluster at a time, unless the operator says otherwise.
 pub const CONNECTIONS_PER_CLUSTER_MAX: u32 = 2_000;
-/// Most sessions of one SQL user at a time, unless the operator says otherwise.
-pub const CONNECTIONS_PER_USER_MAX: u32 = 2_000;
+/// Most sessions of one SQL user at a time, unless the operator says otherwise: fewer than all, so that the others of the
+/// cluster come in beside a program that opens without end.
+pub const CONNECTIONS_PER_USER_MAX: u32 = 1_900;
 /// Most lines of one cluster's allowlist, unless the operator says otherwise.
 pub const ALLOWLIST_ENTRIES_MAX: usize = 1_000;
 
