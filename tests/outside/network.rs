@@ -2,6 +2,7 @@
 //! endpoints, and every attack on them.
 
 mod allowlist;
+mod crowd;
 mod endpoints;
 mod proxy;
 mod world;
@@ -58,6 +59,11 @@ pub(crate) fn suite() -> Suite {
                 allowlist::t59_an_entry_that_ends_by_itself_cuts_within_200_ms,
                 allowlist::t59_hundreds_of_sessions_are_cut_within_a_second_and_others_stay,
                 endpoints::t59_rejecting_or_removing_an_endpoint_cuts_its_sessions_within_200_ms,
+                crowd::t09_a_flood_of_silent_connections_keeps_nobody_from_elsewhere_out_of_sql,
+                crowd::t09_those_of_the_crowded_network_go_and_whoever_came_before_them_stays,
+                crowd::t09_a_flood_of_silent_http_2_connections_keeps_neither_the_operator_nor_others_out,
+                crowd::t09_a_crowd_behind_the_balancer_keeps_nobody_out_of_the_public_door,
+                crowd::an_api_connection_lives_for_seconds_until_it_has_shown_a_key,
                 allowlist::t59_nobody_slips_in_while_the_entry_is_being_removed,
             ],
         )

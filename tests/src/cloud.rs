@@ -36,6 +36,8 @@ pub struct Options {
     pub environment: Vec<(String, String)>,
     /// The host that it runs on, reached from others at ports [`SQL_PORT`] and [`HTTP_PORT`]; `None` is this machine.
     pub host: Option<Host>,
+    /// How many descriptors it may have at the most, if not as many as this machine allows.
+    pub descriptors: Option<u32>,
     /// What the program finds in `/etc/hosts` instead of what is there; only root can do that.
     pub names: Option<String>,
 }
@@ -179,12 +181,19 @@ impl Cloud {
 
     /// The program with names of its own, if it is to have any. Every step becomes the next, so its number stays the same.
     fn start_command(&self) -> Command {
-        let Some(names) = &self.options.names else { return self.program(program()) };
+        let Some(names) = &self.options.names else { return self.bounded() };
         let file = self.directory.path().join("hosts");
         fs::write(&file, names).expect("a scratch file");
         let mut command = self.program("unshare");
         let steps = "mount --bind \"$0\" /etc/hosts && exec \"$@\"";
         command.args(["--mount", "--propagation", "slave", "sh", "-c", steps]).arg(file).arg(program());
+        command
+    }
+
+    fn bounded(&self) -> Command {
+        let Some(most) = self.options.descriptors else { return self.program(program()) };
+        let mut command = self.program("prlimit");
+        command.arg(format!("--nofile={most}:{most}")).arg(program());
         command
     }
 

@@ -42,7 +42,7 @@ use crate::root_key::rotation::{self, Rotation};
 use crate::staple::Stapler;
 use crate::trial::Trial;
 use crate::waker::Waker;
-use crate::{http, knocks, revoked, watch};
+use crate::{descriptors, http, knocks, revoked, watch};
 
 /// For engines to stop and volumes to be locked when the program ends.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(90);
@@ -252,7 +252,13 @@ impl Cloud {
             presence: presence.clone(),
             pages: pages.clone(),
         });
-        let settings = gateway::Settings { idle_max: options.idle_timeout, ..gateway::Settings::default() };
+        let shares = descriptors::shares();
+        let settings = gateway::Settings {
+            idle_max: options.idle_timeout,
+            unauthenticated_max: shares.sql,
+            unauthenticated_per_network_max: shares.sql_private,
+            ..gateway::Settings::default()
+        };
         let gateway = Arc::new(Gateway::new(
             settings,
             gateway::Answers {
@@ -345,6 +351,7 @@ impl Cloud {
             presence.clone(),
             directory.clone(),
             desk.clone(),
+            shares.http,
         );
         let networks = NetworkReconciler::new(
             store.clone(),
@@ -353,7 +360,7 @@ impl Cloud {
             NetworkSettings { sql_port: sql_address.port(), http_port: http_address.port() },
         );
         loops.spawn("the keeper of private networks", networks.run(loops.stop.clone()));
-        let web = http::Server::new(certificates, router)?;
+        let web = http::Server::new(certificates, router, shares.http)?;
         listeners.serve(&mut doors, &gateway, &web);
         let endpoint = Endpoint {
             sql: sql_address.to_string(),

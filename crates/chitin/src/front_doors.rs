@@ -34,6 +34,8 @@ pub struct FrontDoors {
     directory: Arc<Directory>,
     /// Whose pages are shown, without the API, which is the operator's.
     desk: Arc<dyn SignInDesk>,
+    /// Most connections of each network's pages that nobody has signed in on.
+    pages_max: usize,
     open: Mutex<HashMap<ClusterId, CancellationToken>>,
     tasks: TaskTracker,
 }
@@ -47,9 +49,10 @@ impl FrontDoors {
         presence: Arc<Presence>,
         directory: Arc<Directory>,
         desk: Arc<dyn SignInDesk>,
+        pages_max: usize,
     ) -> Arc<Self> {
         let (open, tasks) = (Mutex::default(), TaskTracker::new());
-        Arc::new(Self { gateway, certificates, store, presence, directory, desk, open, tasks })
+        Arc::new(Self { gateway, certificates, store, presence, directory, desk, pages_max, open, tasks })
     }
 
     /// Closes them all and waits for requests that were begun. Sessions are the gateway's to end.
@@ -83,7 +86,7 @@ impl reconcile::FrontDoors for FrontDoors {
         let inside = Arc::new(Inside::new(self.certificates.clone(), address));
         // Pages of its own: they count their visitors by address, and other networks have the same addresses.
         let pages = control::pages(self.desk.clone());
-        let web = match http::Server::new(inside, pages) {
+        let web = match http::Server::new(inside, pages, self.pages_max) {
             Ok(web) => web,
             Err(cause) => {
                 return tracing::error!(%cluster, %cause, "the front door in a private network could not be opened");

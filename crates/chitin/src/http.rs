@@ -1,5 +1,7 @@
 //! The API's door: HTTPS over TLS 1.3, HTTP/1.1 and HTTP/2, bounded in every direction.
 
+mod connection;
+
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,37 +9,22 @@ use std::time::Duration;
 use axum::Router;
 use axum::http::StatusCode;
 use axum::response::IntoResponse;
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
-use hyper_util::server::conn::auto;
-use hyper_util::server::graceful::GracefulShutdown;
-use hyper_util::service::TowerToHyperService;
+use gateway::{Crowding, Slot, Unauthenticated};
 use model::{AddressRange, ClusterId, Origin, Way};
 use rustls::ServerConfig;
 use rustls::server::ResolvesServerCert;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-use tokio::time::timeout;
+use tokio::sync::Semaphore;
+use tokio::time::{timeout, timeout_at};
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
-/// From the first byte to the end of the TLS handshake.
-const HANDSHAKE_MAX: Duration = Duration::from_secs(10);
-/// For the head of a request to arrive.
-const HEADERS_MAX: Duration = Duration::from_secs(15);
+use connection::{DRAIN_MAX, UNAUTHENTICATED_MAX, answer};
+
 /// For a request to be answered. A client waits a little less.
 const REQUEST_MAX: Duration = Duration::from_secs(150);
-/// A connection without requests is asked whether it lives.
-const PING_EVERY: Duration = Duration::from_secs(30);
-const PING_MAX: Duration = Duration::from_secs(10);
-/// A connection is closed after this; clients open another.
-const CONNECTION_MAX: Duration = Duration::from_secs(3_600);
-const CONNECTIONS_MAX: usize = 1_024;
-const STREAMS_MAX: u32 = 64;
-const HEADER_BYTES_MAX: u32 = 32 * 1024;
-const HEADERS_COUNT_MAX: usize = 64;
-/// For requests that were begun when the program stops.
-const DRAIN_MAX: Duration = Duration::from_secs(5);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -52,24 +39,60 @@ pub enum HttpDoor {
     Private(ClusterId),
 }
 
+impl HttpDoor {
+    /// What the log calls it.
+    fn name(&self) -> &'static str {
+        match self {
+            Self::Public => "the API",
+            Self::Balanced(_) => "the API behind a balancer",
+            Self::Private(_) => "the pages in a private network",
+        }
+    }
+
+    /// Whose connection it is, where the peer is the client.
+    fn origin(&self, peer: SocketAddr) -> Option<Origin> {
+        match self {
+            Self::Public => Some(Origin::public(peer.ip())),
+            Self::Balanced(_) => None,
+            Self::Private(cluster) => {
+                Some(Origin { address: model::canonical(peer.ip()), way: Way::Private(*cluster) })
+            }
+        }
+    }
+}
+
 /// Answers HTTPS requests.
 #[derive(Clone)]
 pub struct Server {
     tls: TlsAcceptor,
     router: Router,
-    places: Arc<Semaphore>,
+    connections_max: usize,
+}
+
+/// What the connections of one door have in common.
+#[derive(Clone)]
+struct Place {
+    server: Server,
+    /// For connections on which somebody has shown a key or a session.
+    authenticated: Arc<Semaphore>,
+    stop: CancellationToken,
 }
 
 impl Server {
-    /// Of what the router serves.
-    pub fn new(certificates: Arc<dyn ResolvesServerCert>, router: Router) -> Result<Self, rustls::Error> {
+    /// Of what the router serves. Each door holds so many connections without a key or a session, and as many with one.
+    pub fn new(
+        certificates: Arc<dyn ResolvesServerCert>,
+        router: Router,
+        connections_max: usize,
+    ) -> Result<Self, rustls::Error> {
         let tls = TlsAcceptor::from(Arc::new(tls(certificates)?));
-        Ok(Self { tls, router: bounded(router), places: Arc::new(Semaphore::new(CONNECTIONS_MAX)) })
+        Ok(Self { tls, router: bounded(router), connections_max })
     }
 
-    /// Answers requests at one more door until `stop`, then lets those that were begun finish.
+    /// Answers requests at one more door until `stop`, then lets those that were begun finish. Each door counts by itself.
     pub async fn serve(&self, listener: TcpListener, door: HttpDoor, stop: CancellationToken) {
         let tasks = TaskTracker::new();
+        let (unauthenticated, place) = self.door(door.name(), self.connections_max, &stop);
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -79,97 +102,104 @@ impl Server {
                 Ok(accepted) => accepted,
                 Err(cause) => {
                     tracing::warn!(%cause, "an API connection could not be accepted");
+                    unauthenticated.not_accepted(&cause);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
             };
-            let Ok(place) = self.places.clone().try_acquire_owned() else {
-                tracing::warn!(address = %peer.ip(), "dropped an API connection: there are {CONNECTIONS_MAX} already");
-                continue;
-            };
-            let (server, door, stop) = (self.clone(), door.clone(), stop.clone());
-            let talk = async move {
-                let (tcp, origin) = arrive(tcp, peer, &door).await?;
-                // Verbs that anybody may call are bounded by who asks.
-                let router = server.router.layer(axum::Extension(origin));
-                talk(server.tls, tcp, router, stop, place).await
-            };
+            let slot = unauthenticated.enter(door.origin(peer).as_ref());
+            let (place, door) = (place.clone(), door.clone());
             tasks.spawn(async move {
-                if let Ok(Err(cause)) = timeout(CONNECTION_MAX, talk).await {
+                if let Err(cause) = place.receive(tcp, peer, &door, slot).await {
                     tracing::debug!(address = %peer.ip(), cause, "an API connection ended");
                 }
             });
         }
         drop(listener);
-        tasks.close();
-        if timeout(DRAIN_MAX + Duration::from_secs(1), tasks.wait()).await.is_err() {
-            tracing::warn!("API requests did not end in time");
-        }
+        finish(tasks).await;
+    }
+
+    fn door(
+        &self,
+        name: &'static str,
+        connections_max: usize,
+        stop: &CancellationToken,
+    ) -> (Arc<Unauthenticated>, Place) {
+        let crowding = Crowding { connections_max, first_byte_max: UNAUTHENTICATED_MAX };
+        let authenticated = Arc::new(Semaphore::new(connections_max));
+        let place = Place { server: self.clone(), authenticated, stop: stop.clone() };
+        (Unauthenticated::new(name, crowding), place)
     }
 }
 
-/// The client, as the door shows it.
+impl Place {
+    async fn receive(
+        self,
+        mut tcp: TcpStream,
+        peer: SocketAddr,
+        door: &HttpDoor,
+        slot: Slot,
+    ) -> Result<(), String> {
+        let _ = tcp.set_nodelay(true);
+        let origin = tokio::select! {
+            biased;
+            () = slot.evicted() => return Err("it made room for others".to_owned()),
+            () = self.stop.cancelled() => return Ok(()),
+            origin = arrive(&mut tcp, peer, door, &slot) => origin?,
+        };
+        // Verbs that anybody may call are bounded by who asks.
+        let router = self.server.router.clone().layer(axum::Extension(origin));
+        self.talk(tcp, router, slot).await
+    }
+
+    async fn talk<S>(self, stream: S, router: Router, slot: Slot) -> Result<(), String>
+    where
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    {
+        let stream = tokio::select! {
+            biased;
+            () = slot.evicted() => return Err("it made room for others".to_owned()),
+            () = self.stop.cancelled() => return Ok(()),
+            stream = timeout_at(slot.entered() + UNAUTHENTICATED_MAX, self.server.tls.accept(stream)) => {
+                stream.map_err(|_| "the handshake took too long")?.map_err(|cause| cause.to_string())?
+            }
+        };
+        answer(stream, router, slot, self.authenticated, self.stop).await
+    }
+}
+
+/// The client, as the door shows it, once it has sent a byte.
 async fn arrive(
-    mut tcp: TcpStream,
+    tcp: &mut TcpStream,
     peer: SocketAddr,
     door: &HttpDoor,
-) -> Result<(TcpStream, Origin), String> {
-    let address = match door {
-        HttpDoor::Public => peer.ip(),
-        HttpDoor::Private(cluster) => {
-            let origin = Origin { address: model::canonical(peer.ip()), way: Way::Private(*cluster) };
-            return Ok((tcp, origin));
-        }
+    slot: &Slot,
+) -> Result<Origin, String> {
+    let origin = match door {
+        HttpDoor::Public | HttpDoor::Private(_) => door.origin(peer),
         HttpDoor::Balanced(trusted) => {
-            let header = gateway::read_proxy_header(&mut tcp, peer, trusted).await;
-            header.ok_or("there is no PROXY header that counts")?.source().ip()
+            let header = gateway::read_proxy_header(tcp, peer, trusted).await;
+            let origin = header.map(|header| Origin::public(header.source().ip()));
+            origin.inspect(|origin| slot.announced(origin))
         }
     };
-    Ok((tcp, Origin::public(address)))
+    let origin = origin.ok_or("there is no PROXY header that counts")?;
+    first_byte(tcp, slot).await?;
+    slot.heard();
+    Ok(origin)
 }
 
-async fn talk(
-    tls: TlsAcceptor,
-    tcp: TcpStream,
-    router: Router,
-    stop: CancellationToken,
-    _place: OwnedSemaphorePermit,
-) -> Result<(), String> {
-    let _ = tcp.set_nodelay(true);
-    let stream = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
-        stream = timeout(HANDSHAKE_MAX, tls.accept(tcp)) => {
-            stream.map_err(|_| "the handshake took too long".to_owned())?.map_err(|cause| cause.to_string())?
-        }
-    };
-    let mut server = auto::Builder::new(TokioExecutor::new());
-    server
-        .http1()
-        .timer(TokioTimer::new())
-        .header_read_timeout(HEADERS_MAX)
-        .max_headers(HEADERS_COUNT_MAX)
-        .max_buf_size(HEADER_BYTES_MAX as usize);
-    server
-        .http2()
-        .timer(TokioTimer::new())
-        .max_concurrent_streams(STREAMS_MAX)
-        .max_header_list_size(HEADER_BYTES_MAX)
-        .keep_alive_interval(PING_EVERY)
-        .keep_alive_timeout(PING_MAX);
-    let graceful = GracefulShutdown::new();
-    let service = TowerToHyperService::new(router);
-    let connection = server.serve_connection(TokioIo::new(stream), service).into_owned();
-    let served = graceful.watch(connection);
-    tokio::pin!(served);
-    tokio::select! {
-        ended = &mut served => return ended.map_err(|cause| cause.to_string()),
-        () = stop.cancelled() => {}
+async fn first_byte(tcp: &TcpStream, slot: &Slot) -> Result<(), String> {
+    let come = timeout_at(slot.first_byte_by(), tcp.peek(&mut [0])).await;
+    come.map_err(|_| "it said nothing")?.map_err(|cause| cause.to_string())?;
+    Ok(())
+}
+
+async fn finish(tasks: TaskTracker) {
+    tasks.close();
+    if timeout(DRAIN_MAX + Duration::from_secs(1), tasks.wait()).await.is_err() {
+        tracing::warn!("API requests did not end in time");
     }
-    let leave = async {
-        let (ended, ()) = tokio::join!(served, graceful.shutdown());
-        ended.map_err(|cause| cause.to_string())
-    };
-    timeout(DRAIN_MAX, leave).await.unwrap_or(Ok(()))
 }
 
 /// A handler that hangs holds its client no longer than this.

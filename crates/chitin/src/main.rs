@@ -5,6 +5,7 @@ mod admission;
 mod certificates;
 mod cloud;
 mod config;
+mod descriptors;
 mod desk;
 mod directory;
 mod doors;
@@ -43,7 +44,6 @@ mod watch;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use crate::config::StartOptions;
 use crate::root_key::command::{self, KeyCommand};
@@ -121,7 +121,7 @@ fn start(mut options: StartOptions) -> ExitCode {
         return ExitCode::FAILURE;
     }
     memory::keep_in();
-    raise_open_files();
+    descriptors::raise();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(cause) => {
@@ -151,14 +151,6 @@ fn stop_at_the_step() {
         }
     };
     fail::cfg_callback(step, stop).expect("a callback needs no parsing");
-}
-
-/// Every session needs descriptors.
-fn raise_open_files() {
-    let files = getrlimit(Resource::Nofile);
-    if let Err(cause) = setrlimit(Resource::Nofile, Rlimit { current: files.maximum, ..files }) {
-        tracing::warn!(%cause, "the bound on open files could not be raised");
-    }
 }
 
 /// What is done with the root key on this machine.

@@ -34,6 +34,10 @@ const PATH_BYTES_MAX: usize = 4_096;
 const AUTHORIZATION_BYTES_MAX: usize = 256;
 const LATEST: &str = "latest";
 
+/// Marks an answer: whoever asked has shown a key or a session that counts. Without it a connection lives for seconds.
+#[derive(Clone, Copy, Debug)]
+pub struct Authenticated;
+
 /// Puts the door before the verbs. They see only requests that passed, with the body whole.
 pub(crate) fn close(state: State, verbs: Router) -> Router {
     let (rate, web) = (Arc::new(Rate::new(PER_KEY)), Web::new(state.desk.clone()));
@@ -100,7 +104,9 @@ async fn pass(state: State, rate: Arc<Rate<String>>, verbs: Router, mut request:
         // Paths hold names of clusters, users and databases, never secrets; `?` escapes what would forge a line.
         tracing::info!(target: "audit", who = ?caller.name, key = %caller.id, %method, path = ?path, status, "API call");
     }
-    finish(response, version.as_ref())
+    let mut response = finish(response, version.as_ref());
+    response.extensions_mut().insert(Authenticated);
+    response
 }
 
 /// The verb's own answer, or what keeps it from being asked.

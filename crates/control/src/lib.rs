@@ -43,6 +43,7 @@ use store::Store;
 use crate::network::{endpoints, owners, peerings};
 
 pub use administration::{Administration, ClearThrottle, KeyInUse};
+pub use door::Authenticated;
 pub use refusal::Refusal;
 pub use web::{
     Arrival, Callback, Departure, DeskRefused, Login, SignInDesk, Waiting, WebSession, WebSessions,

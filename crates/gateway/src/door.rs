@@ -45,6 +45,17 @@ impl Door {
         }
     }
 
+    /// What the log calls it.
+    pub(crate) fn name(&self) -> &'static str {
+        match self {
+            Self::Public => "SQL",
+            Self::Balanced(_) => "SQL behind a balancer",
+            Self::Endpoints(_) => "private endpoints",
+            Self::Proxies => "private endpoints over TLS",
+            Self::Private(_) => "SQL in a private network",
+        }
+    }
+
     /// Whether the peer of a connection is who it is counted as: the client itself, or a proxy that nobody vouches for until
     /// it has shown a certificate. The others are listed by the operator, and speak for many.
     pub(crate) fn shows_clients(&self) -> bool {

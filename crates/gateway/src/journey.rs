@@ -16,7 +16,7 @@ use crate::attach::{Attached, attach};
 use crate::directory::{Engine, NotReady};
 use crate::door::{Arrived, Door, arrive};
 use crate::hello::{Alert, Greeted, alert, greet};
-use crate::listen::{House, Stranger};
+use crate::listen::House;
 use crate::refusal::Refusal;
 use crate::relay::relay;
 use crate::route::{Route, handle_in_server_name, route};
@@ -24,7 +24,7 @@ use crate::sessions::{Limits, Seat};
 use crate::sign_in::{Claim, Identity, prove};
 use crate::startup::Wanted;
 use crate::stream::{ClientStream, send};
-use crate::{Cut, SessionFacts, cancel, startup};
+use crate::{Cut, SessionFacts, Slot, cancel, startup};
 
 /// A client in private: TLS stands, nobody knows yet who it is.
 struct Private {
@@ -50,24 +50,22 @@ struct Seated {
 }
 
 /// Takes a client as far as it gets. Ends when its connection does.
-pub(crate) async fn travel(
-    house: Arc<House>,
-    tcp: TcpStream,
-    peer: SocketAddr,
-    door: Door,
-    stranger: Stranger,
-) {
+pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, door: Door, slot: Slot) {
     let deadline = Instant::now() + house.settings.sign_in_max;
-    let mut stranger = Some(stranger);
     // Boxed, so that what signing in needs is given back before the session begins.
-    let private = Box::pin(become_private(&house, tcp, peer, door, &mut stranger));
-    let private = match timeout_at(deadline, private).await {
+    let private = Box::pin(become_private(&house, tcp, peer, door, &slot));
+    let private = tokio::select! {
+        biased;
+        () = slot.evicted() => return tracing::debug!(%peer, "a connection made room for others before TLS"),
+        private = timeout_at(deadline, private) => private,
+    };
+    let private = match private {
         Ok(Ok(private)) => private,
         Ok(Err(refusal)) => return tracing::debug!(%peer, ?refusal, "a connection ended before TLS"),
         Err(_) => return tracing::debug!(%peer, "a connection was too slow"),
     };
     let Private { mut client, origin, manner } = private;
-    let entered = Box::pin(enter(&house, &mut client, manner, &origin, deadline, stranger)).await;
+    let entered = Box::pin(enter(&house, &mut client, manner, &origin, deadline, slot)).await;
     match entered {
         Ok(Some(Seated { engine, attached, seat, cut })) => {
             let facts = seat.facts.clone();
@@ -96,13 +94,18 @@ async fn become_private(
     tcp: TcpStream,
     peer: SocketAddr,
     door: Door,
-    stranger: &mut Option<Stranger>,
+    slot: &Slot,
 ) -> Result<Private, Refusal> {
-    let Arrived { line, origin, inside } = arrive(tcp, peer, &door, &*house.certificates).await?;
+    if door.shows_clients() {
+        timeout_at(slot.first_byte_by(), tcp.peek(&mut [0])).await??;
+        slot.heard();
+    }
+    let Arrived { mut line, origin, inside } = arrive(tcp, peer, &door, &*house.certificates).await?;
     if !door.shows_clients() {
-        // Until now only the proxy was known, and it speaks for many.
-        let counted = stranger.take().and_then(|stranger| stranger.at(&house.settings, origin.address));
-        *stranger = Some(counted.ok_or(Refusal::Lost)?);
+        // Until now only the proxy was known, which speaks for many and sends its header by itself.
+        slot.announced(&origin);
+        timeout_at(slot.first_byte_by(), line.look()).await??;
+        slot.heard();
     }
     let Greeted { handshake, server_name } = greet(line).await?;
     let named = server_name.as_deref().and_then(handle_in_server_name);
@@ -130,12 +133,17 @@ async fn enter(
     manner: Manner,
     origin: &Origin,
     deadline: Instant,
-    stranger: Option<Stranger>,
+    slot: Slot,
 ) -> Result<Option<Seated>, Refusal> {
-    let Some((identity, route, minor)) = become_known(house, client, manner, origin, deadline).await? else {
+    let known = tokio::select! {
+        biased;
+        () = slot.evicted() => return Err(Refusal::Crowded),
+        known = become_known(house, client, manner, origin, deadline) => known?,
+    };
+    let Some((identity, route, minor)) = known else {
         return Ok(None);
     };
-    drop(stranger);
+    drop(slot);
     let cluster = identity.cluster();
     let facts = SessionFacts {
         cluster: cluster.id,

@@ -23,9 +23,11 @@ mod sign_in;
 mod startup;
 mod stream;
 mod tls;
+mod unauthenticated;
 
 pub use door::{Door, read_proxy_header};
 pub use listen::{Answers, Gateway};
 pub use sessions::{Cut, SessionFacts, Sessions};
 pub use settings::Settings;
 pub use tls::{Certificates, Shown, Unusable};
+pub use unauthenticated::{Crowding, Slot, Unauthenticated};

@@ -52,6 +52,8 @@ pub(crate) enum Refusal {
     Channel(scram::Refusal),
     /// A bound on sessions is reached.
     TooMany(&'static str),
+    /// It was not signed in, and had to make room for others.
+    Crowded,
     /// The engine is not ready.
     NotReady(crate::directory::NotReady),
     /// The engine refused the session: its own words, to a client that has signed in.
@@ -184,6 +186,11 @@ impl Refusal {
                 ),
             ),
             Self::TooMany(what) => ("53300", format!("too many connections for {what}"), None),
+            Self::Crowded => (
+                "53300",
+                "too many connections that are not signed in, most of them from this network".to_owned(),
+                Some("Connect again, and sign in sooner."),
+            ),
             Self::NotReady(reason) => not_ready(*reason),
             Self::EngineLost(what) => (
                 "08006",

@@ -21,12 +21,10 @@ pub struct Settings {
     pub cut_max: Duration,
     /// For open sessions to finish what they are doing when the program stops.
     pub drain_max: Duration,
-    /// Connections that are not signed in yet, at all doors outside private networks.
-    pub strangers_max: usize,
-    /// Connections that are not signed in yet, from one address (one /64 of IPv6).
-    pub strangers_per_address_max: usize,
-    /// Connections that are not signed in yet, from one private network; one address there gets half of it.
-    pub strangers_per_network_max: usize,
+    /// Connections that are not signed in yet, at each door outside of private networks.
+    pub unauthenticated_max: usize,
+    /// Connections that are not signed in yet, at the door inside each private network.
+    pub unauthenticated_per_network_max: usize,
     /// Cancel requests at work at a time; more are dropped, as PostgreSQL allows.
     pub cancels_max: usize,
     /// Before the salt is sent, time passes in steps of this, so that a look-up's own time does not show.
@@ -44,9 +42,8 @@ impl Default for Settings {
             idle_max: None,
             cut_max: Duration::from_secs(1),
             drain_max: Duration::from_secs(10),
-            strangers_max: 16_384,
-            strangers_per_address_max: 8_192,
-            strangers_per_network_max: 1_024,
+            unauthenticated_max: 16_384,
+            unauthenticated_per_network_max: 1_024,
             cancels_max: 64,
             answer_step: Duration::from_millis(4),
         }

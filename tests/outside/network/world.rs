@@ -124,10 +124,11 @@ pub(crate) fn world() -> &'static World {
     })
 }
 
-/// Stops both clouds; says whether nothing was left behind.
+/// Stops all clouds; says whether nothing was left behind.
 pub(crate) fn stop() -> bool {
-    // Both, whatever becomes of the first.
-    let are_clean = [SHARED.stop(), WORLD.get().is_none_or(|world| stopped(&world.cloud))];
+    // All, whatever becomes of the first.
+    let are_clean =
+        [SHARED.stop(), WORLD.get().is_none_or(|world| stopped(&world.cloud)), super::crowd::stop()];
     are_clean.iter().all(|is_clean| *is_clean)
 }
 

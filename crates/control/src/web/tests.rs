@@ -109,6 +109,8 @@ struct World {
 struct Answer {
     status: u16,
     headers: HeaderMap,
+    /// Whether the connection may live on.
+    is_authenticated: bool,
     text: String,
 }
 
@@ -142,7 +144,8 @@ impl World {
         assert!(serves(request.uri()), "{uri}");
         let (head, body) = self.web.answer(request).await.into_parts();
         let text = String::from_utf8(to_bytes(body, 1 << 20).await.unwrap().to_vec()).unwrap();
-        Answer { status: head.status.as_u16(), headers: head.headers, text }
+        let is_authenticated = head.extensions.get::<crate::Authenticated>().is_some();
+        Answer { status: head.status.as_u16(), headers: head.headers, is_authenticated, text }
     }
 
     async fn get(&self, uri: &str) -> Answer {
@@ -372,9 +375,10 @@ async fn a_session_is_shown_and_ended() {
     let shown = world.send("GET", SESSION, &[("cookie", &own)], "").await;
     let expected = json!({"cluster": "shop-7", "user": "maria", "provider": "corp", "expires_at": "1970-01-01T00:00:00Z"});
     assert_eq!((shown.status, serde_json::from_str::<Value>(&shown.text).unwrap()), (200, expected));
+    assert!(shown.is_authenticated && !world.get("/oidc/v1/login?cluster=shop-7").await.is_authenticated);
     for cookies in ["", "__Host-chitin_session=guess", "chitin_session=x"] {
         let answer = world.send("GET", SESSION, &[("cookie", cookies)], "").await;
-        assert_eq!(answer.status, 401, "{cookies}");
+        assert_eq!((answer.status, answer.is_authenticated), (401, false), "{cookies}");
         assert_eq!(serde_json::from_str::<Value>(&answer.text).unwrap()["code"], 16);
         assert_eq!(world.send("POST", LOGOUT, &[("cookie", cookies)], "").await.status, 401);
     }

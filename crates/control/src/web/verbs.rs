@@ -20,6 +20,7 @@ use zeroize::Zeroizing;
 use super::cookie::{self, SameSite};
 use super::desk::{Arrival, Callback, Departure, DeskRefused, Login, SignInDesk};
 use super::{From, page, said};
+use crate::Authenticated;
 
 type Desk = State<Arc<dyn SignInDesk>>;
 
@@ -136,13 +137,13 @@ pub(super) async fn show_session(
     let Some(session) = session else {
         return nobody();
     };
-    Json(json!({
+    let shown = Json(json!({
         "cluster": session.cluster,
         "user": session.user,
         "provider": session.provider,
         "expires_at": session.expires_at.format(&Rfc3339).unwrap_or_default(),
-    }))
-    .into_response()
+    }));
+    (Extension(Authenticated), shown).into_response()
 }
 
 /// Ends the browser's session.
