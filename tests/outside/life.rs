@@ -3,6 +3,7 @@
 mod admit;
 mod crash;
 mod isolation;
+mod operator;
 mod power;
 mod program;
 
@@ -29,6 +30,9 @@ pub(crate) fn suite() -> Suite {
             admit::t57_a_dedicated_cluster_begins_closed_and_bad_rules_are_refused,
             admit::t58_what_is_closed_stays_closed_and_no_text_shows_the_inside,
             admit::t64_a_cancel_from_outside_the_allowlist_or_for_another_cluster_is_silent,
+            operator::the_operator_s_socket_is_the_owner_s_alone_and_asks_for_the_key,
+            operator::commands_use_the_operator_s_socket_by_themselves_also_by_a_long_path,
+            operator::a_process_in_another_namespace_is_refused_at_the_operator_s_socket_though_it_has_the_key,
             program::verify_proves_every_row,
             program::exit_codes_tell_what_happened,
             program::every_list_is_json_when_asked,

@@ -1,5 +1,6 @@
 //! A client with a method for each call.
 
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -34,6 +35,12 @@ impl Client {
     /// A client of the cloud at the URL. It trusts this root certificate and no other; without one, the machine's.
     pub fn new(url: &str, key: SecretText, root_pem: Option<&str>) -> Result<Self, Error> {
         Ok(Self { transport: Transport::new(url, key, root_pem)? })
+    }
+
+    /// The same client by the operator's socket in this folder, if it is there: see [`crate::OPERATOR_SOCKET`].
+    #[must_use]
+    pub fn through(self, operator: &Path) -> Self {
+        Self { transport: self.transport.through(operator) }
     }
 
     /// Wishes for a cluster; it is CREATING when this returns.
@@ -190,7 +197,8 @@ impl Client {
 
     /// The address that this client has for the cloud.
     pub async fn whoami(&self) -> Result<Caller, Error> {
-        self.get("/chitin/whoami").await
+        // A Unix socket has no address.
+        Self { transport: self.transport.over_tcp() }.get("/chitin/whoami").await
     }
 
     /// What holds for every cluster.

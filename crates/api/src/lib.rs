@@ -64,7 +64,7 @@ pub use sign_in::{
     HbaStep, HbaVerdict, IdentityProvider, IdentityProviders, Ocsp, PutIdentityProvider, SetClientCa,
     SetCrls, SignInText, TestHba, Throttle, ThrottleFilter, ThrottleLine,
 };
-pub use transport::encode_segment;
+pub use transport::{OPERATOR_FOLDER, OPERATOR_SOCKET, encode_segment};
 
 /// The contract's version that we speak.
 pub const VERSION: &str = "2024-09-16";

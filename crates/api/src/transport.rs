@@ -1,9 +1,13 @@
-//! One request over HTTPS: TLS 1.3, one root, one deadline.
+//! One request over HTTPS: TLS 1.3, one root, one deadline. On the cloud's own machine it goes through the operator's socket,
+//! where no crowd of strangers is; that replaces TCP and nothing else.
 //!
 //! hyper on tokio-rustls, the stack that serves the API, and no larger client: nothing here reads proxy variables,
 //! follows redirects, keeps cookies or falls back to another root, so the key goes to the cloud and nowhere else.
 
 use std::fmt::Write as _;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,14 +16,22 @@ use http_body_util::{BodyExt, Full, Limited};
 use hyper::{Method, Request, StatusCode, Uri};
 use hyper_util::rt::TokioIo;
 use keys::SecretText;
+use rustix::fs::{Mode, OFlags, open};
 use rustls::{ClientConfig, RootCertStore};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, ServerName};
-use tokio::net::TcpStream;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
 
 use crate::{Error, VERSION};
+
+/// The folder in the data directory that the cloud's own user alone enters.
+pub const OPERATOR_FOLDER: &str = "operator";
+/// The socket in it, at which the API answers.
+pub const OPERATOR_SOCKET: &str = "api.sock";
 
 /// To connect and shake hands.
 const CONNECT_MAX: Duration = Duration::from_secs(10);
@@ -36,7 +48,15 @@ pub(crate) struct Transport {
     name: ServerName<'static>,
     tls: Arc<ClientConfig>,
     key: SecretText,
+    /// The folder of the operator's socket, on the cloud's own machine.
+    operator: Option<PathBuf>,
 }
+
+/// What carries TLS: TCP, or the operator's socket.
+trait Carrier: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl Carrier for TcpStream {}
+impl Carrier for UnixStream {}
 
 /// An answer, whole.
 pub(crate) struct Answer {
@@ -68,7 +88,18 @@ impl Transport {
             name,
             tls: Arc::new(tls),
             key,
+            operator: None,
         })
+    }
+
+    /// The same through the operator's socket in this folder, if it is there.
+    pub(crate) fn through(self, operator: &Path) -> Self {
+        Self { operator: Some(operator.to_owned()), ..self }
+    }
+
+    /// The same over TCP, whatever there is besides.
+    pub(crate) fn over_tcp(&self) -> Self {
+        Self { operator: None, ..self.clone() }
     }
 
     /// Sends one request. An error means that no answer came; the cloud may have acted all the same.
@@ -116,10 +147,45 @@ impl Transport {
         answer
     }
 
-    async fn connect(&self) -> std::io::Result<tokio_rustls::client::TlsStream<TcpStream>> {
+    async fn connect(&self) -> io::Result<TlsStream<Box<dyn Carrier>>> {
+        if let Some(folder) = &self.operator
+            && let Some(socket) = connect_to_operator(folder).await?
+        {
+            // A closed connection is how the socket refuses.
+            return self.shake_hands(Box::new(socket)).await.map_err(|cause| {
+                let folder = folder.display();
+                io::Error::other(format!(
+                    "the operator's socket in {folder} was closed ({cause}); it is for processes of the cloud's own user in the \
+                     cloud's own pid and user namespaces, so run this there, or name the API with --url and CHITIN_API_KEY"
+                ))
+            });
+        }
         let tcp = TcpStream::connect((self.host.as_str(), self.port)).await?;
         tcp.set_nodelay(true)?;
-        TlsConnector::from(self.tls.clone()).connect(self.name.clone(), tcp).await
+        self.shake_hands(Box::new(tcp)).await
+    }
+
+    async fn shake_hands(&self, carrier: Box<dyn Carrier>) -> io::Result<TlsStream<Box<dyn Carrier>>> {
+        TlsConnector::from(self.tls.clone()).connect(self.name.clone(), carrier).await
+    }
+}
+
+/// The operator's socket; none where there is none. Through the folder's descriptor: the path in `sockaddr_un` has 107 bytes,
+/// and the folder's own may be longer.
+async fn connect_to_operator(folder: &Path) -> io::Result<Option<UnixStream>> {
+    let failed = |cause: io::Error| {
+        io::Error::new(cause.kind(), format!("the operator's socket in {}: {cause}", folder.display()))
+    };
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let held = match open(folder, flags, Mode::empty()) {
+        Ok(held) => held,
+        Err(rustix::io::Errno::NOENT) => return Ok(None),
+        Err(cause) => return Err(failed(cause.into())),
+    };
+    match UnixStream::connect(format!("/proc/self/fd/{}/{OPERATOR_SOCKET}", held.as_raw_fd())).await {
+        Ok(socket) => Ok(Some(socket)),
+        Err(cause) if cause.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(cause) => Err(failed(cause)),
     }
 }
 

@@ -42,7 +42,7 @@ use crate::root_key::rotation::{self, Rotation};
 use crate::staple::Stapler;
 use crate::trial::Trial;
 use crate::waker::Waker;
-use crate::{descriptors, http, knocks, revoked, watch};
+use crate::{descriptors, http, knocks, operator, revoked, watch};
 
 /// For engines to stop and volumes to be locked when the program ends.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(90);
@@ -83,6 +83,9 @@ pub enum Error {
         /// What to do.
         next_step: String,
     },
+    /// The operator's socket cannot be opened.
+    #[error(transparent)]
+    Operator(#[from] operator::Unusable),
     /// Nothing can be fetched from outside.
     #[error(transparent)]
     Network(#[from] network::Unusable),
@@ -196,7 +199,7 @@ impl Cloud {
         let certificates = Certificates::new(authority, clock.clone(), &hostnames, files)?;
         ensure_admin_key(&paths, &store, &*clock)?;
 
-        let listeners = Listeners::open(options).await?;
+        let listeners = Listeners::open(options, paths.data()).await?;
         let (sql_address, http_address) = (listeners.sql_address()?, listeners.http_address()?);
 
         let gate = Arc::new(Gate::default());

@@ -1,6 +1,7 @@
 //! Every door of the cloud: opens them before anything else is there, and serves them once everything is.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use gateway::{Door, Gateway};
@@ -10,6 +11,7 @@ use tokio::net::TcpListener;
 use crate::cloud::{Error, Stage};
 use crate::config::StartOptions;
 use crate::http::{self, HttpDoor};
+use crate::operator;
 
 /// The listeners, opened and not served yet.
 pub struct Listeners {
@@ -19,12 +21,13 @@ pub struct Listeners {
     http_proxy: Option<TcpListener>,
     endpoint: Option<TcpListener>,
     endpoint_tls: Option<TcpListener>,
+    operator: operator::Socket,
     trusted: Arc<[AddressRange]>,
 }
 
 impl Listeners {
-    /// Opens every door that the options ask for.
-    pub async fn open(options: &StartOptions) -> Result<Self, Error> {
+    /// Opens every door that the options ask for, and the operator's socket in the data directory.
+    pub async fn open(options: &StartOptions, data: &Path) -> Result<Self, Error> {
         let more = async |what, address: &Option<String>, flag| match address {
             Some(address) => listen(what, address, flag).await.map(Some),
             None => Ok(None),
@@ -36,6 +39,7 @@ impl Listeners {
             http_proxy: more("the API behind a balancer", &options.http_proxy, "--http-proxy").await?,
             endpoint: more("private endpoints", &options.endpoint, "--endpoint").await?,
             endpoint_tls: more("private endpoints over TLS", &options.endpoint_tls, "--endpoint-tls").await?,
+            operator: operator::Socket::open(data)?,
             trusted: options.proxy_from.clone().into(),
         })
     }
@@ -63,7 +67,7 @@ impl Listeners {
 
     /// Serves them all until the stage stops.
     pub fn serve(self, stage: &mut Stage, gateway: &Arc<Gateway>, web: &http::Server) {
-        let Self { sql, http, sql_proxy, http_proxy, endpoint, endpoint_tls, trusted } = self;
+        let Self { sql, http, sql_proxy, http_proxy, endpoint, endpoint_tls, operator, trusted } = self;
         let doors = [
             ("the SQL door", Some(sql), Door::Public),
             ("the SQL door behind a balancer", sql_proxy, Door::Balanced(trusted.clone())),
@@ -84,6 +88,8 @@ impl Listeners {
             let (web, stop) = (web.clone(), stage.stop.clone());
             stage.spawn(name, async move { web.serve(listener, door, stop).await });
         }
+        let (web, stop) = (web.clone(), stage.stop.clone());
+        stage.spawn("the operator's socket", async move { web.serve_operator(operator, stop).await });
     }
 }
 

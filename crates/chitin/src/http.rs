@@ -23,10 +23,14 @@ use tokio_util::task::TaskTracker;
 
 use connection::{DRAIN_MAX, UNAUTHENTICATED_MAX, answer};
 
+use crate::operator;
+
 /// For a request to be answered. A client waits a little less.
 const REQUEST_MAX: Duration = Duration::from_secs(150);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+/// Connections at the operator's socket, those that have shown the key and those that have not.
+const OPERATOR_CONNECTIONS_MAX: usize = 64;
 
 /// Which kind of door an HTTP listener is.
 #[derive(Clone, Debug)]
@@ -116,6 +120,40 @@ impl Server {
             });
         }
         drop(listener);
+        finish(tasks).await;
+    }
+
+    /// Answers requests at the operator's socket until `stop`. Nobody else comes in there, and it has places of its own, so
+    /// that no crowd at another door keeps the operator out.
+    pub async fn serve_operator(&self, socket: operator::Socket, stop: CancellationToken) {
+        let tasks = TaskTracker::new();
+        let (unauthenticated, place) = self.door("the operator's socket", OPERATOR_CONNECTIONS_MAX, &stop);
+        loop {
+            let accepted = tokio::select! {
+                () = stop.cancelled() => break,
+                accepted = socket.accept() => accepted,
+            };
+            let stream = match accepted {
+                Ok(stream) => stream,
+                Err(operator::NotAccepted::Refused(why)) => {
+                    tracing::warn!("closed a connection to the operator's socket: {why}");
+                    continue;
+                }
+                Err(operator::NotAccepted::Failed(cause)) => {
+                    tracing::warn!(%cause, "a connection to the operator's socket could not be accepted");
+                    tokio::time::sleep(ACCEPT_PAUSE).await;
+                    continue;
+                }
+            };
+            let (place, slot) = (place.clone(), unauthenticated.enter(None));
+            tasks.spawn(async move {
+                let router = place.server.router.clone();
+                if let Err(cause) = place.talk(stream, router, slot).await {
+                    tracing::debug!(cause, "a connection to the operator's socket ended");
+                }
+            });
+        }
+        drop(socket);
         finish(tasks).await;
     }
 

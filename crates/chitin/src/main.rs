@@ -21,6 +21,7 @@ mod knocks;
 mod launcher;
 mod logging;
 mod memory;
+mod operator;
 mod outlets;
 mod pages;
 mod paths;

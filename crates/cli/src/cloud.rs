@@ -29,7 +29,10 @@ impl Cloud {
     pub fn find(global: &Global) -> Result<Self, Failure> {
         let found = discovery::find(global)?;
         let key = api::SecretText::new(found.api_key);
-        let api = Client::new(&found.url, key, found.root_pem.as_deref())?;
+        let mut api = Client::new(&found.url, key, found.root_pem.as_deref())?;
+        if let Some(operator) = &found.operator {
+            api = api.through(operator);
+        }
         Ok(Self { api, url: found.url, root_path: found.root_path, root_pem: found.root_pem })
     }
 

@@ -19,6 +19,8 @@ const OTHERS: u32 = 0o077;
 pub struct Found {
     /// Where its API answers.
     pub url: String,
+    /// The folder of the operator's socket; none where the cloud is elsewhere, or somebody else's.
+    pub operator: Option<PathBuf>,
     /// What signs requests.
     pub api_key: String,
     /// The root certificate, as a file for psql.
@@ -56,10 +58,18 @@ fn here(data: &Path) -> Result<Found, Failure> {
     let root_path = std::path::absolute(&root_path).unwrap_or(root_path);
     Ok(Found {
         url: format!("https://{}", reachable(&endpoint.http)),
+        operator: operator(data),
         api_key: private(&data.join("admin-key"))?,
         root_path: Some(root_path),
         root_pem: Some(root_pem),
     })
+}
+
+/// Where the operator's socket lies. It takes the cloud's own user only; anybody else who has the key comes by TCP.
+fn operator(data: &Path) -> Option<PathBuf> {
+    let folder = data.join(api::OPERATOR_FOLDER);
+    let facts = std::fs::symlink_metadata(&folder).ok()?;
+    (facts.is_dir() && facts.uid() == rustix::process::geteuid().as_raw()).then_some(folder)
 }
 
 fn elsewhere(global: &Global, url: &str) -> Result<Found, Failure> {
@@ -79,6 +89,7 @@ fn elsewhere(global: &Global, url: &str) -> Result<Found, Failure> {
     let root_path = root_path.map(|path| std::path::absolute(&path).unwrap_or(path));
     Ok(Found {
         url: url.trim_end_matches('/').to_owned(),
+        operator: None,
         api_key: api_key.trim().to_owned(),
         root_path,
         root_pem,
@@ -162,6 +173,20 @@ mod tests {
         let found = find(&global(directory.path(), None, None)).unwrap();
         assert_eq!((found.url.as_str(), found.api_key.as_str()), ("https://127.0.0.1:8080", "CCDB1_x_y"));
         assert!(found.root_path.unwrap().is_absolute());
+    }
+
+    #[test]
+    fn the_operator_s_socket_is_used_on_the_cloud_s_own_machine_and_for_no_url() {
+        let directory = cloud(0o600);
+        let found = |url| find(&global(directory.path(), url, Some("k"))).unwrap().operator;
+        assert_eq!(found(None), None, "an older cloud has none");
+        let folder = directory.path().join(api::OPERATOR_FOLDER);
+        std::os::unix::fs::symlink("/tmp", &folder).unwrap();
+        assert_eq!(found(None), None, "a link is not the cloud's");
+        fs::remove_file(&folder).unwrap();
+        fs::create_dir(&folder).unwrap();
+        assert_eq!(found(None), Some(folder));
+        assert_eq!(found(Some("https://127.0.0.1:8080")), None);
     }
 
     #[test]
