@@ -32,6 +32,7 @@ pub(crate) fn suite() -> Suite {
             admit::t64_a_cancel_from_outside_the_allowlist_or_for_another_cluster_is_silent,
             operator::the_operator_s_socket_is_the_owner_s_alone_and_asks_for_the_key,
             operator::commands_use_the_operator_s_socket_by_themselves_also_by_a_long_path,
+            operator::a_cloud_whose_data_directory_has_a_longer_path_than_a_socket_s_works_as_any,
             operator::a_process_in_another_namespace_is_refused_at_the_operator_s_socket_though_it_has_the_key,
             program::verify_proves_every_row,
             program::exit_codes_tell_what_happened,

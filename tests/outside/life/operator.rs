@@ -75,6 +75,26 @@ pub fn commands_use_the_operator_s_socket_by_themselves_also_by_a_long_path() {
     cloud.boot();
 }
 
+pub fn a_cloud_whose_data_directory_has_a_longer_path_than_a_socket_s_works_as_any() {
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let long = scratch.path().join("d".repeat(100)).join("e".repeat(100)).join("data");
+    std::fs::create_dir_all(&long).expect("a long path");
+    let link = scratch.path().join("link");
+    symlink(&long, &link).expect("a link");
+    // The link is copied, and leads there.
+    let cloud = Cloud::over(&link, Options::default());
+    cloud.boot();
+    let one = cloud.cluster("far-away", &[]);
+    assert_eq!(one.sign_in().value("select 1"), "1");
+    one.sleep();
+    assert_eq!(one.sign_in().value("select 1"), "1");
+    let mode =
+        std::fs::symlink_metadata(long.join("operator/api.sock")).expect("it lies there").permissions();
+    assert_eq!(mode.mode() & 0o7777, 0o600);
+    let mut command = Command::new(house::cloud::program());
+    run(command.args(["cluster", "list", "--data"]).arg(&long)).ok();
+}
+
 pub fn a_process_in_another_namespace_is_refused_at_the_operator_s_socket_though_it_has_the_key() {
     let cloud = cloud();
     let elsewhere: [&[&str]; 4] = [
