@@ -17,6 +17,7 @@ use crate::door::Door;
 use crate::examine::Examiner;
 use crate::journey::travel;
 use crate::pace::Pace;
+use crate::sign_in::checks::Checks;
 use crate::{Certificates, Crowding, Cut, Sessions, Settings, Unauthenticated};
 
 /// After an accept that failed for want of descriptors or memory.
@@ -57,7 +58,7 @@ pub(crate) struct House {
     /// The rules of a cluster that does not exist: those that most clusters have.
     pub(crate) standard: Arc<Rules>,
     /// Passwords in clear that may be checked at this moment.
-    pub(crate) clear_checks: Arc<Semaphore>,
+    pub(crate) clear_checks: Arc<Checks>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) cancels: Semaphore,
     pub(crate) pace: Pace,
@@ -75,7 +76,7 @@ impl Gateway {
             examiner,
             throttle,
             standard: Arc::new(Rules::standard()),
-            clear_checks: Arc::new(Semaphore::new(settings.clear_checks_max)),
+            clear_checks: Checks::new(settings.clear_checks_max),
             sessions: Sessions::new(),
             cancels: Semaphore::new(settings.cancels_max),
             pace: Pace::default(),

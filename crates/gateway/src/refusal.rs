@@ -54,6 +54,8 @@ pub(crate) enum Refusal {
     TooMany(&'static str),
     /// It was not signed in, and had to make room for others.
     Crowded,
+    /// Too many passwords in clear wait for their turn to be checked.
+    TooManyChecks,
     /// The engine is not ready.
     NotReady(crate::directory::NotReady),
     /// The engine refused the session: its own words, to a client that has signed in.
@@ -190,6 +192,13 @@ impl Refusal {
                 "53300",
                 "too many connections that are not signed in, most of them from this network".to_owned(),
                 Some("Connect again, and sign in sooner."),
+            ),
+            Self::TooManyChecks => (
+                "53300",
+                "too many passwords are waiting to be checked for this cluster".to_owned(),
+                Some(
+                    "Connect again in a moment. With scram-sha-256 in the cluster's rules nothing has to wait.",
+                ),
             ),
             Self::NotReady(reason) => not_ready(*reason),
             Self::EngineLost(what) => (

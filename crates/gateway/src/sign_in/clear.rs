@@ -25,7 +25,8 @@ pub(super) async fn password(case: &Case<'_>, client: &mut ClientStream) -> Resu
     let is_known = known.is_some();
     let verifier = known.unwrap_or_else(|| scram::stand_in(case));
     // Few at a time: everybody else's sign-in goes on meanwhile.
-    let turn = case.house.clear_checks.clone().acquire_owned().await.map_err(|_| Refusal::Lost)?;
+    let cluster = case.claim.cluster.as_ref().map(|cluster| cluster.id);
+    let turn = case.house.clear_checks.turn(cluster, verifier.iterations()).await?;
     case.still_heard()?;
     let check = move || {
         // Given back when the work is done, not when somebody stops waiting for it.

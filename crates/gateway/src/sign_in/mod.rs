@@ -4,6 +4,7 @@
 mod bearer;
 mod browser;
 mod certificate;
+pub(crate) mod checks;
 mod clear;
 mod scram;
 
