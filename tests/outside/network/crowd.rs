@@ -72,6 +72,11 @@ impl Crowded {
         SocketAddr::new(self.home.ipv4(), port)
     }
 
+    /// The same door at the address that this source can reach.
+    fn at_for(&self, source: IpAddr, port: u16) -> SocketAddr {
+        SocketAddr::new(if source.is_ipv4() { self.home.ipv4() } else { self.home.ipv6() }, port)
+    }
+
     /// Signs in from the customer's host and asks something.
     #[track_caller]
     fn customer_comes_in(&self, one: &Cluster<'_>) {
@@ -128,7 +133,7 @@ fn is_open(wire: &Wire) -> bool {
     }
 }
 
-/// Keeps opening connections from every address of the attackers' hosts while `act` runs; at most `held_max` from each host
+/// Keeps opening connections from every address of the attackers' hosts, IPv4 and IPv6, while `act` runs; at most `held_max` from each host
 /// at a time. Returns how many were opened.
 fn beside_a_flood(
     crowded: &Crowded,
@@ -144,11 +149,13 @@ fn beside_a_flood(
             scope.spawn(move || {
                 host.within(|| {
                     let mut held = VecDeque::new();
-                    for place in (1..=ADDRESSES).cycle() {
+                    let sources =
+                        (1..=ADDRESSES).flat_map(|place| [host.ipv4_at(place), host.ipv6_at(place)]);
+                    for source in sources.cycle() {
                         if is_over.load(Ordering::Relaxed) {
                             return;
                         }
-                        if let Ok(wire) = open(host, host.ipv4_at(place)) {
+                        if let Ok(wire) = open(host, source) {
                             held.push_back(wire);
                             opened.fetch_add(1, Ordering::Relaxed);
                         }
@@ -171,11 +178,10 @@ fn beside_a_flood(
 pub fn t09_a_flood_of_silent_connections_keeps_nobody_from_elsewhere_out_of_sql() {
     let crowded = crowded();
     let one = crowded.cloud.cluster("beside-a-flood", &[]);
-    let sql = crowded.at(SQL_PORT);
     let opened = beside_a_flood(
         crowded,
         (2 * SQL_PLACES, Duration::from_millis(1)),
-        |_, source| Wire::tcp_from(sql, Some(source)),
+        |_, source| Wire::tcp_from(crowded.at_for(source, SQL_PORT), Some(source)),
         || {
             for _ in 0..5 {
                 crowded.customer_comes_in(&one);
@@ -221,10 +227,9 @@ pub fn t09_those_of_the_crowded_network_go_and_whoever_came_before_them_stays() 
 
 pub fn t09_a_flood_of_silent_http_2_connections_keeps_neither_the_operator_nor_others_out() {
     let crowded = crowded();
-    let http = crowded.at(HTTP_PORT);
     let config = std::sync::Arc::new(tls::client(&crowded.cloud.root_certificate(), &["h2"]));
     let silent = |_: &Host, source: IpAddr| {
-        let mut wire = Wire::tcp_from(http, Some(source))?;
+        let mut wire = Wire::tcp_from(crowded.at_for(source, HTTP_PORT), Some(source))?;
         wire.handshake(&config, "localhost")?;
         // The preface of HTTP/2 with empty settings (RFC 9113, section 3.4), and not a word more.
         wire.send_raw(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0")?;
