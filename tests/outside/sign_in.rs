@@ -43,6 +43,7 @@ pub(crate) fn suite() -> Suite {
             rules::the_first_rule_that_matches_decides,
             rules::rules_hold_at_once_for_new_connections_and_leave_open_ones,
             rules::rules_choose_by_database,
+            rules::a_letter_more_than_the_engine_takes_passes_no_rule,
             rules::rules_choose_by_membership,
             rules::rules_choose_by_address_and_user,
             rules::a_password_in_clear_is_checked_like_one_by_scram,

@@ -104,7 +104,8 @@ mod tests {
         });
         let route = Route {
             handle: "lazy-roach-3".parse().unwrap(),
-            database: "shop".to_owned(),
+            user: "maria".parse().unwrap(),
+            database: "shop".parse().unwrap(),
             parameters: vec![("application_name".to_owned(), "test".to_owned())],
             brings_token: false,
         };

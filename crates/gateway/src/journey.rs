@@ -198,7 +198,6 @@ async fn become_known(
         }
     };
     let route = route(&startup, manner.server_name.as_deref())?;
-    let user = startup.get("user").filter(|user| !user.is_empty()).ok_or(Refusal::NoUser)?;
     let cluster = match admit(&*house.directory, &route.handle, origin) {
         Admission::Admitted(found) => Some(found),
         Admission::Unknown => None,
@@ -207,7 +206,7 @@ async fn become_known(
     let claim = Claim {
         handle: &route.handle,
         cluster,
-        user,
+        user: &route.user,
         database: &route.database,
         origin,
         brings_token: route.brings_token,

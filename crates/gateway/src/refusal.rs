@@ -4,6 +4,7 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use identity::scram;
+use model::InvalidName;
 use wire::Malformed;
 use wire::backend::{Report, Severity};
 
@@ -30,6 +31,10 @@ pub(crate) enum Refusal {
     Peering,
     /// No user name.
     NoUser,
+    /// A user name that the engine would not take as it is.
+    UserName(InvalidName),
+    /// A database name that the engine would not take as it is.
+    DatabaseName(InvalidName),
     /// The sign-in failed: unknown cluster, unknown user and wrong password alike.
     Password { user: String },
     /// No rule of the cluster lets this client in.
@@ -132,6 +137,8 @@ impl Refusal {
                 Some("Ask the cluster's operator: chitin peering list CLUSTER"),
             ),
             Self::NoUser => ("28000", "no PostgreSQL user name specified in startup packet".to_owned(), None),
+            Self::UserName(why) => ("28000", why.to_string(), None),
+            Self::DatabaseName(why) => ("3D000", why.to_string(), None),
             Self::Password { user } => {
                 ("28P01", format!("password authentication failed for user \"{user}\""), None)
             }

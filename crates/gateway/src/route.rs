@@ -5,7 +5,7 @@
 
 use std::fmt;
 
-use model::{ClusterHandle, InvalidHandle};
+use model::{ClusterHandle, DatabaseName, InvalidHandle, RoleName};
 use wire::startup::Startup;
 
 use crate::refusal::Refusal;
@@ -14,7 +14,8 @@ use crate::refusal::Refusal;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Route {
     pub(crate) handle: ClusterHandle,
-    pub(crate) database: String,
+    pub(crate) user: RoleName,
+    pub(crate) database: DatabaseName,
     /// Parameters for the engine, without `user`, `database` and what names the cluster.
     pub(crate) parameters: Vec<(String, String)>,
     /// The client says that what it sends as a password is a token (CockroachDB's `--crdb:jwt_auth_enabled=true`).
@@ -86,7 +87,8 @@ const RESERVED: &[&str] = &[
     "pre_auth_delay",
 ];
 
-/// Reads the client's words. `server_name` is the TLS server name, if the client sent one.
+/// Reads the client's words. What comes out are names that the engine takes as they are: it cuts a longer one, and rules
+/// that saw the whole would have judged another user or database than the one that is opened. `server_name` is the TLS server name, if the client sent one.
 pub(crate) fn route(startup: &Startup, server_name: Option<&str>) -> Result<Route, Refusal> {
     if startup.get("replication").is_some_and(|value| !matches!(value, "" | "0" | "false" | "off" | "no")) {
         return Err(Refusal::Replication);
@@ -110,6 +112,9 @@ pub(crate) fn route(startup: &Startup, server_name: Option<&str>) -> Result<Rout
         (None, Some(handle)) => handle,
         (None, None) => return Err(Refusal::Route(Unroutable::Missing)),
     };
+    let user = startup.get("user").filter(|user| !user.is_empty()).ok_or(Refusal::NoUser)?;
+    let user = user.parse().map_err(Refusal::UserName)?;
+    let database = database.parse().map_err(Refusal::DatabaseName)?;
     let mut parameters = Vec::new();
     for (name, value) in startup.parameters() {
         if !matches!(name, "user" | "database" | "options" | "replication") {
@@ -120,7 +125,7 @@ pub(crate) fn route(startup: &Startup, server_name: Option<&str>) -> Result<Rout
     if !options.is_empty() {
         parameters.push(("options".to_owned(), options));
     }
-    Ok(Route { handle, database, parameters, brings_token })
+    Ok(Route { handle, user, database, parameters, brings_token })
 }
 
 /// The cluster that the first label of a server name means. Many clients send a server name without meaning anything
@@ -241,7 +246,8 @@ mod tests {
     use super::*;
 
     fn routed(parameters: &[(&str, &str)], server_name: Option<&str>) -> Result<Route, Refusal> {
-        let encoded = wire::startup::encode(parameters.iter().copied());
+        let user = parameters.iter().all(|(name, _)| *name != "user").then_some(("user", "maria"));
+        let encoded = wire::startup::encode(user.into_iter().chain(parameters.iter().copied()));
         route(&Startup::parse(0, &encoded[8..]).unwrap(), server_name)
     }
 
@@ -269,7 +275,28 @@ mod tests {
             );
             assert_eq!(route.parameters, []);
         }
-        assert_eq!(routed(&[], Some("lazy-roach-3.localhost")).unwrap().database, "defaultdb");
+        assert_eq!(routed(&[], Some("lazy-roach-3.localhost")).unwrap().database.as_str(), "defaultdb");
+    }
+
+    #[test]
+    fn names_that_the_engine_would_cut_are_refused_wherever_they_are_said() {
+        let named = Some("lazy-roach-3.localhost");
+        let (longest, longer) = ("a".repeat(63), "a".repeat(64));
+        // 32 characters of two bytes each.
+        let wide = "ä".repeat(32);
+        let route = routed(&[("user", &longest), ("database", &longest)], named).unwrap();
+        assert_eq!((route.user.as_str(), route.database.as_str()), (longest.as_str(), longest.as_str()));
+        for odd in [&longer, &wide, &"a".repeat(60_000), &"a\nb".to_owned()] {
+            let user = routed(&[("user", odd)], named);
+            assert!(matches!(user, Err(Refusal::UserName(_))), "{user:?}");
+            let database = routed(&[("database", odd)], named);
+            assert!(matches!(database, Err(Refusal::DatabaseName(_))), "{database:?}");
+            let prefixed = routed(&[("database", &format!("lazy-roach-3.{odd}"))], None);
+            assert!(matches!(prefixed, Err(Refusal::DatabaseName(_))), "{prefixed:?}");
+            let flagged = routed(&[("database", odd), ("options", "--cluster=lazy-roach-3")], None);
+            assert!(matches!(flagged, Err(Refusal::DatabaseName(_))), "{flagged:?}");
+        }
+        assert_eq!(routed(&[("user", "")], named), Err(Refusal::NoUser));
     }
 
     #[test]

@@ -175,6 +175,10 @@ impl fmt::Display for ClusterHandle {
     }
 }
 
+/// Most bytes of a role's or database's name: PostgreSQL (NAMEDATALEN less its closing zero) cuts what is longer, and then
+/// means another.
+const SQL_NAME_BYTES_MAX: usize = 63;
+
 /// A SQL user or role: 1 to 63 bytes of UTF-8 without control characters, not reserved.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
@@ -200,7 +204,7 @@ impl FromStr for RoleName {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.is_empty() || text.len() > 63 || text.chars().any(char::is_control) {
+        if text.is_empty() || text.len() > SQL_NAME_BYTES_MAX || text.chars().any(char::is_control) {
             return Err(InvalidName {
                 what: "user name",
                 rule: "it has 1 to 63 bytes and no control characters (PostgreSQL's NAMEDATALEN)",
@@ -231,7 +235,7 @@ impl FromStr for DatabaseName {
     type Err = InvalidName;
 
     fn from_str(text: &str) -> Result<Self, InvalidName> {
-        if text.is_empty() || text.len() > 63 || text.chars().any(char::is_control) {
+        if text.is_empty() || text.len() > SQL_NAME_BYTES_MAX || text.chars().any(char::is_control) {
             return Err(InvalidName {
                 what: "database name",
                 rule: "it has 1 to 63 bytes and no control characters (PostgreSQL's NAMEDATALEN)",
@@ -326,6 +330,9 @@ mod tests {
         }
         assert!("a".repeat(63).parse::<RoleName>().is_ok());
         assert!("a".repeat(64).parse::<RoleName>().is_err());
+        assert!("ä".repeat(32).parse::<RoleName>().is_err(), "bytes are counted, not characters");
+        assert!("a".repeat(63).parse::<DatabaseName>().is_ok());
+        assert!("a".repeat(64).parse::<DatabaseName>().is_err());
         assert!("a\0b".parse::<RoleName>().is_err());
     }
 

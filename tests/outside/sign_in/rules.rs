@@ -80,6 +80,33 @@ pub fn rules_choose_by_database() {
     assert_eq!(refusal.code, "28000");
 }
 
+/// PostgreSQL cuts a name at 63 bytes. With a letter more it would be another name to the rules, and the same one to the
+/// engine.
+pub fn a_letter_more_than_the_engine_takes_passes_no_rule() {
+    let one = cloud().cluster("rules-cut", &[]);
+    let closed = "d".repeat(63);
+    let barred = one.with_new_user(&"u".repeat(63));
+    one.welcome(&right(&one)).query(&format!("create database {closed}")).unwrap();
+    one.set_rules(&format!(
+        "host {closed} all all reject\nhost all {} all reject\nhost all all all scram-sha-256\n",
+        barred.user
+    ));
+    is_rejected(&one.refusal_of("the database itself", &right(&one).to(&closed)));
+    is_rejected(&barred.refusal_of("the user itself", &right(&barred)));
+    for more in ["x", "xy", "\u{e9}"] {
+        let database = format!("{closed}{more}");
+        let refusal = one.refusal_of("a longer database", &right(&one).to(&database));
+        assert_eq!(refusal.code, "3D000", "{refusal:?}");
+        let prefixed = right(&one).to(&format!("{}.{database}", one.handle));
+        let refusal = one.refusal_of("the same behind the cluster's name", &prefixed);
+        assert_eq!(refusal.code, "3D000", "{refusal:?}");
+        let longer = one.with_user(&format!("{}{more}", barred.user), &barred.password);
+        let refusal = longer.refusal_of("a longer user", &right(&barred));
+        assert_eq!(refusal.code, "28000", "{refusal:?}");
+        assert!(refusal.message.contains("63 bytes"), "{refusal:?}");
+    }
+}
+
 pub fn rules_choose_by_membership() {
     let one = cloud().cluster("rules-roles", &[]);
     let (inside, outside) = (one.with_new_user("inside"), one.with_new_user("outside"));

@@ -60,5 +60,5 @@ fn named(case: &Case<'_>, certificate: &Verified) -> Result<(), Refusal> {
         .place
         .as_ref()
         .is_some_and(|(cluster, user)| case.examiner().is_named(cluster.id, certificate, user, &case.rule));
-    if is_named { Ok(()) } else { Err(Refusal::Certificate { user: case.claim.user.to_owned() }) }
+    if is_named { Ok(()) } else { Err(Refusal::Certificate { user: case.claim.user.to_string() }) }
 }

@@ -51,7 +51,7 @@ pub(super) async fn vouched(case: &Case<'_>, token: SecretText) -> Result<Proof,
     let rule = RuleOptions { map, ..case.rule.clone() };
     let examined = match case.guest() {
         Some(guest) => case.examiner().token(&guest, token, &rule).await,
-        None => match case.examiner().stray_token(case.claim.user, token).await {
+        None => match case.examiner().stray_token(case.claim.user.as_str(), token).await {
             Ok(()) => return Err(case.wrong()),
             Err(why) => Err(why),
         },

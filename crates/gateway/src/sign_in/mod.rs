@@ -15,7 +15,7 @@ use identity::hba::{Client, Method, RuleOptions};
 use identity::throttle::{Attempt, Verdict};
 use keys::ChannelBinding;
 use keys::client::Verified;
-use model::{ClusterHandle, Origin, RoleName};
+use model::{ClusterHandle, DatabaseName, Origin, RoleName};
 use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use wire::backend;
@@ -93,8 +93,8 @@ impl Identity {
 pub(crate) struct Claim<'a> {
     pub(crate) handle: &'a ClusterHandle,
     pub(crate) cluster: Option<Found>,
-    pub(crate) user: &'a str,
-    pub(crate) database: &'a str,
+    pub(crate) user: &'a RoleName,
+    pub(crate) database: &'a DatabaseName,
     pub(crate) origin: &'a Origin,
     pub(crate) brings_token: bool,
     pub(crate) presented: Vec<CertificateDer<'static>>,
@@ -119,7 +119,7 @@ struct Case<'a> {
 impl Case<'_> {
     /// What everybody reads whose proof was wrong.
     fn wrong(&self) -> Refusal {
-        Refusal::Password { user: self.claim.user.to_owned() }
+        Refusal::Password { user: self.claim.user.to_string() }
     }
 
     /// Asked again just before a proof is looked at: of many that come at once, those after the first wrong ones are
@@ -152,7 +152,7 @@ pub(crate) async fn prove(
     deadline: Instant,
 ) -> Result<Identity, Refusal> {
     let handle = counted_as(claim.handle, claim.cluster.as_ref());
-    let attempt = Attempt { cluster: &handle, user: claim.user, address: claim.origin.address };
+    let attempt = Attempt { cluster: &handle, user: claim.user.as_str(), address: claim.origin.address };
     let heard_at = Moment::now();
     match house.throttle.check(&attempt, heard_at) {
         Verdict::Go { wait } => timeout_at(deadline, sleep(wait)).await?,
@@ -200,11 +200,15 @@ async fn attempt_once(
     sleep_until(asked + whole_steps(counted, step) + pace::blur(step)).await;
 
     let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
-    let facts =
-        Client { user: claim.user, database: claim.database, roles: &roles, address: claim.origin.address };
+    let facts = Client {
+        user: claim.user.as_str(),
+        database: claim.database.as_str(),
+        roles: &roles,
+        address: claim.origin.address,
+    };
     let rule = rules.find(&facts).ok_or_else(|| Refusal::NoRule {
-        user: claim.user.to_owned(),
-        database: claim.database.to_owned(),
+        user: claim.user.to_string(),
+        database: claim.database.to_string(),
         address: claim.origin.address,
     })?;
     let options = rule.options().clone();
@@ -275,8 +279,7 @@ async fn by_method(
 /// the engine's catalog says.
 fn place(claim: &Claim<'_>) -> Option<(Found, RoleName)> {
     let cluster = claim.cluster.clone()?;
-    let user: RoleName = claim.user.parse().ok().filter(|user: &RoleName| !user.is_reserved())?;
-    Some((cluster, user))
+    (!claim.user.is_reserved()).then(|| (cluster, claim.user.clone()))
 }
 
 /// The time in whole steps: a look-up that took a little longer answers at the same moment.

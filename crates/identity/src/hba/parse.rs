@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use ipnet::{IpNet, Ipv4Net};
-use model::RoleName;
+use model::{DatabaseName, RoleName};
 
 use super::lex::{self, Field, Line, Place, Word};
 use super::matching::{Addresses, Databases, Transport, Users};
@@ -125,7 +125,7 @@ impl Reader {
             return Ok(Databases::Like(pattern));
         }
         Ok(match word.text.as_str() {
-            _ if word.is_quoted => Databases::Named(word.text.clone()),
+            name if word.is_quoted => self.named(name, word.place),
             "all" => Databases::All,
             "sameuser" => Databases::SameUser,
             "samerole" | "samegroup" => Databases::SameRole,
@@ -134,8 +134,15 @@ impl Reader {
                 self.note(word.place, text.to_owned());
                 Databases::Replication
             }
-            name => Databases::Named(name.to_owned()),
+            name => self.named(name, word.place),
         })
+    }
+
+    fn named(&mut self, name: &str, place: Place) -> Databases {
+        if name.parse::<DatabaseName>().is_err() {
+            self.note(place, format!("`{name}` never matches: a database name has at most 63 bytes"));
+        }
+        Databases::Named(name.to_owned())
     }
 
     fn user(&mut self, word: &Word) -> Result<Users, Mistake> {

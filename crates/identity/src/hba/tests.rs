@@ -152,6 +152,13 @@ fn rules_that_do_nothing_are_noted() {
     assert!(notes[0].starts_with("line 1: nobody signs in as `root`"));
     assert_eq!(notes[2], "line 3: never reached, because line 2 matches every client");
     assert!(rules("host all tom all reject\nhost all all all cert\n").notes().is_empty());
+    // What the engine would cut is nobody's name: no client can say it.
+    for long in [
+        format!("host {} all all reject\n", "d".repeat(64)),
+        format!("host all {} all reject\n", "u".repeat(64)),
+    ] {
+        assert!(rules(&long).notes()[0].contains("has at most 63 bytes"), "{long}");
+    }
 }
 
 #[test]
