@@ -60,12 +60,15 @@ pub struct SqlUser {
     /// no such field.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<String>,
+    /// Its deletion began and did not come to its end: it can no longer sign in, and is to be deleted again. Ours too.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_deletion_unfinished: bool,
 }
 
 impl SqlUser {
     /// A user whom somebody made by name.
     pub fn new(name: String) -> Self {
-        Self { name, source: None }
+        Self { name, source: None, is_deletion_unfinished: false }
     }
 }
 

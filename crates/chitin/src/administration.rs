@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use api::{
     CopyProgress, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
-    RootKeyProtection, ThrottleLine,
+    RootKeyProtection, SqlUser, ThrottleLine,
 };
 use async_trait::async_trait;
 use control::{ClearThrottle, KeyInUse, Refusal};
@@ -194,9 +194,14 @@ impl Administrator {
 
 #[async_trait]
 impl control::Administration for Administrator {
-    async fn users(&self, id: ClusterId) -> Result<Vec<String>, Refusal> {
+    async fn users(&self, id: ClusterId) -> Result<Vec<SqlUser>, Refusal> {
         let (_errand, engine) = self.open(id).await?;
-        within(engine.users()).await
+        let users = within(engine.users()).await?;
+        let shown = |user: engine::User| SqlUser {
+            is_deletion_unfinished: user.is_leaving,
+            ..SqlUser::new(user.name)
+        };
+        Ok(users.into_iter().map(shown).collect())
     }
 
     async fn create_user(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {
@@ -213,10 +218,17 @@ impl control::Administration for Administrator {
 
     async fn drop_user(&self, id: ClusterId, name: &RoleName) -> Result<(), Refusal> {
         let (_errand, engine) = self.open(id).await?;
-        within(engine.drop_user(name)).await?;
+        // First what lets somebody in and who is in, which nothing of a tenant's can stand in the way of; then the rest.
+        let barred = within(engine.bar_user(name)).await;
         self.presence
             .cut(|facts| (facts.cluster == id && *facts.user == *name.as_str()).then_some(Cut::User));
-        self.keep_roles(id, &engine).await
+        let dropped = match barred {
+            Ok(()) => within(engine.drop_user(name)).await,
+            refused => refused,
+        };
+        // Also of a user that could not be removed whole: its verifier is gone.
+        let kept = self.keep_roles(id, &engine).await;
+        dropped.and(kept)
     }
 
     async fn databases(&self, id: ClusterId) -> Result<Vec<Database>, Refusal> {

@@ -39,9 +39,12 @@ pub async fn run(cloud: &Cloud, command: UserCommand, printer: Printer) -> Resul
                 return Ok(());
             }
             printer.result(&users, || {
-                let rows =
-                    users.iter().map(|user| [user.name.clone(), user.source.clone().unwrap_or_default()]);
-                table(["USER", "MADE BY"], rows)
+                let rows = users.iter().map(|user| {
+                    let state =
+                        if user.is_deletion_unfinished { "deletion unfinished; delete it again" } else { "" };
+                    [user.name.clone(), user.source.clone().unwrap_or_default(), state.to_owned()]
+                });
+                table(["USER", "MADE BY", "STATE"], rows)
             })
         }
         UserCommand::Delete { cluster, user, yes } => {

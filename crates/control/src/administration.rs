@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use api::{Database, EgressVerdict, Facts, KeyFacts, Machine, ProofRow, RootKey, ThrottleLine};
+use api::{Database, EgressVerdict, Facts, KeyFacts, Machine, ProofRow, RootKey, SqlUser, ThrottleLine};
 use async_trait::async_trait;
 use model::{ClusterId, ClusterName, DatabaseName, IdentityProvider, KeyService, KeySpec, RoleName};
 
@@ -11,13 +11,13 @@ use crate::Refusal;
 /// Everything that needs a running engine. Calls wake a cluster that sleeps and wait until they are done.
 #[async_trait]
 pub trait Administration: Send + Sync + 'static {
-    /// Names of the users that people made.
-    async fn users(&self, id: ClusterId) -> Result<Vec<String>, Refusal>;
+    /// The users that people made, without their source, and those that are not quite removed.
+    async fn users(&self, id: ClusterId) -> Result<Vec<SqlUser>, Refusal>;
     /// Makes a user who is a member of `admin`. The verifier is in PostgreSQL's form.
     async fn create_user(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal>;
     /// Gives a user another password.
     async fn set_verifier(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal>;
-    /// Removes a user and cuts its sessions.
+    /// Takes from a user what lets it in, cuts its sessions, and removes it. What could not be removed stays, barred.
     async fn drop_user(&self, id: ClusterId, name: &RoleName) -> Result<(), Refusal>;
     /// The databases that a tenant sees.
     async fn databases(&self, id: ClusterId) -> Result<Vec<Database>, Refusal>;

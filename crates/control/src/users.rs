@@ -23,11 +23,11 @@ pub(crate) async fn list(
     let page = Page::read("sql-users", &query)?;
     let entry = input::made(&state.store, &id)?;
     let id = entry.cluster.id;
-    let names = state.administration.users(id).await?;
+    let users = state.administration.users(id).await?;
     let snapshot = state.store.snapshot();
-    let (users, pagination) = page.cut(names.into_iter().map(|name| {
-        let source = snapshot.provisioned(id, &name).map(|made| made.source.clone());
-        (name.clone(), SqlUser { name, source })
+    let (users, pagination) = page.cut(users.into_iter().map(|user| {
+        let source = snapshot.provisioned(id, &user.name).map(|made| made.source.clone());
+        (user.name.clone(), SqlUser { source, ..user })
     }));
     Ok(Json(SqlUsers { users, pagination }))
 }

@@ -10,8 +10,8 @@ use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
 use tokio_postgres::{Client, Config, NoTls, Row};
 
-use crate::Error;
 use crate::connector::Connector;
+use crate::{Error, pinned};
 
 /// For one statement. Creating a database from a template takes longest.
 const STATEMENT_MAX: Duration = Duration::from_secs(60);
@@ -41,12 +41,7 @@ impl Administration {
     pub(crate) async fn connect(connector: &Arc<Connector>) -> Result<Self, Error> {
         let mut config = Config::new();
         config.user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
-        // The internal superuser's session must not be steered by a tenant's objects or settings, which an owner gives to
-        // a whole database.
-        config.options(
-            "-c search_path=pg_catalog -c role=none -c default_transaction_read_only=off -c statement_timeout=60s \
-             -c lock_timeout=20s",
-        );
+        config.options(pinned::options());
         let client = connect(connector, &config).await?;
         Ok(Self { client, config, connector: connector.clone() })
     }
@@ -73,57 +68,6 @@ impl Administration {
     pub async fn role(&self, name: &RoleName) -> Result<Option<SqlRole>, Error> {
         let rows = self.query(&format!("{ROLES} WHERE rolname = $1"), &[&name.as_str()]).await?;
         rows.first().map(role).transpose()
-    }
-
-    /// The users that people made: roles that may sign in and are not ours.
-    pub async fn users(&self) -> Result<Vec<String>, Error> {
-        let rows = self
-            .query(
-                "SELECT rolname::text FROM pg_authid WHERE rolcanlogin AND NOT rolsuper ORDER BY rolname",
-                &[],
-            )
-            .await?;
-        rows.iter().map(|row| get(row, 0)).collect()
-    }
-
-    /// Makes a user who may do what `admin` may.
-    pub async fn create_user(&self, name: &RoleName, verifier: &str) -> Result<(), Error> {
-        not_reserved(name)?;
-        self.ensure_admin().await?;
-        let (user, password) = (quote(name.as_str()), literal(verifier));
-        let made =
-            self.batch(&format!("CREATE ROLE {user} LOGIN CREATEDB CREATEROLE PASSWORD {password}")).await;
-        if let Err(refused) = made {
-            return Err(named(refused, "user", name.as_str()));
-        }
-        self.batch(&format!("GRANT {ADMIN_ROLE} TO {user} WITH ADMIN OPTION")).await
-    }
-
-    /// Gives a user another password.
-    pub async fn set_verifier(&self, name: &RoleName, verifier: &str) -> Result<(), Error> {
-        not_reserved(name)?;
-        let changed =
-            self.batch(&format!("ALTER ROLE {} PASSWORD {}", quote(name.as_str()), literal(verifier))).await;
-        changed.map_err(|refused| named(refused, "user", name.as_str()))
-    }
-
-    /// Removes a user; what it owns becomes `admin`'s, what it was granted is revoked.
-    pub async fn drop_user(&self, name: &RoleName) -> Result<(), Error> {
-        not_reserved(name)?;
-        self.ensure_admin().await?;
-        if self.role(name).await?.is_none() {
-            return Err(Error::NotFound { what: "user", name: name.as_str().to_owned() });
-        }
-        let user = quote(name.as_str());
-        // Sessions of the user would go on with rights that nobody has any more.
-        self.batch(&format!("ALTER ROLE {user} NOLOGIN")).await?;
-        self.query(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE usename = $1 AND pid <> pg_backend_pid()",
-            &[&name.as_str()],
-        )
-        .await?;
-        self.everywhere(&format!("REASSIGN OWNED BY {user} TO {ADMIN_ROLE}; DROP OWNED BY {user}")).await?;
-        self.batch(&format!("DROP ROLE {user}")).await
     }
 
     /// The databases that a tenant sees.
@@ -210,16 +154,29 @@ impl Administration {
         .await
     }
 
-    /// Says the same in every database, templates that take sessions among them.
+    /// Says the same in every database, templates that take sessions among them. One that refuses does not keep the
+    /// others from it; the first refusal is the answer.
     pub(crate) async fn everywhere(&self, sql: &str) -> Result<(), Error> {
+        let known =
+            self.query("SELECT name FROM pg_settings WHERE name = ANY($1)", &[&pinned::later()]).await?;
+        let known = known.iter().map(|row| get(row, 0)).collect::<Result<Vec<String>, _>>()?;
         let databases = self.query("SELECT datname::text FROM pg_database WHERE datallowconn", &[]).await?;
+        let mut config = self.config.clone();
+        config.options(pinned::options_with(&known));
+        let mut outcome = Ok(());
         for row in &databases {
-            let mut config = self.config.clone();
-            config.dbname(get::<String>(row, 0)?);
-            let client = connect(&self.connector, &config).await?;
-            within(client.batch_execute(sql)).await?;
+            let said = async {
+                let database: String = get(row, 0)?;
+                config.dbname(&database);
+                let said = async {
+                    let client = connect(&self.connector, &config).await?;
+                    within(client.batch_execute(sql)).await
+                };
+                said.await.map_err(|cause| in_database(cause, &database))
+            };
+            outcome = outcome.and(said.await);
         }
-        Ok(())
+        outcome
     }
 
     pub(crate) async fn batch(&self, sql: &str) -> Result<(), Error> {
@@ -292,6 +249,15 @@ async fn within<T>(work: impl Future<Output = Result<T, tokio_postgres::Error>>)
     }
 }
 
+/// The same refusal, with where it was met.
+fn in_database(cause: Error, database: &str) -> Error {
+    match cause {
+        Error::Refused(text) => Error::Refused(format!("in database '{database}': {text}")),
+        Error::Unready(text) => Error::Unready(format!("in database '{database}': {text}")),
+        other => other,
+    }
+}
+
 fn unready(cause: tokio_postgres::Error) -> Error {
     let Some(refused) = cause.as_db_error() else {
         return Error::Unready(cause.to_string());
@@ -307,6 +273,11 @@ fn unready(cause: tokio_postgres::Error) -> Error {
         }
         SqlState::CANNOT_CONNECT_NOW | SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN => {
             Error::Unready(refused.message().to_owned())
+        }
+        // The detail says which objects stand in the way, and where.
+        SqlState::DEPENDENT_OBJECTS_STILL_EXIST => {
+            let detail = refused.detail().map(|detail| format!(": {}", detail.replace('\n', ", ")));
+            Error::Refused(format!("{}{}", refused.message(), detail.unwrap_or_default()))
         }
         _ => Error::Refused(refused.message().to_owned()),
     }
@@ -342,7 +313,7 @@ pub(crate) fn quote(name: &str) -> String {
 }
 
 /// A string constant that reads the same whatever `standard_conforming_strings` says.
-fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let escaped = text.replace('\\', "\\\\").replace('\'', "''");
     format!("E'{escaped}'")
 }

@@ -17,6 +17,7 @@ mod inside;
 mod jail;
 mod launch;
 mod leftovers;
+mod pinned;
 mod places;
 mod postgres;
 mod posture;
@@ -29,6 +30,7 @@ mod settings;
 #[path = "../../../tests/skipped.rs"]
 mod skipped;
 mod syscall;
+mod users;
 mod volume;
 
 pub use administration::{Administration, Database};
@@ -38,10 +40,12 @@ pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
 pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started};
 pub use launch::{Launcher, launch_if_asked};
+pub use pinned::pinned_settings;
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};
 pub use running::Run;
 pub use search::SearchReport;
+pub use users::User;
 pub use volume::VolumeState;
 
 use std::path::{Path, PathBuf};

@@ -187,17 +187,33 @@ async fn settings_of_a_tenant_s_database_do_not_steer_our_own_sessions() {
     let place = place(86, Plan::Dedicated).await;
     place.administration.create_user(&name("paula"), VERIFIER).await.unwrap();
     place.administration.create_database(&"shop".parse().unwrap()).await.unwrap();
-    let maria = place.session("maria", "shop").await.unwrap();
-    maria
-        .batch_execute(
-            "ALTER DATABASE shop SET role = maria;
-             ALTER DATABASE shop SET default_transaction_read_only = on;
-             ALTER DATABASE shop SET search_path = public",
-        )
-        .await
-        .unwrap();
     let paula = place.session("paula", "shop").await.unwrap();
     drop(paula);
+    let maria = place.session("maria", "shop").await.unwrap();
+    for (setting, value) in [
+        ("role", "maria"),
+        ("session_authorization", "maria"),
+        ("default_transaction_read_only", "on"),
+        ("default_transaction_isolation", "serializable"),
+        ("default_transaction_deferrable", "on"),
+        ("search_path", "public"),
+        ("local_preload_libraries", "nope"),
+        ("statement_timeout", "1ms"),
+        ("lock_timeout", "1ms"),
+        ("idle_session_timeout", "1ms"),
+        ("standard_conforming_strings", "off"),
+        ("row_security", "off"),
+        ("synchronous_commit", "off"),
+        ("exit_on_error", "on"),
+        ("debug_print_parse", "on"),
+        ("client_min_messages", "debug5"),
+        ("default_table_access_method", "heap"),
+    ] {
+        maria.batch_execute(&format!("ALTER DATABASE shop SET {setting} = '{value}'")).await.unwrap();
+    }
+    // From PostgreSQL 17 on.
+    let _ = maria.batch_execute("ALTER DATABASE shop SET transaction_timeout = '1ms'").await;
+    assert!(place.session("maria", "shop").await.is_err(), "the settings hold for everybody else");
     // Both go into every database.
     place.administration.drop_user(&name("paula")).await.unwrap();
     place.administration.open_foreign_data().await.unwrap();

@@ -31,6 +31,18 @@ async fn a_user_is_made_with_a_verifier_and_never_with_a_password() {
 }
 
 #[tokio::test]
+async fn a_user_that_is_not_quite_removed_is_shown_as_that() {
+    let world = World::new();
+    let users = format!("/clusters/{}/sql-users", world.made("shop-one").await);
+    for name in ["maria", "paula"] {
+        world.call("POST", &users, json!({"name": name, "password": PASSWORD})).await;
+    }
+    world.engines.half_removed.lock().unwrap().insert("paula".to_owned());
+    let shown = json!([{"name": "maria"}, {"name": "paula", "is_deletion_unfinished": true}]);
+    assert_eq!(world.get(&users).await.json()["users"], shown);
+}
+
+#[tokio::test]
 async fn reserved_and_impossible_names_are_refused() {
     let world = World::new();
     let cluster = format!("/clusters/{}", world.made("shop-one").await);

@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::{
     Capability, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
-    RootKeyProtection, ThrottleLine,
+    RootKeyProtection, SqlUser, ThrottleLine,
 };
 use async_trait::async_trait;
 use control::{
@@ -19,6 +19,8 @@ use model::{ClusterId, DatabaseName, EgressPolicy, IdentityProvider, KeyService,
 #[derive(Default)]
 pub struct Engines {
     pub users: Mutex<BTreeMap<String, String>>,
+    /// Users whose deletion did not come to its end.
+    pub half_removed: Mutex<BTreeSet<String>>,
     pub databases: Mutex<BTreeSet<String>>,
     pub asleep: Mutex<BTreeSet<ClusterId>>,
     pub throttle: Mutex<Vec<ThrottleLine>>,
@@ -45,8 +47,13 @@ pub const KEY_CANARY: &str = "canary";
 
 #[async_trait]
 impl Administration for Engines {
-    async fn users(&self, _: ClusterId) -> Result<Vec<String>, Refusal> {
-        Ok(self.users.lock().unwrap().keys().cloned().collect())
+    async fn users(&self, _: ClusterId) -> Result<Vec<SqlUser>, Refusal> {
+        let half_removed = self.half_removed.lock().unwrap().clone();
+        let shown = |name: &String| SqlUser {
+            is_deletion_unfinished: half_removed.contains(name),
+            ..SqlUser::new(name.clone())
+        };
+        Ok(self.users.lock().unwrap().keys().map(shown).collect())
     }
 
     async fn create_user(&self, _: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {

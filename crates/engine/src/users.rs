@@ -1,0 +1,112 @@
+//! SQL users that people make by name: made, given passwords, listed, removed.
+
+use std::time::Duration;
+
+use model::{ADMIN_ROLE, RoleName};
+use tokio::time::{Instant, sleep};
+
+use crate::Error;
+use crate::administration::{Administration, get, literal, named, not_reserved, quote};
+
+/// For the sessions of a user that is removed to end.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+const LEAVE_PAUSE: Duration = Duration::from_millis(20);
+/// What a role is whose deletion began: nothing that lets somebody in is left of it, and no role that people make is so.
+const LEAVING: &str = "(NOT rolcanlogin AND rolconnlimit = 0 AND rolvaliduntil = '-infinity')";
+
+/// A user that people made.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct User {
+    /// Its name.
+    pub name: String,
+    /// Its deletion began and did not come to its end. It cannot sign in.
+    pub is_leaving: bool,
+}
+
+impl Administration {
+    /// The users that people made: roles that may sign in and are not ours, and those that are not quite removed.
+    pub async fn users(&self) -> Result<Vec<User>, Error> {
+        let sql = format!(
+            "SELECT rolname::text, {LEAVING} FROM pg_authid
+             WHERE (rolcanlogin OR {LEAVING}) AND NOT rolsuper ORDER BY rolname"
+        );
+        let rows = self.query(&sql, &[]).await?;
+        rows.iter().map(|row| Ok(User { name: get(row, 0)?, is_leaving: get(row, 1)? })).collect()
+    }
+
+    /// Makes a user who may do what `admin` may.
+    pub async fn create_user(&self, name: &RoleName, verifier: &str) -> Result<(), Error> {
+        not_reserved(name)?;
+        self.ensure_admin().await?;
+        let (user, password) = (quote(name.as_str()), literal(verifier));
+        let made =
+            self.batch(&format!("CREATE ROLE {user} LOGIN CREATEDB CREATEROLE PASSWORD {password}")).await;
+        if let Err(refused) = made {
+            return Err(named(refused, "user", name.as_str()));
+        }
+        self.batch(&format!("GRANT {ADMIN_ROLE} TO {user} WITH ADMIN OPTION")).await
+    }
+
+    /// Gives a user another password.
+    pub async fn set_verifier(&self, name: &RoleName, verifier: &str) -> Result<(), Error> {
+        not_reserved(name)?;
+        let sql = format!("SELECT FROM pg_authid WHERE rolname = $1 AND {LEAVING}");
+        if !self.query(&sql, &[&name.as_str()]).await?.is_empty() {
+            return Err(Error::Refused(format!(
+                "the deletion of user '{name}' is not finished; delete it again, then make it anew"
+            )));
+        }
+        let changed =
+            self.batch(&format!("ALTER ROLE {} PASSWORD {}", quote(name.as_str()), literal(verifier))).await;
+        changed.map_err(|refused| named(refused, "user", name.as_str()))
+    }
+
+    /// Takes from a user what lets it in, and ends its sessions. Nothing of a tenant's can keep that from being done, and
+    /// it is what a deletion begins with; one that does not come to its end can be told by it.
+    pub async fn bar_user(&self, name: &RoleName) -> Result<(), Error> {
+        not_reserved(name)?;
+        let barred = self
+            .batch(&format!(
+                "ALTER ROLE {} NOLOGIN PASSWORD NULL CONNECTION LIMIT 0 VALID UNTIL '-infinity'",
+                quote(name.as_str())
+            ))
+            .await;
+        barred.map_err(|refused| named(refused, "user", name.as_str()))?;
+        // Sessions of the user would go on with rights that nobody has any more. One may just be starting.
+        let until = Instant::now() + LEAVE_MAX;
+        loop {
+            let left = self
+                .query(
+                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
+                     WHERE usesysid = (SELECT oid FROM pg_authid WHERE rolname = $1)",
+                    &[&name.as_str()],
+                )
+                .await?;
+            if left.is_empty() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(Error::Unready(format!("a session of user '{name}' does not end")));
+            }
+            sleep(LEAVE_PAUSE).await;
+        }
+    }
+
+    /// Removes a user; what it owns becomes `admin`'s, what it was granted is revoked. It is barred first. Where something
+    /// stands in the way it stays, barred, among [`Self::users`], and removing it can be repeated.
+    pub async fn drop_user(&self, name: &RoleName) -> Result<(), Error> {
+        self.bar_user(name).await?;
+        self.ensure_admin().await?;
+        let user = quote(name.as_str());
+        let emptied =
+            self.everywhere(&format!("REASSIGN OWNED BY {user} TO {ADMIN_ROLE}; DROP OWNED BY {user}")).await;
+        // What was refused in one database may not have been needed for the role to go, and says more if it was.
+        let dropped = self.batch(&format!("DROP ROLE {user}")).await;
+        dropped.map_err(|cause| match emptied.err().unwrap_or(cause) {
+            Error::Refused(text) | Error::Unready(text) => Error::Refused(format!(
+                "user '{name}' can no longer sign in, but could not be removed: {text}; see to that and delete it again"
+            )),
+            other => named(other, "user", name.as_str()),
+        })
+    }
+}
