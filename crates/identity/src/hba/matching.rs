@@ -1,5 +1,7 @@
 //! Whether a rule matches a client, and if not, why not.
 
+use std::cell::OnceCell;
+use std::collections::HashSet;
 use std::net::IpAddr;
 
 use ipnet::IpNet;
@@ -48,11 +50,12 @@ pub(super) enum Addresses {
 }
 
 impl Databases {
-    fn matches(&self, client: &Client<'_>) -> bool {
+    fn matches(&self, asker: &Asker<'_>) -> bool {
+        let client = asker.client;
         match self {
             Self::All => true,
             Self::SameUser => client.database == client.user,
-            Self::SameRole => is_member(client, client.database),
+            Self::SameRole => asker.is_member(client.database),
             Self::Replication => false,
             Self::Named(name) => name == client.database,
             Self::Like(pattern) => pattern.is_match(client.database),
@@ -61,10 +64,11 @@ impl Databases {
 }
 
 impl Users {
-    fn matches(&self, client: &Client<'_>) -> bool {
+    fn matches(&self, asker: &Asker<'_>) -> bool {
+        let client = asker.client;
         match self {
             Self::All => true,
-            Self::MemberOf(role) => is_member(client, role),
+            Self::MemberOf(role) => asker.is_member(role),
             Self::Named(name) => name == client.user,
             Self::Like(pattern) => pattern.is_match(client.user),
         }
@@ -80,9 +84,22 @@ impl Addresses {
     }
 }
 
-/// A role counts as a member of itself, as in PostgreSQL.
-fn is_member(client: &Client<'_>, role: &str) -> bool {
-    client.user == role || client.roles.iter().any(|held| held == role)
+/// A client, with what it is a member of in a form in which many rules with many names cost no more than a few.
+pub(super) struct Asker<'a> {
+    client: &'a Client<'a>,
+    held: OnceCell<HashSet<&'a str>>,
+}
+
+impl<'a> Asker<'a> {
+    pub(super) fn new(client: &'a Client<'a>) -> Self {
+        Self { client, held: OnceCell::new() }
+    }
+
+    /// A role counts as a member of itself, as in PostgreSQL.
+    fn is_member(&self, role: &str) -> bool {
+        let held = || self.client.roles.iter().map(String::as_str).collect();
+        self.client.user == role || self.held.get_or_init(held).contains(role)
+    }
 }
 
 /// The first column that keeps a rule from matching.
@@ -96,17 +113,17 @@ pub(super) enum Differs {
 
 impl Rule {
     /// Why the rule does not match; `None` where it does.
-    pub(super) fn differs(&self, client: &Client<'_>) -> Option<Differs> {
+    pub(super) fn differs(&self, asker: &Asker<'_>) -> Option<Differs> {
         if let Transport::Foreign(name) = self.transport {
             return Some(Differs::Transport(name));
         }
-        if !self.addresses.matches(client.address) {
+        if !self.addresses.matches(asker.client.address) {
             return Some(Differs::Address);
         }
-        if !self.databases.iter().any(|databases| databases.matches(client)) {
+        if !self.databases.iter().any(|databases| databases.matches(asker)) {
             return Some(Differs::Database);
         }
-        if !self.users.iter().any(|users| users.matches(client)) {
+        if !self.users.iter().any(|users| users.matches(asker)) {
             return Some(Differs::User);
         }
         None
@@ -136,8 +153,9 @@ pub struct Step {
 
 pub(super) fn explain(rules: &[Rule], client: &Client<'_>, method: Option<Method>) -> Vec<Step> {
     let mut steps = Vec::new();
+    let asker = Asker::new(client);
     for rule in rules {
-        let differs = rule.differs(client);
+        let differs = rule.differs(&asker);
         let why = differs.map_or_else(|| decides(rule, method), |differs| reason(rule, client, differs));
         steps.push(Step { line: rule.line, text: rule.text.clone(), is_match: differs.is_none(), why });
         if differs.is_none() {

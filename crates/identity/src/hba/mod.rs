@@ -103,7 +103,8 @@ impl Rules {
 
     /// The rule that decides about the client: the first that matches.
     pub fn find(&self, client: &Client<'_>) -> Option<&Rule> {
-        self.rules.iter().find(|rule| rule.differs(client).is_none())
+        let asker = matching::Asker::new(client);
+        self.rules.iter().find(|rule| rule.differs(&asker).is_none())
     }
 
     /// How [`Rules::find`] comes to its answer: each rule that is looked at, the last of them being the one that decides,

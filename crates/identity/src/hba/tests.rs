@@ -327,6 +327,21 @@ fn what_strangers_send_is_bounded() {
     assert_eq!(mistake(&patterns).line, 101);
 }
 
+/// The operator's rules and a tenant's roles, both as many as there may be, and a stranger who asks.
+#[test]
+fn many_rules_about_many_roles_are_looked_at_in_no_time() {
+    let names: Vec<String> = (0..256).map(|number| format!("+r{number}")).collect();
+    let text = format!("host all {} all cert\n", names.join(",")).repeat(100) + "host all +last all cert\n";
+    let rules = rules(&text);
+    let held: Vec<String> =
+        (0..32_768).map(|number| format!("h{number}")).chain(["last".to_owned()]).collect();
+    let held: Vec<&str> = held.iter().map(String::as_str).collect();
+    let start = std::time::Instant::now();
+    assert_eq!(met(&rules, "u", "d", &held, "::1"), Some((101, Method::Cert)));
+    // Each name compared with each role would be 800 million comparisons.
+    assert!(start.elapsed() < std::time::Duration::from_secs(2), "{:?}", start.elapsed());
+}
+
 /// A pattern that takes exponential time elsewhere.
 #[test]
 fn a_pattern_cannot_be_made_to_take_long() {
