@@ -6,6 +6,7 @@ mod isolation;
 mod operator;
 mod power;
 mod program;
+mod roles;
 
 use house::runner::Suite;
 use house::tests;
@@ -26,6 +27,8 @@ pub(crate) fn suite() -> Suite {
             crash::a_restart_keeps_clusters_users_and_rows,
             crash::a_stop_drains_and_tells_open_sessions,
             isolation::who_signs_in_to_an_engine_that_was_taken_over_is_led_to_no_other,
+            roles::an_engine_that_cannot_be_asked_lets_nobody_in_and_tells_nobody_apart,
+            roles::after_a_crash_nobody_signs_in_by_a_password_from_before,
             admit::t12_a_stricter_allowlist_ends_old_sessions_within_a_second,
             admit::t57_a_dedicated_cluster_begins_closed_and_bad_rules_are_refused,
             admit::t58_what_is_closed_stays_closed_and_no_text_shows_the_inside,

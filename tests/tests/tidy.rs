@@ -118,6 +118,10 @@ fn one_file_connects_to_engines() {
     let ways = ["UnixStream::connect", "UnixDatagram", "host_path(", "SocketAddrUnix", ".s.PGSQL"];
     let mut is_there = false;
     for (path, text) in sources() {
+        // The operator's own socket.
+        if path.ends_with("api/src/transport.rs") {
+            continue;
+        }
         if !path.starts_with(root().join("crates"))
             || path.components().any(|part| part.as_os_str() == "tests")
         {

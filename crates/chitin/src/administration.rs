@@ -21,7 +21,7 @@ use model::{
     Power, RoleName, SqlRole, Wish,
 };
 use rustix::process::{Resource, getrlimit};
-use store::Store;
+use store::{Entry, Store};
 use tokio::time::timeout;
 
 use crate::memory;
@@ -90,7 +90,7 @@ impl Administrator {
                 "the service that keeps the key of the cluster's data does not accept the credentials that are set for it; \
                  see: chitin key list, and set others: chitin key service set",
             ),
-            NotReady::Failed | NotReady::NotGranted => {
+            NotReady::Failed | NotReady::NotGranted | NotReady::Unasked => {
                 Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
             }
             NotReady::TimedOut => too_slow(),
@@ -105,12 +105,26 @@ impl Administrator {
         Ok((errand, engine))
     }
 
-    /// Keeps changed roles at once, for sign-in while the cluster sleeps.
+    /// Keeps changed roles at once. Where that fails, what was done is done all the same: while the engine runs it is asked
+    /// itself, and it is not put to sleep before its roles are kept.
     async fn keep_roles(&self, id: ClusterId, engine: &Engine) -> Result<(), Refusal> {
-        let roles = within(engine.roles()).await?;
-        let store = self.store.clone();
-        let now = self.clock.now();
-        Ok(blocking(move || store.set_roles(id, roles, now)).await?)
+        let reading = self.store.begin_reading();
+        let kept = match within(engine.roles()).await {
+            Ok(roles) => {
+                let (store, now) = (self.store.clone(), self.clock.now());
+                blocking(move || {
+                    store.set_roles(id, roles, reading, now)?;
+                    store.note(id, |seen| seen.roles.failure = None)
+                })
+                .await
+                .map_err(Refusal::from)
+            }
+            Err(cause) => Err(cause),
+        };
+        if let Err(cause) = &kept {
+            tracing::warn!(cluster = %id, ?cause, "could not keep the engine's roles");
+        }
+        kept
     }
 
     /// Writes the wish, and waits until it holds.
@@ -207,13 +221,15 @@ impl control::Administration for Administrator {
     async fn create_user(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {
         let (_errand, engine) = self.open(id).await?;
         within(engine.create_user(name, verifier)).await?;
-        self.keep_roles(id, &engine).await
+        let _ = self.keep_roles(id, &engine).await;
+        Ok(())
     }
 
     async fn set_verifier(&self, id: ClusterId, name: &RoleName, verifier: &str) -> Result<(), Refusal> {
         let (_errand, engine) = self.open(id).await?;
         within(engine.set_verifier(name, verifier)).await?;
-        self.keep_roles(id, &engine).await
+        let _ = self.keep_roles(id, &engine).await;
+        Ok(())
     }
 
     async fn drop_user(&self, id: ClusterId, name: &RoleName) -> Result<(), Refusal> {
@@ -227,8 +243,8 @@ impl control::Administration for Administrator {
             refused => refused,
         };
         // Also of a user that could not be removed whole: its verifier is gone.
-        let kept = self.keep_roles(id, &engine).await;
-        dropped.and(kept)
+        let _ = self.keep_roles(id, &engine).await;
+        dropped
     }
 
     async fn databases(&self, id: ClusterId) -> Result<Vec<Database>, Refusal> {
@@ -264,6 +280,17 @@ impl control::Administration for Administrator {
     }
 
     async fn sleep(&self, id: ClusterId) -> Result<(), Refusal> {
+        let unread = |entry: &Entry| match (&entry.seen.phase, &entry.seen.roles.failure) {
+            (Phase::Running, Some(reason)) => Some(Refusal::wrong_state(format!(
+                "the cluster is not put to sleep, because nobody could sign in to it: the roles of its engine could not be kept ({reason})"
+            ))),
+            _ => None,
+        };
+        // Tried again before anybody is sent away: what was seen may be over.
+        if let Some(refusal) = self.store.snapshot().get(&id).and_then(|entry| unread(entry)) {
+            let (_errand, engine) = self.open(id).await?;
+            self.keep_roles(id, &engine).await.map_err(|_| refusal)?;
+        }
         let (store, now) = (self.store.clone(), self.clock.now());
         blocking(move || store.wish(id, Wish::Exists(Power::Asleep), now)).await?;
         self.presence.cut(|facts| (facts.cluster == id).then_some(Cut::Asleep));
@@ -282,7 +309,11 @@ impl control::Administration for Administrator {
                             "somebody signed in meanwhile and woke the cluster",
                         ));
                     }
-                    (Wish::Exists(Power::Asleep), _) => {}
+                    (Wish::Exists(Power::Asleep), _) => {
+                        if let Some(refusal) = unread(entry) {
+                            return Err(refusal);
+                        }
+                    }
                 }
                 // A lost change costs a moment.
                 let _ = timeout(LOOK_EVERY, changes.changed()).await;
@@ -516,7 +547,9 @@ fn refusal(cause: engine::Error) -> Refusal {
     match cause {
         engine::Error::NotFound { .. } => Refusal::not_found(text),
         engine::Error::AlreadyExists { .. } => Refusal::exists(text),
-        engine::Error::Refused(_) | engine::Error::NoRoom { .. } => Refusal::wrong_state(text),
+        engine::Error::Refused(_) | engine::Error::NoRoom { .. } | engine::Error::TooMuch { .. } => {
+            Refusal::wrong_state(text)
+        }
         engine::Error::Unready(_) | engine::Error::Asleep | engine::Error::DataKey(_) => Refusal::busy(text),
         engine::Error::NoPostgres { .. }
         | engine::Error::NoSandbox { .. }

@@ -184,10 +184,10 @@ impl Desk {
         match account {
             Account::Open(_) => vouched.source = None,
             Account::Missing if vouched.source.is_some() => {}
-            Account::Missing | Account::Barred => return None,
+            Account::Missing | Account::Barred | Account::Unknown => return None,
         }
         if let Some(given) = &vouched.memberships {
-            let roles = self.directory.with_inherited(cluster, given);
+            let roles = self.directory.with_inherited(cluster, given).await?;
             let decides = policy.rules.find(&Client { roles: &roles, ..facts });
             decides.filter(|other| other.line() == rule.line())?;
         }
@@ -299,11 +299,15 @@ impl SignInDesk for Desk {
         // The session stays, for the addresses that are let in: its owner may only have come another way this time.
         from.filter(|from| self.directory.admits_to(cluster, from, Surface::Web))?;
         let user: RoleName = session.user.parse().ok()?;
-        let is_somebody = self.directory.account(cluster, &user).await.person().is_some();
-        if !is_somebody {
-            self.sessions.close(token);
+        match self.directory.account(cluster, &user).await {
+            Account::Open(_) => Some(session),
+            // Nobody can say now; the session may be good again in a moment.
+            Account::Unknown => None,
+            Account::Missing | Account::Barred => {
+                self.sessions.close(token);
+                None
+            }
         }
-        is_somebody.then_some(session)
     }
 
     async fn log_out(&self, token: &SecretText) -> bool {

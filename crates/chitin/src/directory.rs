@@ -5,25 +5,31 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use engine::{Administration, Host};
+use engine::{Administration, Host, RoleNow};
+use futures::FutureExt;
+use futures::future::BoxFuture;
 use gateway::directory::{Account, Found, Person};
 use identity::hba::Rules;
 use identity::scram::Verifier;
 use keys::Fingerprints;
 use model::{
     CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Clock, ClusterHandle, ClusterId, EndpointId,
-    Origin, RoleName, SqlRole, Surface, Way, Wish,
+    Origin, RoleName, Surface, Way, Wish,
 };
 use store::{Entry, Store};
 use time::OffsetDateTime;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use crate::admission::{Admissions, is_visible};
 use crate::knocks::Knocks;
 use crate::policy::Policies;
 
-/// For a running engine to tell one role; after it the copy of at most a minute ago counts.
+/// For a running engine to tell one role.
 const READ_MAX: Duration = Duration::from_secs(2);
+/// For an engine to start or to stop while somebody waits to be let in. Proving who one is must still fit after it.
+const DECIDED_MAX: Duration = Duration::from_secs(6);
+/// Should a change be missed, it is looked again after this.
+const LOOK_EVERY: Duration = Duration::from_millis(100);
 
 /// The directory of clusters and their users.
 pub struct Directory {
@@ -40,6 +46,9 @@ pub struct Directory {
 /// An open line to each running engine: a sign-in costs one question, not one connection.
 #[derive(Default)]
 struct Lines(Mutex<HashMap<ClusterId, Line>>);
+
+/// What an engine says to one question.
+type Answer<T> = BoxFuture<'static, Result<T, engine::Error>>;
 
 type Line = Arc<tokio::sync::Mutex<Option<Arc<Administration>>>>;
 
@@ -86,10 +95,49 @@ impl Directory {
         self.admissions.retain(|id| snapshot.get(id).is_some());
     }
 
-    /// The role as the engine has it now, or as it was last seen. The outer `None` means no answer.
-    async fn fresh(&self, cluster: ClusterId, user: &RoleName) -> Option<Option<SqlRole>> {
+    /// Asks what decides at this moment: the copy of the roles while it is whole, else the engine. `None` where neither can
+    /// say. A moment in which an engine starts or stops is waited out.
+    async fn decided<T>(
+        &self,
+        cluster: ClusterId,
+        by_copy: impl Fn(&Entry) -> T + Send,
+        by_engine: impl Fn(Arc<Administration>) -> Answer<T> + Send + Sync,
+    ) -> Option<T> {
+        let until = Instant::now() + DECIDED_MAX;
+        let mut changes = self.store.changes();
+        loop {
+            changes.mark_unchanged();
+            // What is whole stays so until the engine is known to run, and nobody is let into it before.
+            let entry = self.store.snapshot().get(&cluster).cloned()?;
+            if entry.seen.is_copy_whole() {
+                return Some(by_copy(&entry));
+            }
+            match self.ask(cluster, &by_engine).await {
+                Ok(answer) => return Some(answer),
+                Err(Unanswered::TooSlow) => break,
+                Err(Unanswered::Unreachable) => {}
+            }
+            let look_again = until.min(Instant::now() + LOOK_EVERY);
+            if Instant::now() >= until {
+                break;
+            }
+            let _ = timeout_at(look_again, changes.changed()).await;
+        }
+        tracing::warn!(
+            %cluster,
+            "nobody signs in now: the engine does not tell its roles, and the copy of them is from before it last ran"
+        );
+        None
+    }
+
+    /// Asks the engine, on the open line to it.
+    async fn ask<T>(
+        &self,
+        cluster: ClusterId,
+        question: &(impl Fn(Arc<Administration>) -> Answer<T> + Sync),
+    ) -> Result<T, Unanswered> {
         if !self.host.is_running(cluster) {
-            return None;
+            return Err(Unanswered::Unreachable);
         }
         // A line that was open may have died with an earlier engine: one more try with a new one.
         for _ in 0..2 {
@@ -102,10 +150,10 @@ impl Directory {
                         None => line.insert(Arc::new(self.host.administration(cluster).await?)).clone(),
                     }
                 };
-                open.role(user).await
+                question(open).await
             };
             match timeout(READ_MAX, asked).await {
-                Ok(Ok(role)) => return Some(role),
+                Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(cause)) => {
                     tracing::debug!(%cluster, %cause, "the line to the engine is opened anew");
                     self.lines.all().remove(&cluster);
@@ -113,12 +161,20 @@ impl Directory {
                 Err(_) => {
                     tracing::warn!(%cluster, "the engine was too slow to tell a role");
                     self.lines.all().remove(&cluster);
-                    return None;
+                    return Err(Unanswered::TooSlow);
                 }
             }
         }
-        None
+        Err(Unanswered::Unreachable)
     }
+}
+
+/// Why an engine told nothing.
+enum Unanswered {
+    /// It took too long. Whoever waits longer would wait for nothing.
+    TooSlow,
+    /// It does not run, starts, stops, or refuses.
+    Unreachable,
 }
 
 impl Lines {
@@ -155,14 +211,21 @@ impl gateway::directory::Directory for Directory {
     }
 
     async fn account(&self, cluster: ClusterId, user: &RoleName) -> Account {
-        let role = self.fresh(cluster, user).await.unwrap_or_else(|| {
-            let snapshot = self.store.snapshot();
-            snapshot.get(&cluster).and_then(|entry| entry.role(user.as_str()).cloned())
-        });
-        let Some(role) = role else {
+        let by_copy = |entry: &Entry| {
+            let role = entry.role(user.as_str())?.clone();
+            Some(RoleNow { role, inherited: entry.roles.inherited([user.as_str()]) })
+        };
+        let by_engine = |engine: Arc<Administration>| {
+            let user = user.clone();
+            async move { engine.role(&user).await }.boxed()
+        };
+        let Some(found) = self.decided(cluster, by_copy, by_engine).await else {
+            return Account::Unknown;
+        };
+        let Some(found) = found else {
             return Account::Missing;
         };
-        let Some(mut person) = person(role, self.clock.now()) else {
+        let Some(mut person) = person(found, self.clock.now()) else {
             return Account::Barred;
         };
         // Whoever a token made signs in by tokens: a password that somebody gave it later does not count.
@@ -172,16 +235,16 @@ impl gateway::directory::Directory for Directory {
         Account::Open(person)
     }
 
-    fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Vec<String> {
-        let snapshot = self.store.snapshot();
-        let known = snapshot.get(&cluster);
+    async fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Option<Vec<String>> {
+        let by_copy = |entry: &Entry| entry.roles.inherited(roles.iter().map(RoleName::as_str));
+        let by_engine = |engine: Arc<Administration>| {
+            let roles = roles.to_vec();
+            async move { engine.inherited(&roles).await }.boxed()
+        };
+        let inherited = self.decided(cluster, by_copy, by_engine).await?;
         let mut all: BTreeSet<String> = roles.iter().map(|role| role.as_str().to_owned()).collect();
-        for role in roles {
-            if let Some(role) = known.and_then(|entry| entry.role(role.as_str())) {
-                all.extend(role.member_of.iter().cloned());
-            }
-        }
-        all.into_iter().collect()
+        all.extend(inherited);
+        Some(all.into_iter().collect())
     }
 
     fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32] {
@@ -190,7 +253,8 @@ impl gateway::directory::Directory for Directory {
 }
 
 /// Who a role is at this moment. `VALID UNTIL` ends the password alone (PostgreSQL's manual, CREATE ROLE).
-fn person(role: SqlRole, now: OffsetDateTime) -> Option<Person> {
+fn person(found: RoleNow, now: OffsetDateTime) -> Option<Person> {
+    let RoleNow { role, inherited } = found;
     if !role.can_login || role.connection_limit == 0 {
         return None;
     }
@@ -198,7 +262,7 @@ fn person(role: SqlRole, now: OffsetDateTime) -> Option<Person> {
     let verifier = role.verifier.filter(|_| !is_expired).and_then(|text| Verifier::parse(&text).ok());
     // Below zero means no limit of its own.
     let connections_max = u32::try_from(role.connection_limit).ok();
-    Some(Person { verifier, connections_max, member_of: role.member_of })
+    Some(Person { verifier, connections_max, member_of: inherited })
 }
 
 impl std::fmt::Debug for Directory {
@@ -209,7 +273,13 @@ impl std::fmt::Debug for Directory {
 
 #[cfg(test)]
 mod tests {
+    use model::SqlRole;
+
     use super::*;
+
+    fn person(role: SqlRole, now: OffsetDateTime) -> Option<Person> {
+        super::person(RoleNow { role, inherited: Vec::new() }, now)
+    }
 
     fn role() -> SqlRole {
         SqlRole {

@@ -170,7 +170,7 @@ impl Waker {
             let engine = host.administration(cluster).await?;
             match engine.role(&role).await? {
                 // Somebody took away the right to sign in since it was looked at, or it is a role for groups.
-                Some(known) if !known.can_login => {
+                Some(known) if !known.role.can_login => {
                     return Err(engine::Error::Refused(format!("role '{role}' may not sign in")));
                 }
                 Some(_) => {}
@@ -250,7 +250,7 @@ mod tests {
 
     fn entry(wish: Wish, phase: Phase) -> Entry {
         let seen = Observation { phase, is_initialized: true, ..Observation::nothing_yet() };
-        Entry { cluster: Cluster { wish, ..cluster() }, seen, roles: Arc::from([]) }
+        Entry::new(Cluster { wish, ..cluster() }, seen)
     }
 
     #[test]

@@ -21,7 +21,7 @@ pub(crate) fn worst(entry: &Entry) -> Option<Alert> {
     of(entry).into_iter().min_by_key(|alert| alert.severity)
 }
 
-/// What is wrong with one cluster's keys.
+/// What is wrong with one cluster.
 fn of(entry: &Entry) -> Vec<Alert> {
     let (cluster, seen) = (&entry.cluster, &entry.seen.keys);
     if cluster.wish == Wish::Deleted {
@@ -38,6 +38,16 @@ fn of(entry: &Entry) -> Vec<Alert> {
         next_step,
     };
     let mut alerts = Vec::new();
+    if let Some(reason) = &entry.seen.roles.failure {
+        alerts.push(alert(
+            Severity::Warning,
+            format!(
+                "the roles of the engine cannot be kept for sign-in, so it is not put to sleep: {reason}"
+            ),
+            None,
+            "see to the reason; it is tried again by itself every minute".to_owned(),
+        ));
+    }
     if cluster.keys.is_revoked {
         let state = if seen.is_locked_away { "is stopped and locked" } else { "is being stopped" };
         alerts.push(alert(

@@ -62,7 +62,7 @@ pub(crate) async fn test(
             return Err(Refusal::invalid(format_args!("at most {ROLES_MAX} roles are looked at")));
         }
         Some(roles) => roles,
-        None => entry.role(user.as_str()).map(|role| role.member_of.clone()).unwrap_or_default(),
+        None => entry.roles.inherited([user.as_str()]),
     };
     let client = Client {
         user: user.as_str(),

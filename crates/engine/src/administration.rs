@@ -3,24 +3,26 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{ADMIN_ROLE, DatabaseName, INTERNAL_ROLE, RoleName, SqlRole};
-use time::OffsetDateTime;
-use tokio::time::timeout;
+use model::{ADMIN_ROLE, DatabaseName, INTERNAL_ROLE, RoleName};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
-use tokio_postgres::{Client, Config, NoTls, Row};
+use tokio_postgres::{Config, NoTls, Row};
 
+use crate::budget::Budgeted;
 use crate::connector::Connector;
+use crate::session::{AnswerMax, RawName, Session, get, too_much, unready};
 use crate::{Error, pinned};
 
-/// For one statement. Creating a database from a template takes longest.
-const STATEMENT_MAX: Duration = Duration::from_secs(60);
 const CONNECT_MAX: Duration = Duration::from_secs(5);
+/// For sessions that were told to end.
+const LEAVE_MAX: Duration = Duration::from_secs(5);
+const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 const MAINTENANCE_DATABASE: &str = "postgres";
 
 /// A connection to one engine as its internal superuser.
 pub struct Administration {
-    client: Client,
+    session: Session,
     config: Config,
     connector: Arc<Connector>,
 }
@@ -42,47 +44,33 @@ impl Administration {
         let mut config = Config::new();
         config.user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
         config.options(pinned::options());
-        let client = connect(connector, &config).await?;
-        Ok(Self { client, config, connector: connector.clone() })
+        let session = connect(connector, &config).await?;
+        Ok(Self { session, config, connector: connector.clone() })
     }
 
     /// Whether the engine would open a session as this role: tried by opening one.
     pub(crate) async fn is_admitted(&self, role: &str) -> Result<bool, Error> {
         let mut config = self.config.clone();
         config.user(role).options("");
-        let stream = self.connector.connect().await.map_err(unreached)?;
-        match timeout(CONNECT_MAX, config.connect_raw(stream, NoTls)).await {
-            Ok(Err(refused)) => Ok(refused.code() != Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)),
-            Ok(Ok(_)) => Ok(true),
-            Err(_) => Err(Error::Unready("it took too long to open a session".to_owned())),
+        match open(&self.connector, &config).await? {
+            Ok(_) => Ok(true),
+            Err(refused) => Ok(refused.code() != Some(&SqlState::INVALID_AUTHORIZATION_SPECIFICATION)),
         }
-    }
-
-    /// Every role that exists, with its verifier.
-    pub async fn roles(&self) -> Result<Vec<SqlRole>, Error> {
-        let rows = self.query(ROLES, &[]).await?;
-        rows.iter().map(role).collect()
-    }
-
-    /// One role.
-    pub async fn role(&self, name: &RoleName) -> Result<Option<SqlRole>, Error> {
-        let rows = self.query(&format!("{ROLES} WHERE rolname = $1"), &[&name.as_str()]).await?;
-        rows.first().map(role).transpose()
     }
 
     /// The databases that a tenant sees.
     pub async fn databases(&self) -> Result<Vec<Database>, Error> {
-        let rows = self
-            .query(
-                "SELECT datname::text, pg_get_userbyid(datdba)::text FROM pg_database
-                 WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY datname",
-                &[],
-            )
-            .await?;
-        let mut databases = Vec::with_capacity(rows.len());
-        for row in &rows {
-            databases.push(Database { name: get(row, 0)?, owner: get(row, 1)?, table_count: None });
-        }
+        let mut databases = Vec::new();
+        let sql = "SELECT datname, pg_get_userbyid(datdba) FROM pg_database
+                   WHERE NOT datistemplate AND datname <> 'postgres' ORDER BY datname";
+        self.each(sql, &[], AnswerMax::LIST, |row| {
+            // One whose name is not UTF-8 cannot be named by anybody here.
+            if let (Some(name), owner) = (get::<RawName>(row, 0)?.0, get::<RawName>(row, 1)?.0) {
+                databases.push(Database { name, owner: owner.unwrap_or_default(), table_count: None });
+            }
+            Ok(())
+        })
+        .await?;
         Ok(databases)
     }
 
@@ -160,93 +148,90 @@ impl Administration {
         let known =
             self.query("SELECT name FROM pg_settings WHERE name = ANY($1)", &[&pinned::later()]).await?;
         let known = known.iter().map(|row| get(row, 0)).collect::<Result<Vec<String>, _>>()?;
-        let databases = self.query("SELECT datname::text FROM pg_database WHERE datallowconn", &[]).await?;
+        let mut databases = Vec::new();
+        let listed = "SELECT datname FROM pg_database WHERE datallowconn";
+        self.each(listed, &[], AnswerMax::LIST, |row| {
+            databases.extend(get::<RawName>(row, 0)?.0);
+            Ok(())
+        })
+        .await?;
         let mut config = self.config.clone();
         config.options(pinned::options_with(&known));
         let mut outcome = Ok(());
-        for row in &databases {
-            let said = async {
-                let database: String = get(row, 0)?;
-                config.dbname(&database);
-                let said = async {
-                    let client = connect(&self.connector, &config).await?;
-                    within(client.batch_execute(sql)).await
-                };
-                said.await.map_err(|cause| in_database(cause, &database))
-            };
-            outcome = outcome.and(said.await);
+        for database in &databases {
+            config.dbname(database);
+            let said = async { connect(&self.connector, &config).await?.batch(sql).await };
+            outcome = outcome.and(said.await.map_err(|cause| in_database(cause, database)));
         }
         outcome
     }
 
     pub(crate) async fn batch(&self, sql: &str) -> Result<(), Error> {
-        within(self.client.batch_execute(sql)).await
+        self.session.batch(sql).await
     }
 
+    /// Asks for a few facts.
     pub(crate) async fn query(
         &self,
         sql: &str,
         parameters: &[&(dyn ToSql + Sync)],
     ) -> Result<Vec<Row>, Error> {
-        within(self.client.query(sql, parameters)).await
+        self.session.query(sql, parameters).await
+    }
+
+    /// Asks for what may be much, and takes it row by row.
+    pub(crate) async fn each(
+        &self,
+        sql: &str,
+        parameters: &[&(dyn ToSql + Sync)],
+        max: AnswerMax,
+        take: impl FnMut(&Row) -> Result<(), Error>,
+    ) -> Result<(), Error> {
+        self.session.each(sql, parameters, max, take).await
+    }
+
+    /// Ends the sessions for which this holds, and waits until they are gone.
+    pub(crate) async fn end(&self, holds: &str, parameters: &[&(dyn ToSql + Sync)]) -> Result<(), Error> {
+        let sql = format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE {holds}");
+        let until = Instant::now() + LEAVE_MAX;
+        loop {
+            let rows = self.query(&sql, parameters).await?;
+            let left: i64 = rows.first().map_or(Ok(0), |row| get(row, 0))?;
+            if left == 0 {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(Error::Unready("a session does not end".to_owned()));
+            }
+            sleep(LEAVE_PAUSE).await;
+        }
     }
 }
 
-const ROLES: &str = "SELECT rolname::text, rolcanlogin,
-    CASE WHEN rolpassword LIKE 'SCRAM-SHA-256$%' THEN rolpassword END,
-    CASE WHEN isfinite(rolvaliduntil) THEN extract(epoch FROM rolvaliduntil)::float8
-         WHEN rolvaliduntil = '-infinity' THEN 0 END,
-    rolconnlimit,
-    ARRAY(WITH RECURSIVE of (id) AS (
-        SELECT roleid FROM pg_auth_members WHERE member = pg_authid.oid
-        UNION SELECT roleid FROM pg_auth_members JOIN of ON member = of.id)
-      SELECT rolname::text FROM of JOIN pg_roles ON oid = of.id ORDER BY 1) FROM pg_authid";
-
-fn role(row: &Row) -> Result<SqlRole, Error> {
-    // What lies beyond the year 9999 is as good as for ever.
-    let valid_until = get::<Option<f64>>(row, 3)?.and_then(|seconds| {
-        #[expect(
-            clippy::cast_possible_truncation,
-            reason = "a cast of floats saturates, and the range is checked"
-        )]
-        OffsetDateTime::from_unix_timestamp(seconds as i64).ok()
-    });
-    Ok(SqlRole {
-        name: get(row, 0)?,
-        can_login: get(row, 1)?,
-        verifier: get(row, 2)?,
-        valid_until,
-        connection_limit: get(row, 4)?,
-        member_of: get(row, 5)?,
-    })
+async fn connect(connector: &Connector, config: &Config) -> Result<Session, Error> {
+    open(connector, config).await?.map_err(unready)
 }
 
-pub(crate) fn get<'a, T: tokio_postgres::types::FromSql<'a>>(
-    row: &'a Row,
-    column: usize,
-) -> Result<T, Error> {
-    row.try_get(column).map_err(|cause| Error::Unready(cause.to_string()))
-}
-
-async fn connect(connector: &Connector, config: &Config) -> Result<Client, Error> {
+/// Opens a session, or tells why the engine refuses it.
+async fn open(
+    connector: &Connector,
+    config: &Config,
+) -> Result<Result<Session, tokio_postgres::Error>, Error> {
     let late = |_| Error::Unready("it took too long to open a session".to_owned());
-    let stream = connector.connect().await.map_err(unreached)?;
-    let (client, connection) =
-        timeout(CONNECT_MAX, config.connect_raw(stream, NoTls)).await.map_err(late)?.map_err(unready)?;
-    // Ends when the client is dropped.
-    tokio::spawn(connection);
-    Ok(client)
-}
-
-fn unreached(cause: std::io::Error) -> Error {
-    Error::Unready(cause.to_string())
-}
-
-async fn within<T>(work: impl Future<Output = Result<T, tokio_postgres::Error>>) -> Result<T, Error> {
-    match timeout(STATEMENT_MAX, work).await {
-        Ok(answer) => answer.map_err(unready),
-        Err(_) => Err(Error::Unready("a statement took too long".to_owned())),
-    }
+    let unreached = |cause: std::io::Error| Error::Unready(cause.to_string());
+    let opened = async {
+        let stream = connector.connect().await.map_err(unreached)?;
+        let (stream, meter) = Budgeted::new(stream);
+        match config.connect_raw(stream, NoTls).await {
+            Ok((client, connection)) => {
+                // Ends when the client is dropped.
+                tokio::spawn(connection);
+                Ok(Ok(Session::new(client, meter)))
+            }
+            Err(refused) => too_much(&meter).map_or(Ok(Err(refused)), Err),
+        }
+    };
+    timeout(CONNECT_MAX, opened).await.map_err(late)?
 }
 
 /// The same refusal, with where it was met.
@@ -255,31 +240,6 @@ fn in_database(cause: Error, database: &str) -> Error {
         Error::Refused(text) => Error::Refused(format!("in database '{database}': {text}")),
         Error::Unready(text) => Error::Unready(format!("in database '{database}': {text}")),
         other => other,
-    }
-}
-
-fn unready(cause: tokio_postgres::Error) -> Error {
-    let Some(refused) = cause.as_db_error() else {
-        return Error::Unready(cause.to_string());
-    };
-    let unnamed = String::new;
-    match *refused.code() {
-        // Two that are made at once meet in the catalog's index.
-        SqlState::DUPLICATE_OBJECT | SqlState::DUPLICATE_DATABASE | SqlState::UNIQUE_VIOLATION => {
-            Error::AlreadyExists { what: "it", name: unnamed() }
-        }
-        SqlState::UNDEFINED_OBJECT | SqlState::INVALID_CATALOG_NAME => {
-            Error::NotFound { what: "it", name: unnamed() }
-        }
-        SqlState::CANNOT_CONNECT_NOW | SqlState::ADMIN_SHUTDOWN | SqlState::CRASH_SHUTDOWN => {
-            Error::Unready(refused.message().to_owned())
-        }
-        // The detail says which objects stand in the way, and where.
-        SqlState::DEPENDENT_OBJECTS_STILL_EXIST => {
-            let detail = refused.detail().map(|detail| format!(": {}", detail.replace('\n', ", ")));
-            Error::Refused(format!("{}{}", refused.message(), detail.unwrap_or_default()))
-        }
-        _ => Error::Refused(refused.message().to_owned()),
     }
 }
 

@@ -31,7 +31,10 @@ const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 pub struct Connector {
     /// The folder that the engine was given for its socket, held since before it ran.
     folder: OwnedFd,
-    owner: Owner,
+    /// The OS user that answers.
+    user: u32,
+    /// The OS user that asks.
+    node: u32,
     /// The process that holds the sandbox.
     sandbox: u32,
     namespace: OnceLock<Namespace>,
@@ -52,7 +55,15 @@ impl Connector {
     }
 
     pub(crate) fn new(folder: OwnedFd, owner: Owner, sandbox: u32) -> Self {
-        Self { folder, owner, sandbox, namespace: OnceLock::new() }
+        Self { folder, user: owner.uid, node: owner.node(), sandbox, namespace: OnceLock::new() }
+    }
+
+    /// Leads to what this very process listens at.
+    #[cfg(test)]
+    pub(crate) fn to_this_process(folder: &Path) -> Self {
+        let (user, sandbox) = (rustix::process::geteuid().as_raw(), std::process::id());
+        let namespace = OnceLock::from(namespace_of(sandbox).unwrap());
+        Self { folder: Self::open_folder(folder).unwrap(), user, node: user, sandbox, namespace }
     }
 
     /// An open connection to the engine, on which nothing was said yet.
@@ -62,12 +73,12 @@ impl Connector {
     /// `PermissionDenied` where the socket is none or whoever answers is not of this run; any other where the engine does
     /// not answer.
     pub async fn connect(&self) -> io::Result<UnixStream> {
-        self.connect_as(self.owner.node()).await
+        self.connect_as(self.node).await
     }
 
     /// The same as another engine's node, as what was led astray would come. Without root there is one for all.
     pub(crate) async fn connect_as_another(&self) -> io::Result<UnixStream> {
-        self.connect_as(self.owner.node() ^ 1).await
+        self.connect_as(self.node ^ 1).await
     }
 
     async fn connect_as(&self, node: u32) -> io::Result<UnixStream> {
@@ -79,7 +90,7 @@ impl Connector {
                     sleep(BACKLOG_PAUSE).await;
                 }
                 Err(wrong) if wrong.kind() == io::ErrorKind::PermissionDenied => {
-                    let uid = self.owner.uid;
+                    let uid = self.user;
                     tracing::error!(uid, %wrong, "an engine may have been taken over: put its cluster to sleep");
                     return Err(wrong);
                 }
@@ -102,7 +113,7 @@ impl Connector {
         let stream = UnixStream::from_std(stream.into())?;
         let peer = stream.peer_cred()?;
         // The user alone says little: without root all engines have one, and so have two clouds of one machine.
-        if peer.uid() != self.owner.uid {
+        if peer.uid() != self.user {
             return Err(not_its_own("another user answers at it"));
         }
         // Whoever gets the number of a process that ended between the two questions is in the sandbox, or is refused.
@@ -121,7 +132,7 @@ impl Connector {
         let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
         let socket = rustix::fs::openat(&self.folder, SOCKET, flags, Mode::empty())?;
         let found = rustix::fs::fstat(&socket)?;
-        if FileType::from_raw_mode(found.st_mode) != FileType::Socket || found.st_uid != self.owner.uid {
+        if FileType::from_raw_mode(found.st_mode) != FileType::Socket || found.st_uid != self.user {
             return Err(not_its_own("it is a link, or something else that is no socket of the engine's"));
         }
         Ok(socket)

@@ -4,7 +4,8 @@
 use model::ADMIN_ROLE;
 
 use crate::Error;
-use crate::administration::{Administration, get};
+use crate::administration::Administration;
+use crate::session::get;
 
 /// Whether SQL users can have subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

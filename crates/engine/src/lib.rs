@@ -1,11 +1,14 @@
 //! One SQL engine per cluster: real PostgreSQL in a sandbox of its own, its files in an encrypted volume of its own.
 
 mod administration;
+mod budget;
 mod cgroup;
 mod claim;
 mod connector;
 mod copying;
 mod evidence;
+#[cfg(test)]
+mod false_engine;
 #[cfg(test)]
 #[path = "../../../tests/folder.rs"]
 mod folder;
@@ -23,8 +26,10 @@ mod postgres;
 mod posture;
 mod process;
 mod provision;
+mod roles;
 mod running;
 mod search;
+mod session;
 mod settings;
 #[cfg(test)]
 #[path = "../../../tests/skipped.rs"]
@@ -43,6 +48,7 @@ pub use launch::{Launcher, launch_if_asked};
 pub use pinned::pinned_settings;
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};
+pub use roles::RoleNow;
 pub use running::Run;
 pub use search::SearchReport;
 pub use users::User;
@@ -142,6 +148,14 @@ pub enum Error {
         free_bytes: u64,
         /// Where.
         path: PathBuf,
+    },
+    /// The engine's answer was not taken.
+    #[error("the engine's answer has more than {limit} {what}, and was not taken")]
+    TooMuch {
+        /// What there is too much of.
+        what: &'static str,
+        /// How much is taken.
+        limit: usize,
     },
     /// The engine refuses the change.
     #[error("{0}")]

@@ -3,7 +3,8 @@
 use model::RoleName;
 
 use crate::Error;
-use crate::administration::{Administration, get, named, not_reserved, quote};
+use crate::administration::{Administration, named, not_reserved, quote};
+use crate::session::{AnswerMax, get};
 
 /// First major version whose memberships belong to whoever granted them (PostgreSQL 16's release notes).
 const GRANTORS_VERSION: i32 = 160_000;
@@ -25,27 +26,26 @@ impl Administration {
         not_reserved(user)?;
         self.ensure_admin().await?;
         let wanted: Vec<&str> = wanted.iter().map(RoleName::as_str).collect();
-        let grantable = self
-            .query(
-                "SELECT rolname::text FROM pg_roles
-                 WHERE rolname::text = ANY($1) AND NOT rolcanlogin AND NOT rolsuper",
-                &[&wanted],
-            )
-            .await?;
-        let grantable = grantable.iter().map(|row| get(row, 0)).collect::<Result<Vec<String>, _>>()?;
-        let held = self
-            .query(
-                "SELECT pg_get_userbyid(roleid)::text, pg_get_userbyid(grantor)::text,
-                        current_setting('server_version_num')::int4
-                 FROM pg_auth_members WHERE member = (SELECT oid FROM pg_roles WHERE rolname = $1)",
-                &[&user.as_str()],
-            )
-            .await?;
+        let mut grantable: Vec<String> = Vec::new();
+        let sql = "SELECT rolname::text FROM pg_roles WHERE rolname::text = ANY($1) AND NOT rolcanlogin AND NOT rolsuper";
+        self.each(sql, &[&wanted], AnswerMax::LIST, |row| {
+            grantable.push(get(row, 0)?);
+            Ok(())
+        })
+        .await?;
+        let mut held: Vec<(String, String, i32)> = Vec::new();
+        let sql = "SELECT pg_get_userbyid(roleid)::text, pg_get_userbyid(grantor)::text,
+                          current_setting('server_version_num')::int4
+                   FROM pg_auth_members WHERE member = (SELECT oid FROM pg_roles WHERE rolname = $1)";
+        self.each(sql, &[&user.as_str()], AnswerMax::LIST, |row| {
+            held.push((get(row, 0)?, get(row, 1)?, get(row, 2)?));
+            Ok(())
+        })
+        .await?;
         let member = quote(user.as_str());
         let mut changes = Vec::new();
         let mut kept: Vec<String> = Vec::new();
-        for row in &held {
-            let (role, grantor, version): (String, String, i32) = (get(row, 0)?, get(row, 1)?, get(row, 2)?);
+        for (role, grantor, version) in held {
             if grantable.contains(&role) {
                 kept.push(role);
                 continue;

@@ -1,16 +1,11 @@
 //! SQL users that people make by name: made, given passwords, listed, removed.
 
-use std::time::Duration;
-
 use model::{ADMIN_ROLE, RoleName};
-use tokio::time::{Instant, sleep};
 
 use crate::Error;
-use crate::administration::{Administration, get, literal, named, not_reserved, quote};
+use crate::administration::{Administration, literal, named, not_reserved, quote};
+use crate::session::{AnswerMax, RawName, get};
 
-/// For the sessions of a user that is removed to end.
-const LEAVE_MAX: Duration = Duration::from_secs(5);
-const LEAVE_PAUSE: Duration = Duration::from_millis(20);
 /// What a role is whose deletion began: nothing that lets somebody in is left of it, and no role that people make is so.
 const LEAVING: &str = "(NOT rolcanlogin AND rolconnlimit = 0 AND rolvaliduntil = '-infinity')";
 
@@ -27,11 +22,19 @@ impl Administration {
     /// The users that people made: roles that may sign in and are not ours, and those that are not quite removed.
     pub async fn users(&self) -> Result<Vec<User>, Error> {
         let sql = format!(
-            "SELECT rolname::text, {LEAVING} FROM pg_authid
+            "SELECT rolname, {LEAVING} FROM pg_authid
              WHERE (rolcanlogin OR {LEAVING}) AND NOT rolsuper ORDER BY rolname"
         );
-        let rows = self.query(&sql, &[]).await?;
-        rows.iter().map(|row| Ok(User { name: get(row, 0)?, is_leaving: get(row, 1)? })).collect()
+        let mut users = Vec::new();
+        self.each(&sql, &[], AnswerMax::LIST, |row| {
+            // One whose name is not UTF-8 cannot be named by anybody here, and signs in nowhere.
+            if let Some(name) = get::<RawName>(row, 0)?.0 {
+                users.push(User { name, is_leaving: get(row, 1)? });
+            }
+            Ok(())
+        })
+        .await?;
+        Ok(users)
     }
 
     /// Makes a user who may do what `admin` may.
@@ -73,23 +76,7 @@ impl Administration {
             .await;
         barred.map_err(|refused| named(refused, "user", name.as_str()))?;
         // Sessions of the user would go on with rights that nobody has any more. One may just be starting.
-        let until = Instant::now() + LEAVE_MAX;
-        loop {
-            let left = self
-                .query(
-                    "SELECT pg_terminate_backend(pid) FROM pg_stat_activity
-                     WHERE usesysid = (SELECT oid FROM pg_authid WHERE rolname = $1)",
-                    &[&name.as_str()],
-                )
-                .await?;
-            if left.is_empty() {
-                return Ok(());
-            }
-            if Instant::now() > until {
-                return Err(Error::Unready(format!("a session of user '{name}' does not end")));
-            }
-            sleep(LEAVE_PAUSE).await;
-        }
+        self.end("usesysid = (SELECT oid FROM pg_authid WHERE rolname = $1)", &[&name.as_str()]).await
     }
 
     /// Removes a user; what it owns becomes `admin`'s, what it was granted is revoked. It is barred first. Where something

@@ -68,6 +68,7 @@ async fn a_link_to_another_cluster_s_socket_leads_nowhere() {
     assert_leads_nowhere(&place, &taken, "a second name").await;
 
     let users = place.host.administration(wanted.id).await.unwrap().users().await.unwrap();
+    let users: Vec<&str> = users.iter().map(|user| user.name.as_str()).collect();
     assert_eq!(users, ["maria"], "nothing reached the other cluster");
     // What is its own is found again.
     std::fs::rename(mine.join("aside"), mine.join(SOCKET)).unwrap();

@@ -166,11 +166,11 @@ async fn a_user_that_a_token_made_has_exactly_the_roles_of_its_groups() {
     let ana: RoleName = "ana".parse().unwrap();
     assert!(administration.provision(&ana).await.unwrap());
     assert!(!administration.provision(&ana).await.unwrap(), "made once");
-    let made = administration.role(&ana).await.unwrap().unwrap();
+    let made = administration.role(&ana).await.unwrap().unwrap().role;
     assert!(made.can_login && made.verifier.is_none() && made.member_of.is_empty());
 
     let roles = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect::<Vec<RoleName>>();
-    let member_of = async || administration.role(&ana).await.unwrap().unwrap().member_of;
+    let member_of = async || administration.role(&ana).await.unwrap().unwrap().inherited;
     // A group that is called like a user, like us or like nothing gives nothing.
     let wanted = roles(&["editors", "maria", "chitin", "nothing", "o'\"; DROP ROLE maria"]);
     administration.set_memberships(&ana, &wanted).await.unwrap();
@@ -216,7 +216,7 @@ async fn users_and_databases_are_made_listed_and_removed() {
     assert!(matches!(administration.create_user(&name, VERIFIER).await, Err(Error::AlreadyExists { .. })));
     let users = administration.users().await.unwrap();
     assert_eq!(users.iter().map(|user| user.name.as_str()).collect::<Vec<_>>(), [name.as_str()]);
-    let role = administration.role(&name).await.unwrap().unwrap();
+    let role = administration.role(&name).await.unwrap().unwrap().role;
     assert_eq!(role.verifier.as_deref(), Some(VERIFIER));
     assert!(role.can_login && role.valid_until.is_none());
 

@@ -137,7 +137,7 @@ async fn a_user_that_cannot_be_removed_whole_is_out_and_stays_in_the_list() {
     let user = |name: &str, is_leaving| User { name: name.to_owned(), is_leaving };
     let users = administration.users().await.unwrap();
     assert_eq!(users, [user("maria", false), user("paula", true)], "roles that nobody removes are no users");
-    let left = administration.role(&name("paula")).await.unwrap().unwrap();
+    let left = administration.role(&name("paula")).await.unwrap().unwrap().role;
     assert!(!left.can_login && left.verifier.is_none());
     let again = administration.set_verifier(&name("paula"), VERIFIER).await.unwrap_err();
     assert!(again.to_string().contains("not finished"), "{again}");

@@ -42,6 +42,9 @@ pub enum Account {
     Barred,
     /// Somebody who may.
     Open(Person),
+    /// Nobody can say at this moment: the engine cannot be asked, and what was last seen of it may be old. The same whatever
+    /// the name.
+    Unknown,
 }
 
 impl Account {
@@ -49,7 +52,7 @@ impl Account {
     pub fn person(&self) -> Option<&Person> {
         match self {
             Self::Open(person) => Some(person),
-            Self::Missing | Self::Barred => None,
+            Self::Missing | Self::Barred | Self::Unknown => None,
         }
     }
 }
@@ -76,8 +79,8 @@ pub trait Directory: Send + Sync + 'static {
     /// Who the user is at this moment. Fresh while the engine runs; never wakes it.
     async fn account(&self, cluster: ClusterId, user: &RoleName) -> Account;
 
-    /// The roles and every role that they are members of, as last read.
-    fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Vec<String>;
+    /// The roles and every role that they are members of at this moment; `None` where nobody can say.
+    async fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Option<Vec<String>>;
 
     /// A secret value, always the same for the same names, from which the stand-in for a missing user is made.
     fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32];
@@ -98,6 +101,8 @@ pub enum NotReady {
     KeyServiceSilent,
     /// The service that keeps the key of its data does not let the cloud in.
     KeyServiceNotLettingIn,
+    /// Who may sign in cannot be asked. The reason is in the operator's log.
+    Unasked,
     /// The user could not be made, or its roles could not be granted. The reason is in the operator's log.
     NotGranted,
 }

@@ -250,6 +250,11 @@ fn not_ready(reason: crate::directory::NotReady) -> (&'static str, String, Optio
                 .to_owned(),
             Some("The operator sets others with: chitin key service set NAME"),
         ),
+        NotReady::Unasked => (
+            "57P03",
+            "the cluster cannot say at this moment who may sign in".to_owned(),
+            Some("Connect again; if it stays so, the operator finds the reason with: chitin status"),
+        ),
         NotReady::NotGranted => (
             "28000",
             "the user could not be made, or its roles could not be granted".to_owned(),

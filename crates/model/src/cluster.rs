@@ -168,9 +168,18 @@ pub struct Observation {
     /// Its keys.
     #[serde(default)]
     pub keys: crate::KeysSeen,
+    /// The copy of its roles.
+    #[serde(default)]
+    pub roles: crate::RolesSeen,
 }
 
 impl Observation {
+    /// Whether the copy of the roles holds all that the engine had when it stopped, so that people can be let in by it. Of
+    /// what an earlier version wrote, it is that of a cluster that was put to sleep, and of one that was never made.
+    pub fn is_copy_whole(&self) -> bool {
+        self.roles.is_whole.unwrap_or(self.phase == Phase::Asleep || !self.is_initialized)
+    }
+
     /// Of a cluster that was just wished for.
     pub fn nothing_yet() -> Self {
         Self {
@@ -180,6 +189,7 @@ impl Observation {
             is_initialized: false,
             network: crate::NetworkSeen::default(),
             keys: crate::KeysSeen::default(),
+            roles: crate::RolesSeen { is_whole: Some(true), failure: None },
         }
     }
 }

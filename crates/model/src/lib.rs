@@ -43,7 +43,7 @@ pub use network::{
 };
 pub use origin::{EndpointId, InvalidEndpointId, Origin, Surface, Way};
 pub use outlet::{OUTLET_CONNECTIONS_MAX, OUTLETS_MAX, Outlet, Outlets};
-pub use role::SqlRole;
+pub use role::{RolesSeen, SQL_MEMBERSHIPS_MAX, SQL_ROLES_MAX, SqlRole, SqlRoles};
 pub use sign_in::{
     CLAIM_DEFAULT, CLOCK_SKEW_SECONDS_DEFAULT, CRL_TEXT_BYTES_MAX, IdentityProvider, InvalidProviderName,
     OCSP_TIMEOUT_MS_DEFAULT, Ocsp, OcspMode, PROVIDERS_MAX, ProviderName, Provisioned,

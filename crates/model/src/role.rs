@@ -1,9 +1,15 @@
-//! A SQL role as the engine's catalog (`pg_authid`) has it: what sign-in needs, also while the engine sleeps.
+//! SQL roles as the engine's catalog (`pg_authid`) has them: what sign-in needs, also while the engine sleeps.
 
+use std::collections::BTreeSet;
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
+
+/// Most roles of one cluster that are kept for sign-in while its engine sleeps.
+pub const SQL_ROLES_MAX: usize = 32_768;
+/// Most direct memberships of one cluster that are kept with them.
+pub const SQL_MEMBERSHIPS_MAX: usize = 131_072;
 
 /// One row of `pg_authid`.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,7 +25,8 @@ pub struct SqlRole {
     pub valid_until: Option<OffsetDateTime>,
     /// `rolconnlimit`; -1 means none.
     pub connection_limit: i32,
-    /// The roles that it is a member of, directly or through others, sorted.
+    /// The roles that it is a direct member of, sorted. Copies of earlier versions hold those through others too, which
+    /// changes nothing for who asks [`SqlRoles::inherited`].
     #[serde(default)]
     pub member_of: Vec<String>,
 }
@@ -30,5 +37,107 @@ impl fmt::Debug for SqlRole {
             .field("name", &self.name)
             .field("can_login", &self.can_login)
             .finish_non_exhaustive()
+    }
+}
+
+/// The roles of one cluster.
+#[derive(Clone, PartialEq, Eq, Default)]
+pub struct SqlRoles(Vec<SqlRole>);
+
+impl SqlRoles {
+    /// Takes the roles in any order.
+    pub fn new(mut roles: Vec<SqlRole>) -> Self {
+        roles.sort_by(|one, other| one.name.cmp(&other.name));
+        Self(roles)
+    }
+
+    /// The role of this name.
+    pub fn get(&self, name: &str) -> Option<&SqlRole> {
+        let place = self.0.binary_search_by(|role| role.name.as_str().cmp(name)).ok()?;
+        self.0.get(place)
+    }
+
+    /// All of them, by name.
+    pub fn as_slice(&self) -> &[SqlRole] {
+        &self.0
+    }
+
+    /// How many direct memberships there are.
+    pub fn memberships(&self) -> usize {
+        self.0.iter().map(|role| role.member_of.len()).sum()
+    }
+
+    /// Every role that one of these is a member of, directly or through others, sorted. Each role is looked at once, so
+    /// what somebody made of the memberships costs no more than they are.
+    pub fn inherited<'a>(&'a self, of: impl IntoIterator<Item = &'a str>) -> Vec<String> {
+        let mut found: BTreeSet<&str> = BTreeSet::new();
+        let mut looked_at: BTreeSet<&str> = BTreeSet::new();
+        let mut ahead: Vec<&str> = of.into_iter().collect();
+        while let Some(name) = ahead.pop() {
+            if !looked_at.insert(name) {
+                continue;
+            }
+            for held in self.get(name).map_or(&[][..], |role| &role.member_of) {
+                found.insert(held);
+                ahead.push(held);
+            }
+        }
+        found.into_iter().map(str::to_owned).collect()
+    }
+}
+
+/// As of each of them.
+impl fmt::Debug for SqlRoles {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SqlRoles").field(&self.0.len()).finish()
+    }
+}
+
+/// What was last seen of the copy of a cluster's roles. While the engine runs it is asked itself; the copy decides where it
+/// does not, and only one that is whole: it holds what the engine had when it stopped.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RolesSeen {
+    /// Whether nothing can have changed since the copy was made. False from when the engine runs until it was read for the
+    /// last time before a proper stop. `None` was written by an earlier version of the program.
+    #[serde(default)]
+    pub is_whole: Option<bool>,
+    /// Why the engine that runs could not be read when that was last tried.
+    #[serde(default)]
+    pub failure: Option<String>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn role(name: &str, member_of: &[&str]) -> SqlRole {
+        SqlRole {
+            name: name.to_owned(),
+            can_login: true,
+            verifier: None,
+            valid_until: None,
+            connection_limit: -1,
+            member_of: member_of.iter().map(|&name| name.to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn membership_counts_through_others_and_each_role_once() {
+        let roles = SqlRoles::new(vec![
+            role("maria", &["chiefs", "readers"]),
+            role("chiefs", &["dba", "gone"]),
+            role("dba", &["readers"]),
+            role("readers", &[]),
+            role("otto", &["dba"]),
+        ]);
+        assert_eq!(roles.inherited(["maria"]), ["chiefs", "dba", "gone", "readers"]);
+        assert_eq!(roles.inherited(["readers"]), Vec::<String>::new());
+        assert_eq!(roles.inherited(["nobody"]), Vec::<String>::new());
+        assert_eq!(roles.inherited(["readers", "otto"]), ["dba", "readers"]);
+        assert_eq!(roles.get("dba").map(|role| role.member_of.len()), Some(1));
+        assert_eq!(roles.memberships(), 6);
+        // An engine has none in a circle; somebody who took one over can say so.
+        let circle = SqlRoles::new(vec![role("a", &["b"]), role("b", &["a"])]);
+        assert_eq!(circle.inherited(["a"]), ["a", "b"]);
     }
 }

@@ -13,6 +13,8 @@ pub enum Step {
     Start,
     /// The engine runs, and only the observation does not say so yet.
     Settle,
+    /// Read the engine's roles again: it cannot be stopped before they are kept.
+    Refresh,
     /// Stop the engine and lock the volume.
     Stop,
     /// Switch to the volume that was copied under another data key.
@@ -35,6 +37,10 @@ pub struct EngineFacts {
     pub is_barred: bool,
     /// A copy of the volume under another data key is ready.
     pub is_copied: bool,
+    /// The copy of the engine's roles may lack what the engine had when it ended.
+    pub is_stale: bool,
+    /// The roles of the engine that runs could not be read when that was last tried.
+    pub is_unread: bool,
 }
 
 /// Decides.
@@ -53,9 +59,16 @@ pub fn decide(wish: Wish, seen: &Observation, facts: EngineFacts) -> Step {
     match (power, facts.is_running, &seen.phase) {
         (_, false, Phase::Asleep) if facts.is_copied && !facts.is_barred => Step::Switch,
         (Power::Running, true, Phase::Running) if facts.is_copied => Step::Stop,
+        // Nobody signs in by old roles, and so nobody could wake it any more: it runs once to tell them.
+        (Power::Asleep, false, Phase::Asleep) if facts.is_stale && !facts.is_barred => Step::Start,
         (Power::Running, true, Phase::Running) | (Power::Asleep, false, Phase::Asleep) => Step::Rest,
         (Power::Running, true, _) => Step::Settle,
+        (Power::Asleep, true, Phase::Running) if facts.is_unread && !facts.is_barred && !facts.is_copied => {
+            Step::Refresh
+        }
         (Power::Running, false, Phase::Running) if facts.was_good => Step::Bury,
+        // Else one that dies whenever it is started to tell its roles would be started without end.
+        (Power::Asleep, false, Phase::Running) if facts.was_good && !facts.is_barred => Step::Bury,
         (Power::Running, false, _) => Step::Start,
         // Also where no process is left: the volume may still be unlocked, and stopping locks it.
         (Power::Asleep, _, _) => Step::Stop,
@@ -166,6 +179,29 @@ mod tests {
     #[test]
     fn a_cluster_that_should_sleep_is_stopped() {
         assert_eq!(decide(Wish::Exists(Power::Asleep), &seen(Phase::Running), facts(true, true)), Step::Stop);
+    }
+
+    #[test]
+    fn a_cluster_that_sleeps_on_old_roles_runs_once_to_tell_them() {
+        let asleep = Wish::Exists(Power::Asleep);
+        let stale = |is_running, was_good| EngineFacts { is_stale: true, ..facts(is_running, was_good) };
+        assert_eq!(decide(asleep, &seen(Phase::Asleep), stale(false, false)), Step::Start);
+        // It runs, and its roles were read: to sleep. They were not: once more.
+        assert_eq!(decide(asleep, &seen(Phase::Running), stale(true, true)), Step::Stop);
+        let unread = EngineFacts { is_unread: true, ..stale(true, true) };
+        assert_eq!(decide(asleep, &seen(Phase::Running), unread), Step::Refresh);
+        assert_eq!(decide(asleep, &seen(Phase::Asleep), facts(false, true)), Step::Rest);
+        // One that dies of it waits its time.
+        assert_eq!(decide(asleep, &seen(Phase::Running), stale(false, true)), Step::Bury);
+        // A key that may not be used is stronger.
+        let barred = EngineFacts { is_barred: true, ..unread };
+        assert_eq!(decide(asleep, &seen(Phase::Running), barred), Step::Stop);
+        assert_eq!(
+            decide(asleep, &seen(Phase::Asleep), EngineFacts { is_running: false, ..barred }),
+            Step::Rest
+        );
+        // One that should run runs, whether its roles can be read or not.
+        assert_eq!(decide(Wish::Exists(Power::Running), &seen(Phase::Running), unread), Step::Rest);
     }
 
     #[test]

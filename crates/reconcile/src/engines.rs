@@ -115,6 +115,8 @@ impl Engines {
                 was_good: back_off.is_good(),
                 is_barred: is_barred(entry),
                 is_copied: is_copied(&self.house, entry),
+                is_stale: !entry.seen.is_copy_whole(),
+                is_unread: entry.seen.roles.failure.is_some(),
             };
             let step = decide(entry.cluster.wish, &entry.seen, facts);
             match (step, back_off.next_try()) {
@@ -186,6 +188,10 @@ async fn take(house: &Reconciler, step: Step, entry: &Entry, failures: u32) -> O
         Step::Create => create(house, entry, failures).await,
         Step::Start => start(house, cluster).await,
         Step::Settle => settle(house, cluster, None).await,
+        Step::Refresh => {
+            let is_read = roles::refresh(house, cluster.id).await;
+            Ok(if is_read { Outcome::Works } else { Outcome::Failed })
+        }
         Step::Stop => stop(house, cluster).await,
         Step::Switch => switch(house, entry).await,
         Step::Bury => bury(house, cluster.id).await,
@@ -258,15 +264,16 @@ async fn start(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::
     }
 }
 
-/// Writes that the engine runs, and copies its roles.
+/// Writes that the engine runs, and copies its roles. From here on somebody may change them.
 async fn settle(
     house: &Reconciler,
     cluster: &Cluster,
     version: Option<String>,
 ) -> Result<Outcome, store::Error> {
     house.awake_since().insert(cluster.id, Instant::now());
-    note(house, cluster.id, |seen| {
+    note(house, cluster.id, move |seen| {
         seen.phase = Phase::Running;
+        seen.roles.is_whole = Some(false);
         seen.engine_version = version.or(seen.engine_version.take());
     })
     .await?;
@@ -285,6 +292,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
         }
         see(house, id, Phase::Stopping).await?;
     }
+    let mut is_read = false;
     if house.host.is_running(id) {
         // Those who were told to leave do so at a message boundary; those who wait for the next start stay seated.
         let left = async {
@@ -293,12 +301,22 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
             }
         };
         let _ = timeout(LEAVE_MAX, left).await;
-        roles::refresh(house, id).await;
+        is_read = roles::refresh_last(house, id).await;
+        if !is_read && is_asleep_by_wish(house, id) {
+            tracing::warn!(cluster = %id, "it is not put to sleep before its roles are kept; it is tried again");
+            see(house, id, Phase::Running).await?;
+            return Ok(Outcome::Failed);
+        }
     }
     match within(STOP_MAX, house.host.stop(id)).await {
         Ok(()) => {
             house.awake_since().remove(&id);
-            see(house, id, Phase::Asleep).await?;
+            note(house, id, move |seen| {
+                let is_whole = is_read || seen.is_copy_whole();
+                seen.phase = Phase::Asleep;
+                seen.roles.is_whole = Some(is_whole);
+            })
+            .await?;
             tracing::info!(cluster = %id, "asleep, and its key has left the kernel");
             Ok(Outcome::Rests)
         }
@@ -309,6 +327,12 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
             Ok(Outcome::Failed)
         }
     }
+}
+
+/// Whether nothing but the wish to let it sleep is why it stops.
+fn is_asleep_by_wish(house: &Reconciler, id: ClusterId) -> bool {
+    let by_wish = |entry: &Entry| !is_barred(entry) && !is_copied(house, entry);
+    house.store.snapshot().get(&id).is_some_and(|entry| by_wish(entry))
 }
 
 /// Whether its sessions hear from the gateway that they must end. Before a switch the engine tells them itself.
@@ -325,7 +349,7 @@ async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Err
     match within(SWITCH_MAX, house.host.switch_volume(&entry.cluster)).await {
         Ok(used) => {
             let encryption = house.host.volume_state(id).map(|state| state.encryption);
-            note(house, id, |seen| seen.encryption = encryption.or(seen.encryption)).await?;
+            note(house, id, move |seen| seen.encryption = encryption.or(seen.encryption)).await?;
             let now = house.now();
             let noted = move |store: &store::Store| {
                 store.observe_keys(id, |seen| {
@@ -411,18 +435,20 @@ async fn within<T>(
 }
 
 async fn see(house: &Reconciler, id: ClusterId, phase: Phase) -> Result<(), store::Error> {
-    note(house, id, |seen| seen.phase = phase).await
+    note(house, id, move |seen| seen.phase = phase).await
 }
 
-/// Changes the observation. Only the one task of the cluster does so, hence nothing is overwritten.
+/// Changes the observation.
 async fn note(
     house: &Reconciler,
     id: ClusterId,
-    change: impl FnOnce(&mut Observation),
+    change: impl FnOnce(&mut Observation) + Send + 'static,
 ) -> Result<(), store::Error> {
-    let Some(mut seen) = house.store.snapshot().get(&id).map(|entry| entry.seen.clone()) else {
-        return Err(store::Error::NotFound(id));
+    let changed = move |seen: &mut Observation| {
+        // What an earlier version left unsaid is said before the phase, from which it is known, changes.
+        let is_whole = seen.is_copy_whole();
+        seen.roles.is_whole.get_or_insert(is_whole);
+        change(seen);
     };
-    change(&mut seen);
-    house.write(move |store| store.observe(id, seen)).await
+    house.write(move |store| store.note(id, changed)).await
 }

@@ -34,11 +34,13 @@ pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
     }
 }
 
-/// Whether the cluster is one that sleeps by itself and is awake.
+/// Whether the cluster is one that sleeps by itself and is awake. One whose roles cannot be kept stays awake: nobody could
+/// sign in to it.
 fn may_sleep(entry: &Entry) -> bool {
     entry.cluster.plan == Plan::Serverless
         && entry.cluster.wish == Wish::Exists(Power::Running)
         && entry.seen.phase == Phase::Running
+        && entry.seen.roles.failure.is_none()
 }
 
 fn is_idle(house: &Reconciler, id: ClusterId) -> bool {

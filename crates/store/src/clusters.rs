@@ -2,15 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use model::{
     AllowlistEntry, Asked, Cluster, ClusterId, ClusterName, KeysSeen, Network, NetworkSeen, Observation,
-    Plan, Power, Provider, RoutingId, SqlRole, Wish,
+    Plan, Power, Provider, RoutingId, SQL_MEMBERSHIPS_MAX, SQL_ROLES_MAX, SqlRole, SqlRoles, Wish,
 };
 use time::OffsetDateTime;
 
 use crate::file::{Batch, Table};
-use crate::{CLUSTERS_MAX, Entry, Error, Snapshot, Store};
+use crate::{CLUSTERS_MAX, Entry, Error, Reading, Snapshot, Store};
 
 /// Most clusters that are gone whose documents are kept.
 const DELETED_MAX: usize = 10_000;
@@ -87,8 +88,7 @@ impl Store {
             updated_at: now,
             deleted_at: None,
         };
-        let entry =
-            Entry { cluster: cluster.clone(), seen: Observation::nothing_yet(), roles: Arc::from([]) };
+        let entry = Entry::new(cluster.clone(), Observation::nothing_yet());
         next.next_routing_id = routing_id.get() + 1;
 
         let key = cluster.id.to_string();
@@ -167,6 +167,15 @@ impl Store {
         })
     }
 
+    /// Changes what was last seen true of a cluster, in one step with nothing in between.
+    pub fn note(&self, id: ClusterId, change: impl FnOnce(&mut Observation)) -> Result<(), Error> {
+        self.look(id, |known| {
+            let mut seen = known.clone();
+            change(&mut seen);
+            seen
+        })
+    }
+
     /// Writes what was last seen true of a cluster's keys, and nothing else of it.
     pub fn observe_keys(&self, id: ClusterId, change: impl FnOnce(&mut KeysSeen)) -> Result<(), Error> {
         self.look(id, |known| {
@@ -199,19 +208,42 @@ impl Store {
         Ok(())
     }
 
-    /// Keeps the engine's roles, sealed, so that sign-in works while the engine sleeps.
-    pub fn set_roles(&self, id: ClusterId, roles: Vec<SqlRole>, now: OffsetDateTime) -> Result<(), Error> {
+    /// To be asked before an engine's roles are read for [`Self::set_roles`].
+    pub fn begin_reading(&self) -> Reading {
+        Reading(self.readings.fetch_add(1, Ordering::SeqCst) + 1)
+    }
+
+    /// Keeps the engine's roles, sealed, so that sign-in works while the engine sleeps. What a later reading already
+    /// replaced is left alone.
+    pub fn set_roles(
+        &self,
+        id: ClusterId,
+        roles: Vec<SqlRole>,
+        reading: Reading,
+        now: OffsetDateTime,
+    ) -> Result<(), Error> {
+        let roles = SqlRoles::new(roles);
+        let too_many = |what, limit| Err(Error::TooMany { what, limit });
+        if roles.as_slice().len() > SQL_ROLES_MAX {
+            return too_many("SQL roles of one cluster", SQL_ROLES_MAX);
+        }
+        if roles.memberships() > SQL_MEMBERSHIPS_MAX {
+            return too_many("memberships of one cluster's SQL roles", SQL_MEMBERSHIPS_MAX);
+        }
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();
         let entry = next.get(&id).ok_or(Error::NotFound(id))?.clone();
-        if *entry.roles == *roles {
+        if entry.reading > reading {
             return Ok(());
         }
-        let mut batch = Batch::default();
-        self.file.put(&mut batch, Table::Roles, &id.to_string(), &roles)?;
-        self.forget_provisioned_without_role(&mut next, &mut batch, id, &roles, now)?;
-        self.file.commit(batch)?;
-        let known = Entry { roles: roles.into(), ..Entry::clone(&entry) };
+        let mut known = Entry { reading, ..Entry::clone(&entry) };
+        if *entry.roles != roles {
+            let mut batch = Batch::default();
+            self.file.put(&mut batch, Table::Roles, &id.to_string(), &roles.as_slice())?;
+            self.forget_provisioned_without_role(&mut next, &mut batch, id, &roles, now)?;
+            self.file.commit(batch)?;
+            known.roles = Arc::new(roles);
+        }
         next.insert(known);
         self.publish(next);
         Ok(())
@@ -284,7 +316,7 @@ mod tests {
         let made = {
             let store = open(folder.path());
             let made = store.create(draft("shop-one"), now).unwrap();
-            store.set_roles(made.id, vec![role("maria")], now).unwrap();
+            store.set_roles(made.id, vec![role("maria")], store.begin_reading(), now).unwrap();
             store
                 .observe(made.id, Observation { phase: Phase::Asleep, ..Observation::nothing_yet() })
                 .unwrap();
@@ -297,6 +329,57 @@ mod tests {
         assert_eq!(entry.cluster.revision, 2);
         assert_eq!(entry.seen.phase, Phase::Asleep);
         assert_eq!(entry.role("maria"), Some(&role("maria")));
+    }
+
+    #[test]
+    fn an_older_reading_of_the_roles_never_replaces_a_later_one() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, now) = (open(folder.path()), OffsetDateTime::now_utc());
+        let id = store.create(draft("shop-one"), now).unwrap().id;
+        let (early, late) = (store.begin_reading(), store.begin_reading());
+        store.set_roles(id, vec![role("new")], late, now).unwrap();
+        store.set_roles(id, vec![role("old")], early, now).unwrap();
+        let known = store.snapshot().get(&id).unwrap().clone();
+        assert!(known.role("new").is_some() && known.role("old").is_none());
+        // Also where the later one found nothing new.
+        let (early, late) = (store.begin_reading(), store.begin_reading());
+        store.set_roles(id, vec![role("new")], late, now).unwrap();
+        store.set_roles(id, vec![role("old")], early, now).unwrap();
+        assert!(store.snapshot().get(&id).unwrap().role("new").is_some());
+    }
+
+    #[test]
+    fn one_cluster_keeps_so_many_roles_and_memberships() {
+        let folder = tempfile::tempdir().unwrap();
+        let (store, now) = (open(folder.path()), OffsetDateTime::now_utc());
+        let id = store.create(draft("shop-one"), now).unwrap().id;
+        store.set_roles(id, vec![role("maria")], store.begin_reading(), now).unwrap();
+        let many = (0..=SQL_ROLES_MAX).map(|number| role(&format!("r{number}"))).collect();
+        let refused = store.set_roles(id, many, store.begin_reading(), now);
+        assert!(matches!(refused, Err(Error::TooMany { limit: SQL_ROLES_MAX, .. })), "{refused:?}");
+        let member_of = (0..=SQL_MEMBERSHIPS_MAX).map(|number| format!("r{number}")).collect();
+        let refused =
+            store.set_roles(id, vec![SqlRole { member_of, ..role("m") }], store.begin_reading(), now);
+        assert!(matches!(refused, Err(Error::TooMany { limit: SQL_MEMBERSHIPS_MAX, .. })), "{refused:?}");
+        assert!(store.snapshot().get(&id).unwrap().role("maria").is_some(), "what was kept stays");
+    }
+
+    #[test]
+    fn a_copy_of_an_earlier_version_counts_where_the_cluster_was_put_to_sleep() {
+        let written = |phase: &str, is_initialized: bool| -> Observation {
+            let text = format!(
+                r#"{{"phase":{phase},"encryption":null,"engine_version":null,"is_initialized":{is_initialized}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        let phase = |phase| serde_json::to_string(&phase).unwrap();
+        assert!(written(&phase(Phase::Asleep), true).is_copy_whole());
+        assert!(written(&phase(Phase::Creating), false).is_copy_whole(), "there is no role yet");
+        for cut_off in
+            [Phase::Running, Phase::Waking, Phase::Stopping, Phase::Broken { reason: String::new() }]
+        {
+            assert!(!written(&phase(cut_off.clone()), true).is_copy_whole(), "{cut_off:?}");
+        }
     }
 
     #[test]
@@ -379,7 +462,8 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());
         let made = store.create(draft("canary-cluster"), OffsetDateTime::now_utc()).unwrap();
-        store.set_roles(made.id, vec![role("canary-role")], OffsetDateTime::now_utc()).unwrap();
+        let (reading, now) = (store.begin_reading(), OffsetDateTime::now_utc());
+        store.set_roles(made.id, vec![role("canary-role")], reading, now).unwrap();
         drop(store);
         let raw = std::fs::read(folder.path().join("state.redb")).unwrap();
         for secret in ["canary-cluster", "canary-role", "canary-verifier"] {

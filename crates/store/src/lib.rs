@@ -19,9 +19,10 @@ mod testing;
 pub use clusters::Draft;
 pub use keys::{API_KEYS_MAX, ApiKey};
 pub use providers::PROVISIONED_MAX;
-pub use snapshot::{Entry, Snapshot};
+pub use snapshot::{Entry, Reading, Snapshot};
 
 use std::path::{Path, PathBuf};
+use std::sync::atomic::AtomicU64;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use ::keys::Sealer;
@@ -92,6 +93,8 @@ pub struct Store {
     snapshot: ArcSwap<Snapshot>,
     /// One writer at a time: a change is read, made durable and published as a whole.
     writer: Mutex<()>,
+    /// Readings of roles that were begun.
+    readings: AtomicU64,
     changes: watch::Sender<u64>,
 }
 
@@ -112,6 +115,7 @@ impl Store {
             file,
             snapshot: ArcSwap::from_pointee(snapshot),
             writer: Mutex::new(()),
+            readings: AtomicU64::new(0),
             changes,
         }))
     }

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use model::{ClusterId, IdentityProvider, PROVIDERS_MAX, ProviderName, Provisioned, SqlRole};
+use model::{ClusterId, IdentityProvider, PROVIDERS_MAX, ProviderName, Provisioned, SqlRoles};
 use time::OffsetDateTime;
 
 use crate::file::{Batch, Table};
@@ -96,16 +96,14 @@ impl Store {
         next: &mut Snapshot,
         batch: &mut Batch,
         cluster: ClusterId,
-        roles: &[SqlRole],
+        roles: &SqlRoles,
         now: OffsetDateTime,
     ) -> Result<(), Error> {
         let Some(users) = next.provisioned.get(&cluster) else {
             return Ok(());
         };
         let mut kept = (**users).clone();
-        kept.retain(|name, made| {
-            now - made.at < SETTLED_AFTER || roles.iter().any(|role| role.name == *name)
-        });
+        kept.retain(|name, made| now - made.at < SETTLED_AFTER || roles.get(name).is_some());
         if kept.len() == users.len() {
             return Ok(());
         }
@@ -254,7 +252,7 @@ mod tests {
         let made = |at| Provisioned { source: "jwt_token:a".to_owned(), at };
         store.put_provisioned(id, "old", made(now - time::Duration::hours(1))).unwrap();
         store.put_provisioned(id, "fresh", made(now)).unwrap();
-        let other = SqlRole {
+        let other = model::SqlRole {
             name: "other".to_owned(),
             can_login: true,
             verifier: None,
@@ -262,7 +260,7 @@ mod tests {
             connection_limit: -1,
             member_of: Vec::new(),
         };
-        store.set_roles(id, vec![other], now).unwrap();
+        store.set_roles(id, vec![other], store.begin_reading(), now).unwrap();
         drop(store);
         let snapshot = open(folder.path()).snapshot();
         assert!(snapshot.provisioned(id, "old").is_none());

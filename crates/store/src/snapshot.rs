@@ -5,7 +5,7 @@ use std::sync::Arc;
 use imbl::{HashMap, HashSet};
 use model::{
     Cluster, ClusterHandle, ClusterId, ClusterName, IdentityProvider, KeyService, KeyServiceName,
-    Observation, Organization, RoutingId, SqlRole,
+    Observation, Organization, RoutingId, SqlRole, SqlRoles,
 };
 
 use crate::file::{File, Table};
@@ -19,14 +19,26 @@ pub struct Entry {
     pub cluster: Cluster,
     /// What was last seen true.
     pub seen: Observation,
-    /// The engine's roles as last read; they may be older than the engine's own while it runs.
-    pub roles: Arc<[SqlRole]>,
+    /// The engine's roles as last read. Nobody is let in by them unless [`Observation::is_copy_whole`].
+    pub roles: Arc<SqlRoles>,
+    /// Which reading they are of.
+    pub(crate) reading: Reading,
 }
 
+/// When somebody began to read roles, among all readings of this process. Of two that overlap, what began first may be
+/// older than what it is about to replace.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Reading(pub(crate) u64);
+
 impl Entry {
+    /// A cluster without roles.
+    pub fn new(cluster: Cluster, seen: Observation) -> Self {
+        Self { cluster, seen, roles: Arc::default(), reading: Reading::default() }
+    }
+
     /// The role of this name, as last read.
     pub fn role(&self, name: &str) -> Option<&SqlRole> {
-        self.roles.iter().find(|role| role.name == name)
+        self.roles.get(name)
     }
 }
 
@@ -61,8 +73,8 @@ impl Snapshot {
             // Forgetting a cluster removes its observation; that is what tells the gone from the living.
             match observations.remove(&key) {
                 Some(seen) => {
-                    let roles = roles.remove(&key).unwrap_or_default().into();
-                    snapshot.insert(Entry { cluster, seen, roles });
+                    let roles = Arc::new(SqlRoles::new(roles.remove(&key).unwrap_or_default()));
+                    snapshot.insert(Entry { roles, ..Entry::new(cluster, seen) });
                 }
                 None => {
                     snapshot.deleted.insert(cluster.id, Arc::new(cluster));

@@ -105,7 +105,8 @@ async fn a_test_knows_the_roles_of_a_user_and_believes_others() {
         connection_limit: -1,
         member_of: vec!["dba".to_owned()],
     };
-    world.store.set_roles(id, vec![role], time::OffsetDateTime::now_utc()).unwrap();
+    let (reading, now) = (world.store.begin_reading(), time::OffsetDateTime::now_utc());
+    world.store.set_roles(id, vec![role], reading, now).unwrap();
     let known = world.call("POST", &path, ask("lea", "bank", "::1")).await.json();
     assert_eq!((&known["line"], &known["method"]), (&json!(3), &json!("scram-sha-256")), "{known}");
     let mut without = ask("lea", "bank", "::1");

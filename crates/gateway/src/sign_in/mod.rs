@@ -20,7 +20,7 @@ use rustls::pki_types::CertificateDer;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 use wire::backend;
 
-use crate::directory::{Account, Found};
+use crate::directory::{Account, Found, NotReady};
 use crate::examine::{Examiner, Guest, Vouched};
 use crate::listen::House;
 use crate::pace;
@@ -191,6 +191,10 @@ async fn attempt_once(
         Some((cluster, user)) => timeout_at(deadline, house.directory.account(cluster.id, user)).await?,
         None => Account::Missing,
     };
+    // Before the rules, which may ask for roles, and before any proof: it is the same for everybody.
+    if let Account::Unknown = account {
+        return Err(Refusal::NotReady(NotReady::Unasked));
+    }
     let counted = house.pace.level(asked.elapsed());
     let step = house.settings.answer_step;
     let rules = match &claim.cluster {
@@ -222,14 +226,18 @@ async fn attempt_once(
     let connections_max = match case.account {
         Account::Open(person) => person.connections_max,
         Account::Missing if may_be_made => None,
-        Account::Missing | Account::Barred => return Err(wrong),
+        Account::Missing | Account::Barred | Account::Unknown => return Err(wrong),
     };
     let (cluster, user) = case.place.ok_or(wrong)?;
     // The rules once more: they may have changed while a person was at the browser, and a rule about a role must not be
     // passed by the very sign-in that gives the role.
     let given = proof.vouched.as_ref().and_then(|vouched| vouched.memberships.as_ref());
-    let roles =
-        given.map_or_else(|| roles.clone(), |given| house.directory.with_inherited(cluster.id, given));
+    let roles = match given {
+        None => roles.clone(),
+        Some(given) => timeout_at(deadline, house.directory.with_inherited(cluster.id, given))
+            .await?
+            .ok_or(Refusal::NotReady(NotReady::Unasked))?,
+    };
     let rules = house.directory.rules(cluster.id);
     let decides = rules.find(&Client { roles: &roles, ..facts });
     if decides.map(|rule| (rule.method(), rule.options())) != Some((method, &case.rule)) {

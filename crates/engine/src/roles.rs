@@ -1,0 +1,158 @@
+//! Roles and memberships, as sign-in needs them.
+
+use std::collections::HashMap;
+
+use model::{INTERNAL_ROLE, RoleName, SQL_MEMBERSHIPS_MAX, SQL_ROLES_MAX, SqlRole};
+use time::OffsetDateTime;
+use tokio_postgres::Row;
+
+use crate::Error;
+use crate::administration::Administration;
+use crate::session::{AnswerMax, RawName, get};
+
+/// For all roles: a name, a verifier, some numbers each.
+const ROLES: AnswerMax = AnswerMax { rows: SQL_ROLES_MAX, bytes: 16 << 20 };
+/// For all memberships: two numbers each.
+const MEMBERSHIPS: AnswerMax = AnswerMax { rows: SQL_MEMBERSHIPS_MAX, bytes: 8 << 20 };
+
+/// One role, with all that it may count as.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RoleNow {
+    /// The role, with its direct memberships.
+    pub role: SqlRole,
+    /// Every role that it is a member of, directly or through others, sorted.
+    pub inherited: Vec<String>,
+}
+
+impl Administration {
+    /// Every role that exists, with its verifier and its direct memberships, all as of one moment. Of what comes through
+    /// others there may be many times more; who needs it asks [`model::SqlRoles::inherited`].
+    pub async fn roles(&self) -> Result<Vec<SqlRole>, Error> {
+        self.batch("BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY").await?;
+        let read = self.read_roles().await;
+        let ended = self.batch("ROLLBACK").await;
+        let roles = read?;
+        ended.map(|()| roles)
+    }
+
+    async fn read_roles(&self) -> Result<Vec<SqlRole>, Error> {
+        let mut roles: Vec<SqlRole> = Vec::new();
+        let mut places: HashMap<u32, usize> = HashMap::new();
+        // One more than is taken tells that there are too many, and the rest stays where it is.
+        let sql = format!("SELECT {COLUMNS}, oid FROM pg_authid LIMIT {}", ROLES.rows + 1);
+        let each = self.each(&sql, &[], ROLES, |row| {
+            let id: u32 = get(row, 5)?;
+            // One that cannot be named cannot sign in, and is a step between others all the same. No name of the engine's
+            // has a zero in it.
+            let name = get::<RawName>(row, 0)?.0.unwrap_or_else(|| format!("\0{id}"));
+            places.insert(id, roles.len());
+            roles.push(role(row, name)?);
+            Ok(())
+        });
+        each.await.map_err(|cause| too_many(cause, "roles"))?;
+        // Who granted it makes no difference.
+        let sql =
+            format!("SELECT DISTINCT member, roleid FROM pg_auth_members LIMIT {}", MEMBERSHIPS.rows + 1);
+        let each = self.each(&sql, &[], MEMBERSHIPS, |row| {
+            let (member, held): (u32, u32) = (get(row, 0)?, get(row, 1)?);
+            if let (Some(&member), Some(&held)) = (places.get(&member), places.get(&held)) {
+                let held = roles[held].name.clone();
+                roles[member].member_of.push(held);
+            }
+            Ok(())
+        });
+        each.await.map_err(|cause| too_many(cause, "memberships"))?;
+        for role in &mut roles {
+            role.member_of.sort();
+        }
+        Ok(roles)
+    }
+
+    /// One role.
+    pub async fn role(&self, name: &RoleName) -> Result<Option<RoleNow>, Error> {
+        let sql = format!(
+            "SELECT {COLUMNS},
+               ARRAY(SELECT held.rolname::text FROM pg_auth_members JOIN pg_authid AS held ON held.oid = roleid
+                     WHERE member = pg_authid.oid),
+               ARRAY(WITH RECURSIVE of (id) AS (
+                   SELECT roleid FROM pg_auth_members WHERE member = pg_authid.oid
+                   UNION SELECT roleid FROM pg_auth_members JOIN of ON member = of.id)
+                 SELECT held.rolname::text FROM of JOIN pg_authid AS held ON held.oid = of.id)
+             FROM pg_authid WHERE rolname = $1"
+        );
+        let mut found = None;
+        self.each(&sql, &[&name.as_str()], AnswerMax { rows: 1, ..AnswerMax::LIST }, |row| {
+            let role = SqlRole { member_of: names(row, 5)?, ..role(row, name.as_str().to_owned())? };
+            found = Some(RoleNow { role, inherited: names(row, 6)? });
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// Every role that one of these is a member of, directly or through others, sorted.
+    pub async fn inherited(&self, of: &[RoleName]) -> Result<Vec<String>, Error> {
+        let of: Vec<&str> = of.iter().map(RoleName::as_str).collect();
+        let mut inherited = Vec::new();
+        self.each(INHERITED, &[&of], AnswerMax::LIST, |row| {
+            inherited.extend(get::<RawName>(row, 0)?.0);
+            Ok(())
+        })
+        .await?;
+        inherited.sort();
+        Ok(inherited)
+    }
+
+    /// Ends every session but our own. Where nobody is let in any more, nothing changes after this.
+    pub async fn end_sessions(&self) -> Result<(), Error> {
+        self.end(&format!("usename <> '{INTERNAL_ROLE}' AND backend_type = 'client backend'"), &[]).await
+    }
+}
+
+/// What PostgreSQL's own code takes for a verifier is shorter (MAX_ENCRYPTED_PASSWORD_LEN in PostgreSQL 18).
+const COLUMNS: &str = "rolname, rolcanlogin,
+    CASE WHEN rolpassword LIKE 'SCRAM-SHA-256$%' AND length(rolpassword) <= 512 THEN rolpassword END,
+    CASE WHEN isfinite(rolvaliduntil) THEN extract(epoch FROM rolvaliduntil)::float8
+         WHEN rolvaliduntil = '-infinity' THEN 0 END,
+    rolconnlimit";
+
+const INHERITED: &str = "WITH RECURSIVE of (id) AS (
+    SELECT roleid FROM pg_auth_members WHERE member IN (SELECT oid FROM pg_authid WHERE rolname::text = ANY($1))
+    UNION SELECT roleid FROM pg_auth_members JOIN of ON member = of.id)
+  SELECT rolname FROM of JOIN pg_authid ON oid = of.id";
+
+fn role(row: &Row, name: String) -> Result<SqlRole, Error> {
+    // What lies beyond the year 9999 is as good as for ever.
+    let valid_until = get::<Option<f64>>(row, 3)?.and_then(|seconds| {
+        #[expect(
+            clippy::cast_possible_truncation,
+            reason = "a cast of floats saturates, and the range is checked"
+        )]
+        OffsetDateTime::from_unix_timestamp(seconds as i64).ok()
+    });
+    Ok(SqlRole {
+        name,
+        can_login: get(row, 1)?,
+        verifier: get(row, 2)?,
+        valid_until,
+        connection_limit: get(row, 4)?,
+        member_of: Vec::new(),
+    })
+}
+
+/// Names that nobody can say lead to no rule.
+fn names(row: &Row, column: usize) -> Result<Vec<String>, Error> {
+    let mut names: Vec<String> =
+        get::<Vec<RawName>>(row, column)?.into_iter().filter_map(|name| name.0).collect();
+    names.sort();
+    names.dedup();
+    Ok(names)
+}
+
+/// Says what there is too much of.
+fn too_many(cause: Error, what: &'static str) -> Error {
+    match cause {
+        Error::TooMuch { what: "rows", limit } => Error::TooMuch { what, limit },
+        other => other,
+    }
+}
