@@ -137,7 +137,7 @@ impl Cloud {
         format!("https://localhost:{}{path}", self.http_address().port())
     }
 
-    /// Sets a provider of the whole cloud; untried, see [`untried`].
+    /// Sets a provider of the whole cloud; untried, see `untried`.
     pub fn set_provider(&self, name: &str, settings: &Value) -> Answer {
         self.call("PUT", &format!("/api/v1/chitin/providers/{name}"), Some(&untried(settings)))
     }
@@ -200,7 +200,7 @@ impl Cluster<'_> {
         self.cloud.call("DELETE", &self.own("/crls"), None).ok();
     }
 
-    /// Sets a provider that only this cluster trusts; untried, see [`untried`].
+    /// Sets a provider that only this cluster trusts; untried, see `untried`.
     pub fn set_provider(&self, name: &str, settings: &Value) -> Answer {
         self.cloud.call("PUT", &self.own(&format!("/providers/{name}")), Some(&untried(settings)))
     }
