@@ -1,6 +1,28 @@
-//! What starts engines in the sandboxes of tests: the test program itself, as the one test below.
+//! What tests give a host of engines: a launcher, which is the test program itself as the one test below, and a record.
 
-use engine::Launcher;
+use std::sync::Arc;
+
+use engine::{Launcher, VolumeRecord};
+use model::{Checkpoint, ClusterId, VolumeId};
+
+/// A record that knows nothing and permits everything: for tests whose subject is something else.
+#[derive(Debug)]
+struct Nothing;
+
+impl VolumeRecord for Nothing {
+    fn check(&self, _: ClusterId, _: VolumeId) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn checkpoint(&self, _: ClusterId) -> Option<Checkpoint> {
+        None
+    }
+}
+
+/// A record of nothing.
+pub fn no_record() -> Arc<dyn VolumeRecord> {
+    Arc::new(Nothing)
+}
 
 /// This program, called so that it is the launcher.
 pub fn launcher() -> Launcher {

@@ -7,6 +7,7 @@ mod operator;
 mod power;
 mod program;
 mod roles;
+mod volumes;
 
 use house::runner::Suite;
 use house::tests;
@@ -37,6 +38,10 @@ pub(crate) fn suite() -> Suite {
             operator::commands_use_the_operator_s_socket_by_themselves_also_by_a_long_path,
             operator::a_cloud_whose_data_directory_has_a_longer_path_than_a_socket_s_works_as_any,
             operator::a_process_in_another_namespace_is_refused_at_the_operator_s_socket_though_it_has_the_key,
+            volumes::a_folder_that_names_another_volume_is_refused_and_alarms,
+            volumes::a_cluster_without_encryption_never_starts_without_the_operator_s_word,
+            volumes::an_older_copy_of_a_volume_starts_only_when_it_is_accepted,
+            volumes::a_killed_cloud_starts_with_the_files_that_it_had,
             program::verify_proves_every_row,
             program::exit_codes_tell_what_happened,
             program::every_list_is_json_when_asked,

@@ -216,14 +216,20 @@ impl Client {
         self.get(&format!("/chitin/clusters/{id}")).await
     }
 
-    /// Puts a cluster to sleep; it sleeps when this returns.
-    pub async fn sleep(&self, id: ClusterId) -> Result<ClusterDetail, Error> {
-        self.call(Method::POST, &format!("/chitin/clusters/{id}/sleep"), None::<&()>).await
+    /// Puts a cluster to sleep; it sleeps when this returns. With `force` also where nobody could sign in to it afterwards.
+    pub async fn sleep(&self, id: ClusterId, force: bool) -> Result<ClusterDetail, Error> {
+        let query = if force { "?force=true" } else { "" };
+        self.call(Method::POST, &format!("/chitin/clusters/{id}/sleep{query}"), None::<&()>).await
     }
 
     /// Wakes a cluster; its engine answers when this returns.
     pub async fn wake(&self, id: ClusterId) -> Result<ClusterDetail, Error> {
         self.call(Method::POST, &format!("/chitin/clusters/{id}/wake"), None::<&()>).await
+    }
+
+    /// Accepts a cluster's volume as it is, though the cloud has seen a newer one.
+    pub async fn accept_restored(&self, id: ClusterId) -> Result<ClusterDetail, Error> {
+        self.call(Method::POST, &format!("/chitin/clusters/{id}/accept-restored"), None::<&()>).await
     }
 
     /// What can be proven only from inside: sandbox, volume, canary.

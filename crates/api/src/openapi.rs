@@ -166,6 +166,11 @@ pub const OPERATIONS: &[Operation] = &[
     call("get", "/api/v1/chitin/clusters/{cluster_id}", "Shows a cluster's phase, volume and sessions."),
     call("post", "/api/v1/chitin/clusters/{cluster_id}/sleep", "Stops the engine and locks the volume."),
     call("post", "/api/v1/chitin/clusters/{cluster_id}/wake", "Unlocks the volume and starts the engine."),
+    call(
+        "post",
+        "/api/v1/chitin/clusters/{cluster_id}/accept-restored",
+        "Accepts the volume as it is, though the cloud has seen a newer one.",
+    ),
     call("post", "/api/v1/chitin/clusters/{cluster_id}/proof", "Measures what can be proven from inside."),
     call(
         "get",

@@ -234,10 +234,15 @@ impl control::Administration for Administrator {
 
     async fn drop_user(&self, id: ClusterId, name: &RoleName) -> Result<(), Refusal> {
         let (_errand, engine) = self.open(id).await?;
-        // First what lets somebody in and who is in, which nothing of a tenant's can stand in the way of; then the rest.
+        // First who is in, whose open transaction could hold the role; then what lets somebody in, and the rest.
+        let cut = || {
+            let is_theirs =
+                |facts: &gateway::SessionFacts| facts.cluster == id && *facts.user == *name.as_str();
+            self.presence.cut(|facts| is_theirs(facts).then_some(Cut::User));
+        };
+        cut();
         let barred = within(engine.bar_user(name)).await;
-        self.presence
-            .cut(|facts| (facts.cluster == id && *facts.user == *name.as_str()).then_some(Cut::User));
+        cut();
         let dropped = match barred {
             Ok(()) => within(engine.drop_user(name)).await,
             refused => refused,
@@ -275,14 +280,26 @@ impl control::Administration for Administrator {
         within(engine.drop_database(name)).await
     }
 
+    async fn accept_restored(&self, id: ClusterId) -> Result<(), Refusal> {
+        if self.host.is_running(id) {
+            return Err(Refusal::wrong_state("the cluster runs, so its volume was accepted already"));
+        }
+        let store = self.store.clone();
+        let written = blocking(move || store.note(id, |seen| seen.volume.checkpoint = None)).await;
+        written.map_err(|cause| Refusal::wrong_state(cause.to_string()))?;
+        tracing::warn!(target: "audit", cluster = %id, "its volume is accepted as it is, though a newer one was seen");
+        Ok(())
+    }
+
     async fn wake(&self, id: ClusterId) -> Result<(), Refusal> {
         self.awake(id).await.map(drop)
     }
 
-    async fn sleep(&self, id: ClusterId) -> Result<(), Refusal> {
+    async fn sleep(&self, id: ClusterId, force: bool) -> Result<(), Refusal> {
         let unread = |entry: &Entry| match (&entry.seen.phase, &entry.seen.roles.failure) {
-            (Phase::Running, Some(reason)) => Some(Refusal::wrong_state(format!(
-                "the cluster is not put to sleep, because nobody could sign in to it: the roles of its engine could not be kept ({reason})"
+            (Phase::Running, Some(reason)) if !force => Some(Refusal::wrong_state(format!(
+                "the cluster is not put to sleep, because nobody could sign in to it: the roles of its engine could not be kept ({reason}); \
+                 to stop the engine all the same: chitin cluster sleep NAME --force"
             ))),
             _ => None,
         };
@@ -290,6 +307,11 @@ impl control::Administration for Administrator {
         if let Some(refusal) = self.store.snapshot().get(&id).and_then(|entry| unread(entry)) {
             let (_errand, engine) = self.open(id).await?;
             self.keep_roles(id, &engine).await.map_err(|_| refusal)?;
+        }
+        if force {
+            let store = self.store.clone();
+            let written = blocking(move || store.note(id, |seen| seen.roles.is_given_up = true)).await;
+            written.map_err(|cause| Refusal::wrong_state(cause.to_string()))?;
         }
         let (store, now) = (self.store.clone(), self.clock.now());
         blocking(move || store.wish(id, Wish::Exists(Power::Asleep), now)).await?;
@@ -547,9 +569,10 @@ fn refusal(cause: engine::Error) -> Refusal {
     match cause {
         engine::Error::NotFound { .. } => Refusal::not_found(text),
         engine::Error::AlreadyExists { .. } => Refusal::exists(text),
-        engine::Error::Refused(_) | engine::Error::NoRoom { .. } | engine::Error::TooMuch { .. } => {
-            Refusal::wrong_state(text)
-        }
+        engine::Error::Refused(_)
+        | engine::Error::NoRoom { .. }
+        | engine::Error::TooMuch { .. }
+        | engine::Error::VolumeRefused { .. } => Refusal::wrong_state(text),
         engine::Error::Unready(_) | engine::Error::Asleep | engine::Error::DataKey(_) => Refusal::busy(text),
         engine::Error::NoPostgres { .. }
         | engine::Error::NoSandbox { .. }

@@ -41,6 +41,7 @@ use crate::root_key;
 use crate::root_key::rotation::{self, Rotation};
 use crate::staple::Stapler;
 use crate::trial::Trial;
+use crate::volume_record::VolumeRecord;
 use crate::waker::Waker;
 use crate::{descriptors, http, knocks, operator, revoked, watch};
 
@@ -114,6 +115,7 @@ pub struct Cloud {
     /// Rotates its root key.
     pub rotation: Arc<Rotation>,
     gateway: Arc<Gateway>,
+    reconciler: Arc<Reconciler>,
     front_doors: Arc<FrontDoors>,
     doors: Stage,
     loops: Stage,
@@ -160,6 +162,19 @@ impl Stage {
     }
 }
 
+/// What starts engines in their sandboxes: this program, which begins with that in `main`.
+#[cfg(not(test))]
+fn launcher() -> Result<Launcher, engine::Error> {
+    Launcher::this_program()
+}
+
+/// The same for a test, which has a `main` of its own.
+#[cfg(test)]
+#[expect(clippy::unnecessary_wraps, reason = "as the other")]
+fn launcher() -> Result<Launcher, engine::Error> {
+    Ok(crate::launcher::launcher())
+}
+
 impl Cloud {
     /// Opens everything; when this returns, clients are let in.
     /// `root` is the root directory as it was before the program had mounts of its own.
@@ -168,6 +183,7 @@ impl Cloud {
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let root_key = Arc::new(root_key::open(&paths, &options.unlock).await?);
         let ring = Ring::new(root_key.clone());
+        let record = Arc::new(VolumeRecord::default());
         let host = Host::open(HostConfig {
             data: paths.data().to_owned(),
             keys: ring.clone(),
@@ -175,7 +191,8 @@ impl Cloud {
             postgres_bin: options.postgres_bin.clone(),
             encryption: options.encryption.map(Into::into),
             attestation: options.attestation.clone(),
-            launcher: Launcher::this_program()?,
+            launcher: launcher()?,
+            record: record.clone(),
         })
         .await?;
         // Only now is it certain that no other Chitin runs here.
@@ -202,6 +219,8 @@ impl Cloud {
         let listeners = Listeners::open(options, paths.data()).await?;
         let (sql_address, http_address) = (listeners.sql_address()?, listeners.http_address()?);
 
+        record.connect(store.clone());
+        host.clear_others().await?;
         let gate = Arc::new(Gate::default());
         let presence = Arc::new(Presence::default());
         let policies = Policies::new(store.clone());
@@ -328,7 +347,7 @@ impl Cloud {
         });
 
         let (mut doors, mut loops) = (Stage::new(), Stage::new());
-        loops.spawn("the reconciler", reconciler.run(loops.stop.clone()));
+        loops.spawn("the reconciler", reconciler.clone().run(loops.stop.clone()));
         loops.spawn(
             "the watch over sessions",
             watch::run(store.clone(), presence.clone(), directory.clone(), clock.clone(), loops.stop.clone()),
@@ -380,6 +399,7 @@ impl Cloud {
             private_networks,
             rotation,
             gateway,
+            reconciler,
             front_doors,
             doors,
             loops,
@@ -414,6 +434,7 @@ impl Cloud {
         if timeout(SHUTDOWN_MAX, self.host.shutdown()).await.is_err() {
             tracing::error!("engines did not stop in time; the next start clears away what is left");
         }
+        self.reconciler.remember_checkpoints().await;
         // Aborted tasks are awaited too, so that nothing of theirs outlives us.
         self.doors.close().await;
         self.loops.close().await;

@@ -39,6 +39,7 @@ mod start;
 #[cfg(test)]
 mod testing;
 mod trial;
+mod volume_record;
 mod waker;
 mod watch;
 

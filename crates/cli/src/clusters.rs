@@ -1,4 +1,4 @@
-//! `chitin cluster`: create, list, show, url, sleep, wake, visibility, protect, delete.
+//! `chitin cluster`: create, list, show, url, sleep, wake, accept-restored, visibility, protect, delete.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,10 +46,10 @@ pub async fn run(cloud: &Cloud, command: ClusterCommand, printer: Printer) -> Re
                 output::line(&url)
             }
         }
-        ClusterCommand::Sleep(one) => {
-            let cluster = cloud.cluster(&one.cluster).await?;
+        ClusterCommand::Sleep { cluster, force } => {
+            let cluster = cloud.cluster(&cluster).await?;
             let spinner = printer.spinner("stopping the engine and locking the volume");
-            let detail = cloud.api.sleep(cluster.id).await;
+            let detail = cloud.api.sleep(cluster.id, force).await;
             spinner.finish_and_clear();
             moved(&cluster, &detail?, printer)
         }
@@ -59,6 +59,11 @@ pub async fn run(cloud: &Cloud, command: ClusterCommand, printer: Printer) -> Re
             let detail = cloud.api.wake(cluster.id).await;
             spinner.finish_and_clear();
             moved(&cluster, &detail?, printer)
+        }
+        ClusterCommand::AcceptRestored(one) => {
+            let cluster = cloud.cluster(&one.cluster).await?;
+            let detail = cloud.api.accept_restored(cluster.id).await?;
+            printer.result(&detail, || format!("the volume of {} is accepted as it is", cluster.name))
         }
         ClusterCommand::Visibility(wanted) => visibility::run(cloud, wanted, printer).await,
         ClusterCommand::Protect { cluster, off } => protect(cloud, &cluster, off, printer).await,

@@ -185,12 +185,25 @@ pub enum ClusterCommand {
     #[command(
         after_help = "Example:  chitin cluster sleep my-shop\nNext:     the next sign-in wakes it, or: chitin cluster wake my-shop"
     )]
-    Sleep(OneCluster),
+    Sleep {
+        /// Name, NAME-ID or id of the cluster
+        cluster: String,
+        /// Stop the engine also where its users could not be copied; then nobody signs in before it was woken
+        #[arg(long)]
+        force: bool,
+    },
     /// Wake a cluster
     #[command(
         after_help = "Example:  chitin cluster wake my-shop\nNext:     chitin sql my-shop --user maria"
     )]
     Wake(OneCluster),
+    /// Accept the volume of a cluster as it is, after an older copy was restored on purpose
+    #[command(
+        name = "accept-restored",
+        long_about = "Accept the volume of a cluster as it is, after an older copy was restored on purpose.\n\nChitin remembers how far the files of each cluster have come, and starts none whose files are older: somebody may have put an old copy in their place. What was written after the copy is lost.",
+        after_help = "Example:  chitin cluster accept-restored my-shop\nNext:     chitin cluster wake my-shop"
+    )]
+    AcceptRestored(OneCluster),
     /// Show who can see a cluster, or make it private or public
     #[command(
         long_about = "Show who can see a cluster, or make it private or public.\n\nA private cluster is seen by its private network (chitin peering) and by accepted private endpoints (chitin endpoint) alone, whatever the allowlist says; sessions from elsewhere are cut. A public cluster may have a private network too. Needs Chitin to run as root or with CAP_NET_ADMIN.",

@@ -34,8 +34,11 @@ pub trait Administration: Send + Sync + 'static {
     async fn drop_database(&self, id: ClusterId, name: &DatabaseName) -> Result<(), Refusal>;
     /// Returns when the engine answers.
     async fn wake(&self, id: ClusterId) -> Result<(), Refusal>;
-    /// Returns when the engine is stopped and the volume is locked.
-    async fn sleep(&self, id: ClusterId) -> Result<(), Refusal>;
+    /// Returns when the engine is stopped and the volume is locked. With `force` also where its roles could not be kept for
+    /// sign-in; then nobody gets in before it runs again.
+    async fn sleep(&self, id: ClusterId, force: bool) -> Result<(), Refusal>;
+    /// Forgets how far the cluster's files had come, so that an older volume that was restored on purpose is started.
+    async fn accept_restored(&self, id: ClusterId) -> Result<(), Refusal>;
     /// What is measured of a cluster. Does not wake it.
     async fn facts(&self, id: ClusterId) -> Result<Facts, Refusal>;
     /// What can be proven only from inside.

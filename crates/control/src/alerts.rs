@@ -48,6 +48,26 @@ fn of(entry: &Entry) -> Vec<Alert> {
             "see to the reason; it is tried again by itself every minute".to_owned(),
         ));
     }
+    if let Some(reason) = &entry.seen.volume.alarm {
+        alerts.push(alert(
+            Severity::Critical,
+            reason.clone(),
+            None,
+            "what runs goes on with the volume that is on record; it is not started with another".to_owned(),
+        ));
+    }
+    // Of a key that cannot be had, what follows says more.
+    if let model::Phase::Broken { reason } = &entry.seen.phase
+        && seen.hindrance(&cluster.keys).is_none()
+        && seen.outage.is_none()
+    {
+        alerts.push(alert(
+            Severity::Critical,
+            format!("the engine is not running: {reason}"),
+            None,
+            "see to the reason; it is tried again by itself".to_owned(),
+        ));
+    }
     if cluster.keys.is_revoked {
         let state = if seen.is_locked_away { "is stopped and locked" } else { "is being stopped" };
         alerts.push(alert(

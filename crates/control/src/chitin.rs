@@ -2,8 +2,9 @@
 
 use api::{Authority, ClusterDetail, Proof, Status};
 use axum::Json;
-use axum::extract::{Path, State as Shared};
+use axum::extract::{Path, Query, State as Shared};
 use model::{AddressRange, ClusterId, Phase};
+use serde::Deserialize;
 
 use crate::{Refusal, State, alerts, input};
 
@@ -57,13 +58,22 @@ pub(crate) async fn detail(
     describe(&state, id).await
 }
 
+/// How a cluster is put to sleep.
+#[derive(Debug, Deserialize)]
+pub(crate) struct SleepQuery {
+    /// Whether also where nobody could sign in to it afterwards.
+    #[serde(default)]
+    force: bool,
+}
+
 /// Puts a cluster to sleep.
 pub(crate) async fn sleep(
     Shared(state): Shared<State>,
     Path(id): Path<String>,
+    Query(query): Query<SleepQuery>,
 ) -> Result<Json<ClusterDetail>, Refusal> {
     let id = input::made(&state.store, &id)?.cluster.id;
-    state.administration.sleep(id).await?;
+    state.administration.sleep(id, query.force).await?;
     describe(&state, id).await
 }
 
@@ -74,6 +84,16 @@ pub(crate) async fn wake(
 ) -> Result<Json<ClusterDetail>, Refusal> {
     let id = input::made(&state.store, &id)?.cluster.id;
     state.administration.wake(id).await?;
+    describe(&state, id).await
+}
+
+/// Accepts the volume as it is, though the cloud has seen a newer one.
+pub(crate) async fn accept_restored(
+    Shared(state): Shared<State>,
+    Path(id): Path<String>,
+) -> Result<Json<ClusterDetail>, Refusal> {
+    let id = input::made(&state.store, &id)?.cluster.id;
+    state.administration.accept_restored(id).await?;
     describe(&state, id).await
 }
 

@@ -144,6 +144,7 @@ pub fn router(state: State) -> Router {
         .route("/clusters/{cluster_id}", get(chitin::detail))
         .route("/clusters/{cluster_id}/sleep", post(chitin::sleep))
         .route("/clusters/{cluster_id}/wake", post(chitin::wake))
+        .route("/clusters/{cluster_id}/accept-restored", post(chitin::accept_restored))
         .route("/clusters/{cluster_id}/proof", post(chitin::prove))
         .route("/clusters/{cluster_id}/client-ca", get(client_ca::describe))
         .route("/clusters/{cluster_id}/crls", get(crls::show).put(crls::put).delete(crls::remove))

@@ -223,11 +223,7 @@ async fn open(
         let stream = connector.connect().await.map_err(unreached)?;
         let (stream, meter) = Budgeted::new(stream);
         match config.connect_raw(stream, NoTls).await {
-            Ok((client, connection)) => {
-                // Ends when the client is dropped.
-                tokio::spawn(connection);
-                Ok(Ok(Session::new(client, meter)))
-            }
+            Ok((client, connection)) => Ok(Ok(Session::new(client, meter, connection))),
             Err(refused) => too_much(&meter).map_or(Ok(Err(refused)), Err),
         }
     };

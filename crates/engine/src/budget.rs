@@ -10,6 +10,11 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 /// What an engine may say that nobody asked: notices and changed parameters.
 const UNASKED_BYTES_MAX: usize = 8 << 10;
+/// What all answers that are awaited at once may need, however many ask.
+const AWAITED_BYTES_MAX: usize = 32 << 20;
+/// What one stream carries in all. The driver keeps some of what it hears for as long as the stream lives; whoever needs more
+/// opens another.
+const STREAM_BYTES_MAX: usize = 128 << 20;
 
 /// A stream that fails when the other side has sent more than what was asked of it can need.
 pub(crate) struct Budgeted<S> {
@@ -24,6 +29,7 @@ pub(crate) struct Meter(Arc<Mutex<Count>>);
 struct Count {
     questions: usize,
     bytes_left: usize,
+    stream_bytes_left: usize,
     /// What was left when something was last asked.
     bytes_max: usize,
     is_exceeded: bool,
@@ -38,6 +44,7 @@ impl<S> Budgeted<S> {
         let count = Count {
             questions: 0,
             bytes_left: UNASKED_BYTES_MAX,
+            stream_bytes_left: STREAM_BYTES_MAX,
             bytes_max: UNASKED_BYTES_MAX,
             is_exceeded: false,
         };
@@ -51,7 +58,7 @@ impl Meter {
     pub(crate) fn ask(&self, bytes: usize) -> Question {
         let mut count = self.count();
         count.questions += 1;
-        count.bytes_left = count.bytes_left.saturating_add(bytes);
+        count.bytes_left = count.bytes_left.saturating_add(bytes).min(AWAITED_BYTES_MAX);
         count.bytes_max = count.bytes_left;
         Question(self.clone())
     }
@@ -65,9 +72,9 @@ impl Meter {
     /// Counts bytes that came. An error when they are too many.
     fn came(&self, bytes: usize) -> io::Result<()> {
         let mut count = self.count();
-        match count.bytes_left.checked_sub(bytes) {
-            Some(left) if !count.is_exceeded => {
-                count.bytes_left = left;
+        match (count.bytes_left.checked_sub(bytes), count.stream_bytes_left.checked_sub(bytes)) {
+            (Some(left), Some(stream_left)) if !count.is_exceeded => {
+                (count.bytes_left, count.stream_bytes_left) = (left, stream_left);
                 Ok(())
             }
             _ => {

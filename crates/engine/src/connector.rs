@@ -89,9 +89,12 @@ impl Connector {
                 Err(full) if full.kind() == io::ErrorKind::WouldBlock && Instant::now() < deadline => {
                     sleep(BACKLOG_PAUSE).await;
                 }
-                Err(wrong) if wrong.kind() == io::ErrorKind::PermissionDenied => {
+                // With words of ours: the kernel's own refusal only means that the engine is not that far yet.
+                Err(wrong)
+                    if wrong.kind() == io::ErrorKind::PermissionDenied && wrong.get_ref().is_some() =>
+                {
                     let uid = self.user;
-                    tracing::error!(uid, %wrong, "an engine may have been taken over: put its cluster to sleep");
+                    tracing::error!(uid, %wrong, "an engine may have been taken over: stop it with chitin cluster sleep NAME --force");
                     return Err(wrong);
                 }
                 connected => return connected,

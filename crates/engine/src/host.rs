@@ -14,7 +14,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use keys::{DataKey, KeyRing, WrappedKey};
-use model::{Cluster, ClusterId, Encryption};
+use model::{Checkpoint, Cluster, ClusterId, Encryption, VolumeId};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use tokio::time::{Instant, sleep};
 
@@ -28,7 +28,7 @@ use crate::postgres::Postgres;
 use crate::running::Running;
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Posture};
-use crate::{cgroup, initialize, leftovers, process, settings};
+use crate::{cgroup, control_file, initialize, leftovers, process, settings};
 use next_volume::NextVolume;
 
 /// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
@@ -59,13 +59,24 @@ pub struct HostConfig {
     pub attestation: Option<String>,
     /// What starts PostgreSQL inside a sandbox.
     pub launcher: Launcher,
+    /// What is known of volumes beside what lies on the disk.
+    pub record: Arc<dyn VolumeRecord>,
+}
+
+/// What the cloud's sealed state says of volumes. What lies on the disk decides nothing that it does not say too.
+pub trait VolumeRecord: std::fmt::Debug + Send + Sync + 'static {
+    /// Whether this may be the volume of the cluster that counts; if not, what is on record instead.
+    fn check(&self, id: ClusterId, found: VolumeId) -> Result<(), String>;
+
+    /// The newest checkpoint that was seen of the cluster; none where none was, or where an older volume was accepted.
+    fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint>;
 }
 
 /// What was made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Made {
-    /// How the volume is encrypted.
-    pub encryption: Encryption,
+    /// Its volume.
+    pub volume: VolumeId,
     /// The engine's version.
     pub engine_version: String,
 }
@@ -73,6 +84,8 @@ pub struct Made {
 /// What was started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Started {
+    /// The volume that it runs on.
+    pub volume: VolumeId,
     /// The engine's version.
     pub engine_version: String,
 }
@@ -81,6 +94,7 @@ pub struct Started {
 pub struct Host {
     places: Places,
     keys: Arc<dyn KeyRing>,
+    record: Arc<dyn VolumeRecord>,
     postgres: Postgres,
     launcher: Launcher,
     posture: Posture,
@@ -96,6 +110,8 @@ pub struct Host {
 struct Slot {
     turn: AsyncMutex<()>,
     running: Mutex<Option<Arc<Running>>>,
+    /// What its files said when it was stopped.
+    checkpoint: Mutex<Option<Checkpoint>>,
     /// Held by the one copy of its volume that may be under way.
     copying: Arc<AsyncMutex<()>>,
     next: Mutex<Option<Arc<NextVolume>>>,
@@ -117,9 +133,10 @@ impl Host {
         leftovers::clear(&places);
         let postgres = Postgres::find(config.postgres_bin.as_deref())?;
         let posture = Posture::probe(config, &postgres, &places)?;
-        Ok(Arc::new(Self {
+        let host = Arc::new(Self {
             places,
             keys: config.keys.clone(),
+            record: config.record.clone(),
             postgres,
             launcher: config.launcher.clone(),
             posture,
@@ -128,7 +145,32 @@ impl Host {
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
             _claim: claim,
-        }))
+        });
+        host.clear_others_now();
+        Ok(host)
+    }
+
+    /// Destroys what a copy or a switch that a crash broke off left: of two volumes of a cluster one counts, and the other's
+    /// data belong to nobody. Which counts is for the record to say, so nothing is destroyed of a cluster that it does not
+    /// know. To be called once more when the record is open.
+    pub async fn clear_others(self: &Arc<Self>) -> Result<(), Error> {
+        let host = self.clone();
+        let work = move || {
+            host.clear_others_now();
+            Ok(())
+        };
+        blocking(work).await
+    }
+
+    fn clear_others_now(&self) {
+        for id in self.on_disk() {
+            let Ok(Some(marker)) = self.marker(id) else {
+                continue;
+            };
+            if let Err(cause) = volume::destroy_others(&self.places, id, marker.generation) {
+                tracing::warn!(cluster = %id, %cause, "what a killed Chitin left of a cluster could not be cleared");
+            }
+        }
     }
 
     /// What the machine gives.
@@ -152,10 +194,8 @@ impl Host {
         let slot = self.slot(cluster.id);
         let _turn = slot.turn.lock().await;
         if self.places.read_marker(cluster.id).is_some() {
-            let started = self.start_in(&slot, cluster).await?;
-            let marker = self.places.read_marker(cluster.id);
-            let encryption = marker.map_or(Encryption::None, |marker| marker.encryption);
-            return Ok(Made { encryption, engine_version: started.engine_version });
+            let Started { volume, engine_version } = self.start_in(&slot, cluster).await?;
+            return Ok(Made { volume, engine_version });
         }
         let kind = self.posture.encryption_of_new()?;
         self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
@@ -163,17 +203,40 @@ impl Host {
         let wrapped = self.keys.wrap(cluster, &key).await?;
         let (host, wanted) = (self.clone(), cluster.clone());
         let volume = blocking(move || host.make_files(&wanted, kind, &key, &wrapped)).await?;
-        let made = self.furnish(&slot, cluster, volume).await;
+        let marker = Marker { routing_id: cluster.routing_id, encryption: kind, generation: 0 };
+        let made = self.furnish(&slot, cluster, (marker.volume(), volume)).await;
         if made.is_err() {
             // Nothing half made stays; the next attempt begins at the beginning.
             self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
         }
         made?;
-        let marker = Marker { routing_id: cluster.routing_id, encryption: kind, generation: 0 };
         let text = serde_json::to_vec(&marker).map_err(|cause| Error::Unready(cause.to_string()))?;
         let path = self.places.marker(cluster.id);
         blocking(move || Ok(keys::write_atomically(&path, &text)?)).await?;
-        Ok(Made { encryption: kind, engine_version: self.postgres.version.clone() })
+        Ok(Made { volume: marker.volume(), engine_version: self.postgres.version.clone() })
+    }
+
+    /// What the cluster's folder says of its volume, where that is on record; nothing where it was not completely made.
+    fn marker(&self, id: ClusterId) -> Result<Option<Marker>, Error> {
+        let Some(marker) = self.places.read_marker(id) else {
+            return Ok(None);
+        };
+        let refused = |reason| Error::VolumeRefused { reason };
+        let differs = |reason| {
+            refused(format!(
+                "{reason}: somebody with access to the disk changed it; put the data directory back from a backup, and see \
+                 who can write to it"
+            ))
+        };
+        self.record.check(id, marker.volume()).map_err(differs)?;
+        if marker.encryption == Encryption::None && !self.posture.is_unencrypted_allowed {
+            return Err(refused(
+                "it is not encrypted, and Chitin was started without --allow-unencrypted; if you accept files in plaintext, \
+                 start with that"
+                    .to_owned(),
+            ));
+        }
+        Ok(Some(marker))
     }
 
     fn make_files(
@@ -212,7 +275,7 @@ impl Host {
         self: &Arc<Self>,
         slot: &Slot,
         cluster: &Cluster,
-        volume: Unlocked,
+        volume: (VolumeId, Unlocked),
     ) -> Result<(), Error> {
         self.launch(slot, cluster, volume, &[]).await?;
         let administration = self.administration(cluster.id).await?;
@@ -235,19 +298,19 @@ impl Host {
         if let Some(running) = lock(&slot.running).clone()
             && !running.has_exited()
         {
-            return Ok(Started { engine_version });
+            return Ok(Started { volume: running.on, engine_version });
         }
         // One that died left its volume unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
-        let (volume, admitted) = self.unlock(cluster).await?;
-        self.launch(slot, cluster, volume, &admitted).await?;
-        Ok(Started { engine_version })
+        let (on, volume, admitted) = self.unlock(cluster).await?;
+        self.launch(slot, cluster, (on, volume), &admitted).await?;
+        Ok(Started { volume: on, engine_version })
     }
 
-    async fn unlock(&self, cluster: &Cluster) -> Result<(Unlocked, Vec<String>), Error> {
-        let (places, id) = (self.places.clone(), cluster.id);
+    async fn unlock(self: &Arc<Self>, cluster: &Cluster) -> Result<(VolumeId, Unlocked, Vec<String>), Error> {
+        let (host, places, id) = (self.clone(), self.places.clone(), cluster.id);
         let (marker, wrapped) = blocking(move || {
-            let marker = places.read_marker(id).ok_or_else(|| Error::File {
+            let marker = host.marker(id)?.ok_or_else(|| Error::File {
                 action: "read",
                 path: places.marker(id),
                 source: std::io::Error::other("the cluster was not completely made"),
@@ -257,11 +320,18 @@ impl Host {
         .await?;
         let key = self.keys.unwrap(id, &wrapped).await?;
         let (places, owner) = (self.places.clone(), Owner::of(cluster));
+        let newest = self.record.checkpoint(id);
         blocking(move || {
             let folder = places.volume(id, marker.generation);
             let volume = volume::unlock(&folder, marker.encryption, &key, owner)?;
+            if let Some(newest) = newest
+                && let Err(older) = control_file::check(&volume.base, &newest)
+            {
+                volume.lock()?;
+                return Err(older);
+            }
             let admitted = admitted_before(&volume.base);
-            Ok((volume, admitted))
+            Ok((marker.volume(), volume, admitted))
         })
         .await
     }
@@ -271,7 +341,7 @@ impl Host {
         self: &Arc<Self>,
         slot: &Slot,
         cluster: &Cluster,
-        volume: Unlocked,
+        (on, volume): (VolumeId, Unlocked),
         admitted: &[String],
     ) -> Result<(), Error> {
         let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
@@ -295,7 +365,7 @@ impl Host {
             connector,
             cluster.id,
             cluster.routing_id,
-            volume,
+            (on, volume),
             admitted,
             deaths,
         ));

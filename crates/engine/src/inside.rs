@@ -34,6 +34,15 @@ impl Inside {
         Ok(Self { folder, path })
     }
 
+    /// Opens a folder in this one.
+    pub(crate) fn below(&self, name: &str) -> Result<Self, Error> {
+        let path = self.path.join(name);
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let folder = openat(&self.folder, name, flags, Mode::empty())
+            .map_err(|cause| Error::file("open", &path)(cause.into()))?;
+        Ok(Self { folder, path })
+    }
+
     /// Makes an empty file, instead of whatever was there.
     pub(crate) fn create(&self, name: &str, owner: Owner) -> Result<File, Error> {
         let failed = |cause: rustix::io::Errno| Error::file("create", &self.path.join(name))(cause.into());
@@ -57,6 +66,11 @@ impl Inside {
 
     /// Reads the beginning of a plain file; nothing else is opened, not even to wait for it.
     pub(crate) fn read(&self, name: &str) -> Option<String> {
+        self.read_bytes(name).map(|bytes| String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// The same, whatever is in it.
+    pub(crate) fn read_bytes(&self, name: &str) -> Option<Vec<u8>> {
         let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
         let file = File::from(openat(&self.folder, name, flags, Mode::empty()).ok()?);
         if !file.metadata().ok()?.is_file() {
@@ -64,7 +78,7 @@ impl Inside {
         }
         let mut bytes = Vec::new();
         file.take(READ_BYTES_MAX).read_to_end(&mut bytes).ok()?;
-        Some(String::from_utf8_lossy(&bytes).into_owned())
+        Some(bytes)
     }
 
     /// Removes a file; one that is not there is no error.

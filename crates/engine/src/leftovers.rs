@@ -27,13 +27,11 @@ pub(crate) fn clear(places: &Places) {
         };
         let cleared = match places.read_marker(id) {
             Some(marker) => {
-                let locked = if marker.encryption == Encryption::Fscrypt {
+                if marker.encryption == Encryption::Fscrypt {
                     volume::lock_native(&places.volume(id, marker.generation))
                 } else {
                     Ok(())
-                };
-                // What a copy or a switch left: of two volumes one counts, and the other's data belong to nobody.
-                volume::destroy_others(places, id, marker.generation).and(locked)
+                }
             }
             // A damaged marker is no proof that nothing was made: only an absent one is.
             None if places.marker(id).exists() => Ok(()),

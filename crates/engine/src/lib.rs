@@ -5,6 +5,7 @@ mod budget;
 mod cgroup;
 mod claim;
 mod connector;
+mod control_file;
 mod copying;
 mod evidence;
 #[cfg(test)]
@@ -43,7 +44,7 @@ pub use claim::Claim;
 pub use connector::Connector;
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
-pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started};
+pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started, VolumeRecord};
 pub use launch::{Launcher, launch_if_asked};
 pub use pinned::pinned_settings;
 pub use postgres::MAJOR_VERSIONS;
@@ -134,6 +135,12 @@ pub enum Error {
         what: &'static str,
         /// Its name.
         name: String,
+    },
+    /// What lies on the disk is not the volume that is on record.
+    #[error("the cluster's volume is refused: {reason}")]
+    VolumeRefused {
+        /// Why, and what to do.
+        reason: String,
     },
     /// The disk has no room for a second volume beside the first.
     #[error(

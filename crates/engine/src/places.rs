@@ -4,7 +4,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
-use model::{Cluster, ClusterId, RoutingId};
+use model::{Cluster, ClusterId, RoutingId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
@@ -23,7 +23,8 @@ pub(crate) struct Places {
     data: PathBuf,
 }
 
-/// What must be known of a cluster on disk without asking the state.
+/// What a cluster's folder says of it. Anybody with the disk can write it, so nothing is unlocked by it that the state does not
+/// name too.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Marker {
     pub(crate) routing_id: RoutingId,
@@ -31,6 +32,12 @@ pub(crate) struct Marker {
     /// Which of the cluster's volumes counts. Replacing this file is what moves a cluster to a new data key.
     #[serde(default)]
     pub(crate) generation: u32,
+}
+
+impl Marker {
+    pub(crate) fn volume(self) -> VolumeId {
+        VolumeId { encryption: self.encryption, generation: self.generation }
+    }
 }
 
 impl Places {

@@ -7,7 +7,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use model::{ClusterId, RoutingId};
+use model::{ClusterId, RoutingId, VolumeId};
 use rustix::process::Signal;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
 use tokio::time::timeout;
@@ -43,6 +43,8 @@ pub(crate) struct Running {
     /// The process that holds the jail.
     pub(crate) jailer: u32,
     pub(crate) connector: Arc<Connector>,
+    /// Which volume it runs on.
+    pub(crate) on: VolumeId,
     pub(crate) volume: Mutex<Option<Unlocked>>,
     exited: watch::Receiver<bool>,
     /// Set when the end is wanted, so that it is not reported as a death.
@@ -58,7 +60,7 @@ impl Running {
         connector: Connector,
         id: ClusterId,
         routing_id: RoutingId,
-        volume: Unlocked,
+        (on, volume): (VolumeId, Unlocked),
         admitted: HashSet<String>,
         deaths: broadcast::Sender<ClusterId>,
     ) -> Self {
@@ -67,7 +69,7 @@ impl Running {
         let exited = watch_exit(child, id, stopping.clone(), deaths);
         let (volume, admitted) = (Mutex::new(Some(volume)), AsyncMutex::new(admitted));
         let connector = Arc::new(connector);
-        Self { run: Run::next(), id, routing_id, jailer, connector, volume, exited, stopping, admitted }
+        Self { run: Run::next(), id, routing_id, jailer, connector, on, volume, exited, stopping, admitted }
     }
 
     pub(crate) fn has_exited(&self) -> bool {

@@ -9,6 +9,7 @@ use tokio::time::timeout;
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::{FromSql, ToSql, Type};
 use tokio_postgres::{Client, Row};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::Error;
 use crate::budget::Meter;
@@ -40,11 +41,21 @@ impl AnswerMax {
 pub(crate) struct Session {
     client: Client,
     meter: Meter,
+    /// Carries the bytes. The driver alone would wait for as long as an answer is owed, and so for ever.
+    _connection: AbortOnDropHandle<()>,
 }
 
 impl Session {
-    pub(crate) fn new(client: Client, meter: Meter) -> Self {
-        Self { client, meter }
+    pub(crate) fn new(
+        client: Client,
+        meter: Meter,
+        connection: impl Future<Output = Result<(), tokio_postgres::Error>> + Send + 'static,
+    ) -> Self {
+        let carry = async {
+            // Who asks hears of it by the answer that does not come.
+            let _ = connection.await;
+        };
+        Self { client, meter, _connection: AbortOnDropHandle::new(tokio::spawn(carry)) }
     }
 
     /// Says statements that give no rows.

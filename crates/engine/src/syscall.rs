@@ -221,13 +221,22 @@ fn set_priority(value: libc::c_int) {
     let _ = unsafe { libc::syscall(libc::SYS_ioprio_set, WHO_PROCESS, THIS_THREAD, value) };
 }
 
-/// Makes a call by its number with two arguments, and says only how it went. For calls that are expected to be refused before
+/// Has every descriptor but the first three closed when this process becomes another program (close_range(2), Linux 5.11).
+pub(crate) fn close_on_exec() -> io::Result<()> {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: the call takes numbers only, and closes nothing of this program.
+    let answer =
+        unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
+/// Makes a call by its number with three arguments, and says only how it went. For calls that are expected to be refused before
 /// the kernel looks at them; in a process that does nothing else.
-pub(crate) fn attempt(number: libc::c_long, arguments: [libc::c_int; 2]) -> Result<(), libc::c_int> {
-    let [first, second] = arguments.map(libc::c_long::from);
+pub(crate) fn attempt(number: libc::c_long, arguments: [libc::c_int; 3]) -> Result<(), libc::c_int> {
+    let [first, second, third] = arguments.map(libc::c_long::from);
     // SAFETY: the arguments beside these are zero, so no call gets a pointer into our memory. One that goes through all the same
     // may change this process, which has nothing to lose and ends.
-    let answer = unsafe { libc::syscall(number, first, second, 0_usize, 0_usize, 0_usize, 0_usize) };
+    let answer = unsafe { libc::syscall(number, first, second, third, 0_usize, 0_usize, 0_usize) };
     if answer == -1 { Err(io::Error::last_os_error().raw_os_error().unwrap_or_default()) } else { Ok(()) }
 }
 

@@ -18,6 +18,9 @@ pub struct User {
     pub is_leaving: bool,
 }
 
+/// A session that begins between its sessions' end and the change could hold the role once more.
+const BAR_TRIES: usize = 3;
+
 impl Administration {
     /// The users that people made: roles that may sign in and are not ours, and those that are not quite removed.
     pub async fn users(&self) -> Result<Vec<User>, Error> {
@@ -64,19 +67,27 @@ impl Administration {
         changed.map_err(|refused| named(refused, "user", name.as_str()))
     }
 
-    /// Takes from a user what lets it in, and ends its sessions. Nothing of a tenant's can keep that from being done, and
+    /// Takes from a user what lets it in, and ends its sessions. Nothing of that user's can keep it from being done, and
     /// it is what a deletion begins with; one that does not come to its end can be told by it.
     pub async fn bar_user(&self, name: &RoleName) -> Result<(), Error> {
         not_reserved(name)?;
-        let barred = self
-            .batch(&format!(
-                "ALTER ROLE {} NOLOGIN PASSWORD NULL CONNECTION LIMIT 0 VALID UNTIL '-infinity'",
-                quote(name.as_str())
-            ))
-            .await;
+        let sql = format!(
+            "ALTER ROLE {} NOLOGIN PASSWORD NULL CONNECTION LIMIT 0 VALID UNTIL '-infinity'",
+            quote(name.as_str())
+        );
+        let own = "usesysid = (SELECT oid FROM pg_authid WHERE rolname = $1)";
+        let mut barred = Ok(());
+        for _ in 0..BAR_TRIES {
+            // A session of the user's that has changed the role and does not end holds it.
+            self.end(own, &[&name.as_str()]).await?;
+            barred = self.batch(&sql).await;
+            if !matches!(barred, Err(Error::Refused(_))) {
+                break;
+            }
+        }
         barred.map_err(|refused| named(refused, "user", name.as_str()))?;
-        // Sessions of the user would go on with rights that nobody has any more. One may just be starting.
-        self.end("usesysid = (SELECT oid FROM pg_authid WHERE rolname = $1)", &[&name.as_str()]).await
+        // Sessions of the user would go on with rights that nobody has any more. One may just have been starting.
+        self.end(own, &[&name.as_str()]).await
     }
 
     /// Removes a user; what it owns becomes `admin`'s, what it was granted is revoked. It is barred first. Where something

@@ -431,7 +431,7 @@ async fn the_kernel_tells_that_a_locked_folder_is_encrypted_and_that_it_has_no_k
 async fn what_the_operator_vouches_for_never_counts_as_proven() {
     let Place { folder: _folder, host } = place(Some(Encryption::Attested)).await;
     let cluster = cluster(132);
-    assert_eq!(host.create(&cluster).await.unwrap().encryption, Encryption::Attested);
+    assert_eq!(host.create(&cluster).await.unwrap().volume.encryption, Encryption::Attested);
     let state = host.volume_state(cluster.id).unwrap();
     assert!(!state.is_proven && state.is_unlocked, "{state:?}");
     assert!(state.evidence.contains("not proven: a disk of the test"), "{state:?}");
@@ -452,6 +452,7 @@ async fn attested_needs_a_statement() {
         encryption: Some(Encryption::Attested),
         attestation: None,
         launcher: common::launcher(),
+        record: common::no_record(),
     };
     let host = Host::open(config).await.unwrap();
     let refused = host.create(&cluster(133)).await.unwrap_err().to_string();

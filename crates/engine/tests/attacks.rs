@@ -31,6 +31,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         encryption: Some(Encryption::None),
         attestation: None,
         launcher: common::launcher(),
+        record: common::no_record(),
     };
     let host = Host::open(config).await.unwrap();
     let now = OffsetDateTime::UNIX_EPOCH;

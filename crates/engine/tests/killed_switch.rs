@@ -5,7 +5,9 @@ mod common;
 
 use std::path::Path;
 
-use common::{EncryptingDisk, Holder, cluster_of, eventually, folder, open, processes_of, skipped, volume};
+use common::{
+    EncryptingDisk, Holder, cluster_of, eventually, folder, next_of, open, processes_of, skipped, volume,
+};
 use model::{Cluster, Encryption};
 
 /// Tells the process that is to be killed where to work and how.
@@ -54,7 +56,7 @@ async fn switches_until_it_is_killed() {
     let cluster = the_cluster();
     host.start(&cluster).await.unwrap();
     host.copy_volume(&cluster).await.unwrap();
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     println!("never reached");
 }
 

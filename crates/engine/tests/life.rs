@@ -19,7 +19,7 @@ async fn a_cluster_lives_sleeps_wakes_and_goes() {
     let Place { folder, host } = place(None).await;
     let cluster = cluster(2);
     let made = host.create(&cluster).await.unwrap();
-    assert_ne!(made.encryption, Encryption::None);
+    assert_ne!(made.volume.encryption, Encryption::None);
     let administration = host.administration(cluster.id).await.unwrap();
     maria(&administration).await;
     let client = session(&host, cluster.id, "maria", "defaultdb").await;
@@ -62,7 +62,7 @@ async fn a_canary_is_in_no_raw_byte_of_an_encrypted_volume() {
     {
         let Place { folder, host } = place(Some(kind)).await;
         let cluster = cluster(3);
-        assert_eq!(host.create(&cluster).await.unwrap().encryption, kind);
+        assert_eq!(host.create(&cluster).await.unwrap().volume.encryption, kind);
         let administration = host.administration(cluster.id).await.unwrap();
         administration.write_canary("canary-8f1c7ab2-canary").await.unwrap();
         let report = host.search(cluster.id, "canary-8f1c7ab2-canary").await.unwrap();
@@ -82,7 +82,7 @@ async fn a_cluster_in_a_luks2_volume_lives_sleeps_wakes_and_goes() {
     }
     let Place { folder, host } = place(Some(Encryption::Luks2)).await;
     let cluster = cluster(11);
-    assert_eq!(host.create(&cluster).await.unwrap().encryption, Encryption::Luks2);
+    assert_eq!(host.create(&cluster).await.unwrap().volume.encryption, Encryption::Luks2);
     host.administration(cluster.id).await.unwrap().write_canary("canary-luks-canary").await.unwrap();
     let open = host.volume_state(cluster.id).unwrap();
     assert!(open.is_unlocked && open.is_proven && open.cipher.is_some(), "{open:?}");
@@ -310,6 +310,7 @@ async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
         encryption: Some(Encryption::None),
         attestation: None,
         launcher: common::launcher(),
+        record: common::no_record(),
     };
     let host = Host::open(config).await.unwrap();
     let refused = host.create(&cluster(10)).await.unwrap_err();

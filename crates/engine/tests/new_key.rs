@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use async_trait::async_trait;
-use common::{EncryptingDisk, Place, SOON, cluster, folder, open, place, session, skipped, volume};
+use common::{EncryptingDisk, Place, SOON, cluster, folder, next_of, open, place, session, skipped, volume};
 use engine::{Copied, Error};
 use keys::{DataKey, KeyFailure, KeyRing, RootKey, WrappedKey};
 use model::{Cluster, ClusterId, Encryption};
@@ -72,7 +72,10 @@ async fn gets_a_new_key_while_it_works(data: &Path, kind: Encryption, routing_id
         }
     });
     assert!(!host.is_copied(cluster.id));
-    assert!(matches!(host.switch_volume(&cluster).await, Err(Error::Refused(_))), "nothing was copied yet");
+    assert!(
+        matches!(host.switch_volume(&cluster, next_of(&host, &cluster)).await, Err(Error::Refused(_))),
+        "nothing was copied yet"
+    );
     assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
     assert!(host.is_running(cluster.id), "the engine was not held up");
     let progress = host.copy_progress(cluster.id).unwrap();
@@ -83,7 +86,7 @@ async fn gets_a_new_key_while_it_works(data: &Path, kind: Encryption, routing_id
     let wanted = administration.write_canary("canary-before-the-switch").await;
     wanted.unwrap();
     drop(administration);
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     assert!(!host.is_running(cluster.id));
     assert!(writing.await.unwrap() > 20_001, "it wrote while it was copied");
     assert_eq!(left(data, &cluster), ["complete.json", "volume-1"], "{kind:?}");
@@ -108,7 +111,7 @@ async fn gets_a_new_key_while_it_works(data: &Path, kind: Encryption, routing_id
     host.stop(cluster.id).await.unwrap();
     assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
     assert_eq!(host.volume_state(cluster.id).unwrap().is_unlocked, kind == Encryption::None);
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     assert_eq!(left(data, &cluster), ["complete.json", "volume-2"]);
     host.start(&cluster).await.unwrap();
     let client = session(&host, cluster.id, "maria", "defaultdb").await;
@@ -160,14 +163,14 @@ async fn whoever_wants_the_cluster_does_not_wait_for_its_copy() {
     host.stop(cluster.id).await.unwrap();
     assert_eq!(copying.await.unwrap().unwrap(), Copied::GivenUp);
     assert!(!host.is_copied(cluster.id));
-    assert!(host.switch_volume(&cluster).await.is_err(), "half a copy is none");
+    assert!(host.switch_volume(&cluster, next_of(&host, &cluster)).await.is_err(), "half a copy is none");
     // What was copied serves the next try, which writes none of it again.
     let copied = volume(folder.path(), &cluster, 1).join("files/pg");
     let before = stamps(&copied);
     assert!(!before.is_empty());
     host.start(&cluster).await.unwrap();
     assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     host.start(&cluster).await.unwrap();
     let after = stamps(&copied);
     assert!(before.iter().any(|(path, stamp)| after.get(path) == Some(stamp)), "{before:?} {after:?}");
@@ -188,7 +191,7 @@ async fn an_engine_that_crashed_recovers_before_its_volume_is_switched() {
     for pid in common::processes_of(folder.path()) {
         common::kill(pid);
     }
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     host.start(&cluster).await.unwrap();
     let client = session(&host, cluster.id, "maria", "defaultdb").await;
     assert_eq!(client.query_one("SELECT x FROM t", &[]).await.unwrap().get::<_, String>(0), "late");
@@ -207,9 +210,9 @@ async fn a_cluster_moves_out_of_plaintext_into_an_encrypted_volume() {
     assert!(host.search(cluster.id, "canary-once-plain").await.unwrap().hits > 0);
     host.shutdown().await;
     drop(host);
-    let host = open(folder.path(), Some(kind)).await.unwrap();
+    let host = common::open_allowing(folder.path(), Some(kind), true).await.unwrap();
     assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     let state = host.volume_state(cluster.id).unwrap();
     assert!(state.encryption == kind && state.is_proven && !state.is_unlocked, "{state:?}");
     host.start(&cluster).await.unwrap();
@@ -232,7 +235,7 @@ async fn wrapping_the_data_key_anew_reaches_the_copy_too() {
     host.rewrap(&cluster).await.unwrap();
     let [new, new_next] = keys();
     assert!(old != new && old_next != new_next);
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     host.start(&cluster).await.unwrap();
     host.destroy(&cluster).await.unwrap();
     assert!(host.on_disk().is_empty());
@@ -307,12 +310,12 @@ async fn a_copy_whose_key_was_exchanged_is_not_switched_to() {
     // A wrapped key of this very cluster, which opens, but is not the copy's.
     let [own, next] = [0, 1].map(|generation| volume(folder.path(), &cluster, generation).join("key.json"));
     std::fs::copy(&own, &next).unwrap();
-    assert!(host.switch_volume(&cluster).await.is_err());
+    assert!(host.switch_volume(&cluster, next_of(&host, &cluster)).await.is_err());
     assert!(!host.is_copied(cluster.id), "the next copy begins anew");
     host.start(&cluster).await.unwrap();
     assert!(host.search(cluster.id, "kept").await.unwrap().hits_in_plaintext > 0, "nothing was lost");
     assert_eq!(host.copy_volume(&cluster).await.unwrap(), Copied::Done);
-    host.switch_volume(&cluster).await.unwrap();
+    host.switch_volume(&cluster, next_of(&host, &cluster)).await.unwrap();
     host.start(&cluster).await.unwrap();
     host.destroy(&cluster).await.unwrap();
     common::nothing_left(folder.path());

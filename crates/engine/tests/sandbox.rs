@@ -44,7 +44,7 @@ async fn what_must_not_be_possible_in_a_sandbox_is_tried_from_inside_and_refused
     for claim in [
         "the sandbox permits no system calls that are not permitted",
         "the sandbox permits no new namespaces",
-        "the sandbox permits no sockets of other families",
+        "the sandbox permits no sockets of other families and protocols",
         "the sandbox permits no programs in folders that can be written to",
         "the engine has the system calls that PostgreSQL needs and no other",
         "no program or library that was brought along can be run",

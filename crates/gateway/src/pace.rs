@@ -8,6 +8,9 @@ const REMEMBERED: usize = 64;
 /// A look-up that asked an engine takes longer than this; one in memory does not.
 const ASKED_MIN: Duration = Duration::from_micros(150);
 
+/// What one look-up counts for at most: one tenant's slow engine must not slow everybody down, nor mark those who run.
+const ASKED_MAX: Duration = Duration::from_millis(50);
+
 /// The times of the last look-ups that asked an engine.
 #[derive(Default)]
 pub(crate) struct Pace {
@@ -32,6 +35,7 @@ impl Pace {
             return recent.times.get(usize::from(die[0]) % count).copied().unwrap_or(taken).max(taken);
         }
         let next = recent.next;
+        let taken = taken.min(ASKED_MAX);
         if recent.times.len() < REMEMBERED {
             recent.times.push(taken);
         } else {

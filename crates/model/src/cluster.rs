@@ -171,6 +171,9 @@ pub struct Observation {
     /// The copy of its roles.
     #[serde(default)]
     pub roles: crate::RolesSeen,
+    /// Its volume.
+    #[serde(default)]
+    pub volume: crate::VolumeSeen,
 }
 
 impl Observation {
@@ -189,7 +192,8 @@ impl Observation {
             is_initialized: false,
             network: crate::NetworkSeen::default(),
             keys: crate::KeysSeen::default(),
-            roles: crate::RolesSeen { is_whole: Some(true), failure: None },
+            roles: crate::RolesSeen { is_whole: Some(true), ..crate::RolesSeen::default() },
+            volume: crate::VolumeSeen::default(),
         }
     }
 }

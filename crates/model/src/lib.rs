@@ -14,6 +14,7 @@ mod origin;
 mod outlet;
 mod role;
 mod sign_in;
+mod volume;
 
 pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical, neighbourhood};
 pub use asked::{Asked, Tier};
@@ -49,6 +50,7 @@ pub use sign_in::{
     OCSP_TIMEOUT_MS_DEFAULT, Ocsp, OcspMode, PROVIDERS_MAX, ProviderName, Provisioned,
     SIGN_IN_TEXT_BYTES_MAX, SignIn,
 };
+pub use volume::{Checkpoint, VolumeId, VolumeSeen};
 
 /// The database that every cluster starts with, as CockroachDB Cloud names it.
 pub const DEFAULT_DATABASE: &str = "defaultdb";

@@ -104,6 +104,9 @@ pub struct RolesSeen {
     /// Why the engine that runs could not be read when that was last tried.
     #[serde(default)]
     pub failure: Option<String>,
+    /// Whether the operator put the cluster to sleep all the same: it sleeps with a copy that lets nobody in.
+    #[serde(default)]
+    pub is_given_up: bool,
 }
 
 #[cfg(test)]

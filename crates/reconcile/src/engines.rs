@@ -4,14 +4,14 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Cluster, ClusterId, Observation, Phase, Power, Wish};
+use model::{Cluster, ClusterId, Observation, Phase, Power, VolumeId, Wish};
 use store::Entry;
 use tokio::sync::broadcast::error::RecvError;
 use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{BackOff, EngineFacts, Reconciler, Step, decide, keys, roles};
+use crate::{BackOff, EngineFacts, Reconciler, Step, checkpoints, decide, keys, roles};
 
 /// For a cluster to be made.
 const CREATE_MAX: Duration = Duration::from_secs(120);
@@ -115,8 +115,8 @@ impl Engines {
                 was_good: back_off.is_good(),
                 is_barred: is_barred(entry),
                 is_copied: is_copied(&self.house, entry),
-                is_stale: !entry.seen.is_copy_whole(),
-                is_unread: entry.seen.roles.failure.is_some(),
+                is_stale: !entry.seen.is_copy_whole() && !entry.seen.roles.is_given_up,
+                is_unread: entry.seen.roles.failure.is_some() && !entry.seen.roles.is_given_up,
             };
             let step = decide(entry.cluster.wish, &entry.seen, facts);
             match (step, back_off.next_try()) {
@@ -224,13 +224,13 @@ async fn create(house: &Reconciler, entry: &Entry, failures: u32) -> Result<Outc
     let made = within(CREATE_MAX, house.host.create(cluster)).await;
     match made {
         Ok(made) => {
-            let encryption = made.encryption;
+            let volume = made.volume;
             note(house, cluster.id, move |seen| {
                 seen.is_initialized = true;
-                seen.encryption = Some(encryption);
+                counts(seen, volume);
             })
             .await?;
-            tracing::info!(cluster = %cluster.id, encryption = encryption.as_str(), "created");
+            tracing::info!(cluster = %cluster.id, encryption = volume.encryption.as_str(), "created");
             settle(house, cluster, Some(made.engine_version)).await
         }
         Err(reason) => {
@@ -254,6 +254,13 @@ async fn start(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::
     match within(START_MAX, house.host.start(cluster)).await {
         Ok(started) => {
             tracing::info!(cluster = %cluster.id, took = ?began.elapsed(), "awake");
+            let volume = started.volume;
+            let is_known = house.store.snapshot().get(&cluster.id).is_some_and(|entry| {
+                entry.seen.volume.current == Some(volume) && entry.seen.volume.next.is_none()
+            });
+            if !is_known {
+                note(house, cluster.id, move |seen| counts(seen, volume)).await?;
+            }
             settle(house, cluster, Some(started.engine_version)).await
         }
         Err(reason) => {
@@ -274,6 +281,7 @@ async fn settle(
     note(house, cluster.id, move |seen| {
         seen.phase = Phase::Running;
         seen.roles.is_whole = Some(false);
+        seen.roles.is_given_up = false;
         seen.engine_version = version.or(seen.engine_version.take());
     })
     .await?;
@@ -311,6 +319,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
     match within(STOP_MAX, house.host.stop(id)).await {
         Ok(()) => {
             house.awake_since().remove(&id);
+            checkpoints::remember(house, id, house.host.checkpoint(id)).await;
             note(house, id, move |seen| {
                 let is_whole = is_read || seen.is_copy_whole();
                 seen.phase = Phase::Asleep;
@@ -329,9 +338,17 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
     }
 }
 
-/// Whether nothing but the wish to let it sleep is why it stops.
+/// This volume counts from now on.
+fn counts(seen: &mut Observation, volume: VolumeId) {
+    seen.encryption = Some(volume.encryption);
+    seen.volume.current = Some(volume);
+    seen.volume.next = None;
+}
+
+/// Whether nothing but the wish to let it sleep is why it stops, and nobody said that it is to sleep whatever it says.
 fn is_asleep_by_wish(house: &Reconciler, id: ClusterId) -> bool {
-    let by_wish = |entry: &Entry| !is_barred(entry) && !is_copied(house, entry);
+    let by_wish =
+        |entry: &Entry| !is_barred(entry) && !is_copied(house, entry) && !entry.seen.roles.is_given_up;
     house.store.snapshot().get(&id).is_some_and(|entry| by_wish(entry))
 }
 
@@ -346,10 +363,14 @@ async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Err
     let (id, demand) = (entry.cluster.id, entry.cluster.keys.data_keys);
     let _switching = house.begin_switch(id);
     keys::announce(house, id, &entry.cluster.keys.spec()).await?;
-    match within(SWITCH_MAX, house.host.switch_volume(&entry.cluster)).await {
+    let Some(next) = house.host.copied(id) else {
+        return Ok(Outcome::Rests);
+    };
+    // Before it counts on the disk, so that a crash right after that leaves a volume that is on record.
+    note(house, id, move |seen| seen.volume.next = Some(next)).await?;
+    match within(SWITCH_MAX, house.host.switch_volume(&entry.cluster, next)).await {
         Ok(used) => {
-            let encryption = house.host.volume_state(id).map(|state| state.encryption);
-            note(house, id, move |seen| seen.encryption = encryption.or(seen.encryption)).await?;
+            note(house, id, move |seen| counts(seen, next)).await?;
             let now = house.now();
             let noted = move |store: &store::Store| {
                 store.observe_keys(id, |seen| {

@@ -3,6 +3,7 @@
 //! A loop takes no argument. Nudges only make it look sooner, so a lost one costs time and never correctness.
 
 mod back_off;
+mod checkpoints;
 mod decide;
 mod engines;
 mod gate;
@@ -134,9 +135,15 @@ impl Reconciler {
             engines::run(self.clone(), stop.clone()),
             keys::run(self.clone(), stop.clone()),
             idle::run(&self, &stop),
-            roles::run(&self, &stop)
+            roles::run(&self, &stop),
+            checkpoints::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
+    }
+
+    /// Writes how far the files of clusters have come whose engines were stopped with the program.
+    pub async fn remember_checkpoints(&self) {
+        checkpoints::remember_all(self).await;
     }
 
     /// The time as the API tells it: clients compare what they get, and all of it is in microseconds.

@@ -136,6 +136,7 @@ async fn host(folder: &Path, service: &Arc<Service>) -> Arc<Host> {
         encryption: None,
         attestation: None,
         launcher: launcher::launcher(),
+        record: launcher::no_record(),
     };
     Host::open(config).await.unwrap()
 }

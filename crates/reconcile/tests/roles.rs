@@ -88,6 +88,7 @@ impl Ground {
             encryption: Some(Encryption::None),
             attestation: None,
             launcher: launcher::launcher(),
+            record: launcher::no_record(),
         };
         let host = Host::open(config).await.unwrap();
         let draft = Draft {

@@ -36,6 +36,11 @@ pub fn who_signs_in_to_an_engine_that_was_taken_over_is_led_to_no_other() {
 
     // Others go on, and so does the cluster itself once it has another run.
     wanted.sign_in().value("select 1");
-    cloud.chitin(["cluster", "sleep", "taken-over"]).ok();
+    let said = cloud.chitin(["cluster", "sleep", "taken-over"]).refused();
+    assert!(said.contains("--force"), "its users cannot be copied: {said}");
+    cloud.chitin(["cluster", "sleep", "taken-over", "--force"]).ok();
+    assert_eq!(taken.phase(), "asleep");
+    assert_eq!(taken.try_sign_in().err().expect("nobody knows its users").code, "57P03");
+    cloud.chitin(["cluster", "wake", "taken-over"]).ok();
     assert_eq!(taken.sign_in().value("select 42"), "42");
 }

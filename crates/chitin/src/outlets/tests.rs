@@ -151,6 +151,7 @@ impl World {
             encryption: Some(Encryption::None),
             attestation: None,
             launcher: crate::launcher::launcher(),
+            record: crate::launcher::no_record(),
         };
         let host = Host::open(config).await.unwrap();
         let names = Arc::new(Names(Mutex::new(vec![far.address().parse().unwrap()])));

@@ -179,7 +179,7 @@ async fn silent(stage: &Stage<'_>, keeper: &Keeper) -> Result<Verdict, Fault> {
         return Ok(Verdict::failed("a running session was ended"));
     }
     drop(running);
-    api.sleep(id).await.map_err(setup)?;
+    api.sleep(id, false).await.map_err(setup)?;
     let refused = match attempt(stage).await? {
         Attempt { session: Some(_), .. } => return Ok(Verdict::failed("it started without its key")),
         Attempt { refusal, .. } => refusal.map(|refusal| refusal.to_string()).unwrap_or_default(),

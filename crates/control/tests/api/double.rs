@@ -106,12 +106,16 @@ impl Administration for Engines {
         removed.then_some(()).ok_or_else(|| Refusal::not_found("no such database"))
     }
 
+    async fn accept_restored(&self, _: ClusterId) -> Result<(), Refusal> {
+        Ok(())
+    }
+
     async fn wake(&self, id: ClusterId) -> Result<(), Refusal> {
         self.asleep.lock().unwrap().remove(&id);
         Ok(())
     }
 
-    async fn sleep(&self, id: ClusterId) -> Result<(), Refusal> {
+    async fn sleep(&self, id: ClusterId, _: bool) -> Result<(), Refusal> {
         self.asleep.lock().unwrap().insert(id);
         Ok(())
     }

@@ -8,7 +8,7 @@ use super::{Host, Slot, blocking, lock, to_its_end};
 use crate::connector::SOCKET;
 use crate::places::remove_folder;
 use crate::volume::{self, Unlocked};
-use crate::{Error, cgroup, inner_network, leftovers};
+use crate::{Error, cgroup, control_file, inner_network, leftovers};
 
 impl Host {
     /// Stops the engine and locks its volume. Does nothing where it is stopped.
@@ -30,6 +30,11 @@ impl Host {
         running.end().await;
         let volume = lock(&running.volume).take();
         let (run, etc) = (self.places.run(running.routing_id), self.etc(running.id));
+        if let Some(volume) = &volume {
+            let base = volume.base.clone();
+            // One that cannot be read says nothing; the next start reads it again.
+            *lock(&slot.checkpoint) = blocking(move || control_file::checkpoint(&base)).await.ok();
+        }
         let locked = blocking(move || {
             // Names that it could reach tell about it while it sleeps.
             let _ = inner_network::write_hosts(&etc, &[]);

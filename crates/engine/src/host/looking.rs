@@ -3,9 +3,10 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{ClusterId, RoutingId};
+use model::{Checkpoint, ClusterId, RoutingId};
 
 use super::{Host, blocking, lock};
+use crate::control_file;
 use crate::jail::Purpose;
 use crate::places::{Owner, give, make_folder, remove_folder};
 use crate::process;
@@ -33,9 +34,33 @@ impl Host {
 
     /// What the kernel says of the cluster's volume.
     pub fn volume_state(&self, id: ClusterId) -> Option<VolumeState> {
-        let marker = self.places.read_marker(id)?;
-        let folder = self.places.volume(id, marker.generation);
-        Some(volume::state(&folder, marker.encryption, self.attestation.as_deref()))
+        let on = match self.running(id) {
+            // What it was started on; the folder may say something else by now.
+            Ok(running) => running.on,
+            Err(_) => self.places.read_marker(id)?.volume(),
+        };
+        let folder = self.places.volume(id, on.generation);
+        let mut state = volume::state(&folder, on.encryption, self.attestation.as_deref());
+        if let Err(refused) = self.check_volume(id) {
+            (state.is_proven, state.evidence) = (false, format!("{refused}; {}", state.evidence));
+        }
+        Some(state)
+    }
+
+    /// Whether the cluster's folder names the volume that is on record. A folder that does not name one is not completely made.
+    pub fn check_volume(&self, id: ClusterId) -> Result<(), Error> {
+        self.marker(id).map(drop)
+    }
+
+    /// Up to where everything is on the disk: of a running engine now, of one that was stopped then. The files are the
+    /// engine's, and reading them may take as long as it likes.
+    pub fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint> {
+        let slot = lock(&self.slots).get(&id).cloned()?;
+        let Ok(running) = self.running(id) else {
+            return *lock(&slot.checkpoint);
+        };
+        let base = lock(&running.volume).as_ref()?.base.clone();
+        control_file::checkpoint(&base).ok()
     }
 
     /// What the kernel says of the running engine's sandbox.
@@ -69,10 +94,10 @@ impl Host {
 
     /// Searches the raw bytes below the encryption for a text.
     pub async fn search(&self, id: ClusterId, needle: &str) -> Result<SearchReport, Error> {
-        let marker = self.places.read_marker(id).ok_or(Error::Asleep)?;
         let running = self.running(id)?;
+        let on = running.on;
         let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
-        let (folder, needle) = (self.places.volume(id, marker.generation), needle.as_bytes().to_vec());
-        blocking(move || search::search(&folder, &base, marker.encryption, &needle)).await
+        let (folder, needle) = (self.places.volume(id, on.generation), needle.as_bytes().to_vec());
+        blocking(move || search::search(&folder, &base, on.encryption, &needle)).await
     }
 }

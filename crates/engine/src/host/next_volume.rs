@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keys::{DataKey, WrappedKey};
-use model::{Cluster, ClusterId, Encryption};
+use model::{Cluster, ClusterId, Encryption, VolumeId};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
@@ -54,6 +54,12 @@ pub(super) struct NextVolume {
     pub(super) is_whole: AtomicBool,
     is_given_up: AtomicBool,
     is_idle: watch::Sender<bool>,
+}
+
+impl NextVolume {
+    pub(super) fn volume(&self) -> VolumeId {
+        VolumeId { encryption: self.kind, generation: self.generation }
+    }
 }
 
 /// A copy that may begin: both volumes are unlocked.
@@ -113,7 +119,14 @@ impl Host {
 
     /// Whether the volume was copied, so that a switch may follow.
     pub fn is_copied(&self, id: ClusterId) -> bool {
-        lock(&self.slot(id).next).as_ref().is_some_and(|next| next.is_whole.load(Ordering::Relaxed))
+        self.copied(id).is_some()
+    }
+
+    /// The volume that the cluster would be switched to.
+    pub fn copied(&self, id: ClusterId) -> Option<VolumeId> {
+        let slot = self.slot(id);
+        let next = lock(&slot.next);
+        next.as_ref().filter(|next| next.is_whole.load(Ordering::Relaxed)).map(|next| next.volume())
     }
 
     /// Ends a copy, if one is under way, and forgets it. What was copied is destroyed before the next.
@@ -183,7 +196,7 @@ impl Host {
         keys: CopyKeys,
     ) -> Result<Option<Begun>, Error> {
         let _turn = slot.turn.lock().await;
-        let Some(marker) = self.places.read_marker(cluster.id) else {
+        let Some(marker) = self.marker(cluster.id)? else {
             return Err(Error::Refused(
                 "the cluster was not completely made, so it has no volume to copy".into(),
             ));

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keys::DataKey;
-use model::Cluster;
+use model::{Cluster, VolumeId};
 
 use super::{Host, KeyUse, NextVolume, Slot, admitted_before, blocking, lock, to_its_end};
 use crate::copying::{self, Stopped};
@@ -20,14 +20,15 @@ const LOOK_MAX: Duration = Duration::from_secs(20);
 impl Host {
     /// Stops the engine, copies what changed since the copy, makes the copied volume the one that counts, and destroys
     /// the old key and volume. The engine stays stopped. Where it fails before the last moment, the old volume counts as
-    /// if nothing had happened. Refused where nothing was copied.
-    pub async fn switch_volume(self: &Arc<Self>, cluster: &Cluster) -> Result<KeyUse, Error> {
+    /// if nothing had happened. Refused where this was not copied.
+    pub async fn switch_volume(self: &Arc<Self>, cluster: &Cluster, to: VolumeId) -> Result<KeyUse, Error> {
         let (host, cluster) = (self.clone(), cluster.clone());
         to_its_end(async move {
             let slot = host.slot(cluster.id);
             let _turn = slot.turn.lock().await;
-            let next = lock(&slot.next).clone().filter(|next| next.is_whole.load(Ordering::Relaxed));
-            let (Some(next), Some(marker)) = (next, host.places.read_marker(cluster.id)) else {
+            let is_it = |next: &Arc<NextVolume>| next.is_whole.load(Ordering::Relaxed) && next.volume() == to;
+            let next = lock(&slot.next).clone().filter(is_it);
+            let (Some(next), Some(marker)) = (next, host.marker(cluster.id)?) else {
                 return Err(Error::Refused(
                     "the cluster's volume was not copied; copy it, then switch".into(),
                 ));
@@ -133,7 +134,7 @@ impl Host {
                 )));
             }
             let admitted = admitted_before(&volume.base);
-            self.launch(slot, cluster, volume, &admitted).await?;
+            self.launch(slot, cluster, (marker.volume(), volume), &admitted).await?;
             self.stop_in(slot).await?;
         }
         Err(Error::Unready("it did not end cleanly".to_owned()))

@@ -136,14 +136,17 @@ fn with_arguments() -> Result<BTreeMap<i64, Vec<SeccompRule>>, seccompiler::Back
     // Processes, but no namespaces. `clone3`, whose arguments cannot be looked at, does not exist: the C library falls back.
     let plain = whole(0, SeccompCmpOp::MaskedEq(NEW_NAMESPACES), 0)?;
     rules.insert(libc::SYS_clone, vec![SeccompRule::new(vec![plain])?]);
-    // No netlink, no packets, nothing raw.
+    // No netlink, no packets, nothing raw, and no protocol but TCP and UDP: the kernel loads a module for each other.
     let mut sockets = Vec::new();
     for family in [libc::AF_UNIX, libc::AF_INET, libc::AF_INET6] {
-        for kind in [libc::SOCK_STREAM, libc::SOCK_DGRAM] {
-            sockets.push(SeccompRule::new(vec![
-                number(0, SeccompCmpOp::Eq, of(family))?,
-                number(1, SeccompCmpOp::MaskedEq(SOCKET_KIND), of(kind))?,
-            ])?);
+        for (kind, own) in [(libc::SOCK_STREAM, libc::IPPROTO_TCP), (libc::SOCK_DGRAM, libc::IPPROTO_UDP)] {
+            for protocol in [0, own] {
+                sockets.push(SeccompRule::new(vec![
+                    number(0, SeccompCmpOp::Eq, of(family))?,
+                    number(1, SeccompCmpOp::MaskedEq(SOCKET_KIND), of(kind))?,
+                    number(2, SeccompCmpOp::Eq, of(protocol))?,
+                ])?);
+            }
         }
     }
     rules.insert(libc::SYS_socket, sockets);

@@ -23,8 +23,8 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use probe::{Attempt, Found};
 
-use crate::Error;
 use crate::places::Owner;
+use crate::{Error, syscall};
 
 /// Carries the orders. Arguments are for the programs that stand in for this one in tests.
 pub(crate) const ORDERS: &str = "CHITIN_LAUNCH";
@@ -105,6 +105,8 @@ fn launch(orders: &str) -> Result<ExitCode, String> {
     for folder in &orders.writable {
         forbid_programs(folder).map_err(|cause| format!("noexec on {}: {cause}", folder.display()))?;
     }
+    // What Chitin itself was started with by a shell or a container's runtime may lead out of here.
+    syscall::close_on_exec().map_err(|cause| format!("closing descriptors: {cause}"))?;
     // This file goes on running, and nobody finds it any more.
     unmount(LAUNCHER, UnmountFlags::DETACH).map_err(|cause| format!("unmounting {LAUNCHER}: {cause}"))?;
     give_up_privileges(orders.owner).map_err(|cause| format!("giving up privileges: {cause}"))?;

@@ -52,7 +52,7 @@ fn calls() -> Result<Attempt, String> {
     let passing = filter::passing()?;
     let is_forbidden = |number: &i64| !passing.contains_key(number) && !OF_THE_KERNEL.contains(number);
     let forbidden: Vec<i64> = CALLS.filter(is_forbidden).collect();
-    let exists = |number: &&i64| syscall::attempt(**number, [0, 0]) != Err(libc::ENOSYS);
+    let exists = |number: &&i64| syscall::attempt(**number, [0, 0, 0]) != Err(libc::ENOSYS);
     let possible = forbidden.iter().filter(exists).map(|number| format!("call {number}")).collect();
     Ok(Attempt { what: "system calls that are not permitted".to_owned(), possible, tried: forbidden.len() })
 }
@@ -70,7 +70,7 @@ fn namespaces() -> Attempt {
     ];
     // With `CLONE_THREAD` and nothing that it needs beside it: no kernel makes a process of that, whatever else it thinks of it.
     let is_open =
-        |flag: i32| syscall::attempt(libc::SYS_clone, [flag | libc::CLONE_THREAD, 0]) != Err(libc::ENOSYS);
+        |flag: i32| syscall::attempt(libc::SYS_clone, [flag | libc::CLONE_THREAD, 0, 0]) != Err(libc::ENOSYS);
     let possible =
         all.iter().filter(|(_, flag)| is_open(*flag)).map(|(name, _)| (*name).to_owned()).collect();
     Attempt { what: "new namespaces".to_owned(), possible, tried: all.len() }
@@ -78,19 +78,21 @@ fn namespaces() -> Attempt {
 
 fn sockets() -> Attempt {
     let all = [
-        ("netlink", libc::AF_NETLINK, libc::SOCK_RAW),
-        ("packet", libc::AF_PACKET, libc::SOCK_RAW),
-        ("raw", libc::AF_INET, libc::SOCK_RAW),
-        ("vsock", libc::AF_VSOCK, libc::SOCK_STREAM),
-        ("kernel crypto", libc::AF_ALG, libc::SOCK_SEQPACKET),
+        ("netlink", [libc::AF_NETLINK, libc::SOCK_RAW, 0]),
+        ("packet", [libc::AF_PACKET, libc::SOCK_RAW, 0]),
+        ("raw", [libc::AF_INET, libc::SOCK_RAW, 0]),
+        ("vsock", [libc::AF_VSOCK, libc::SOCK_STREAM, 0]),
+        ("kernel crypto", [libc::AF_ALG, libc::SOCK_SEQPACKET, 0]),
+        ("SCTP", [libc::AF_INET, libc::SOCK_STREAM, libc::IPPROTO_SCTP]),
+        ("MPTCP", [libc::AF_INET6, libc::SOCK_STREAM, libc::IPPROTO_MPTCP]),
+        ("UDPLITE", [libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_UDPLITE]),
+        ("L2TP", [libc::AF_INET, libc::SOCK_DGRAM, 115]),
+        ("ping", [libc::AF_INET, libc::SOCK_DGRAM, libc::IPPROTO_ICMP]),
     ];
-    let is_open = |family, kind| syscall::attempt(libc::SYS_socket, [family, kind]) != Err(libc::ENOSYS);
-    let possible = all
-        .iter()
-        .filter(|(_, family, kind)| is_open(*family, *kind))
-        .map(|(name, ..)| (*name).to_owned())
-        .collect();
-    Attempt { what: "sockets of other families".to_owned(), possible, tried: all.len() }
+    let is_open = |arguments| syscall::attempt(libc::SYS_socket, arguments) != Err(libc::ENOSYS);
+    let possible =
+        all.iter().filter(|(_, arguments)| is_open(*arguments)).map(|(name, _)| (*name).to_owned()).collect();
+    Attempt { what: "sockets of other families and protocols".to_owned(), possible, tried: all.len() }
 }
 
 /// Programs that were brought along.

@@ -19,11 +19,11 @@ use std::time::{Duration, Instant};
 
 use engine::{Administration, Error, Host, HostConfig};
 use keys::RootKey;
-use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
+use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, VolumeId, Wish};
 use time::OffsetDateTime;
 
 pub use folder::Folder;
-pub use launcher::launcher;
+pub use launcher::{launcher, no_record};
 pub use skipped::skipped;
 
 /// For what comes on the slowest machine too; whatever takes as long never comes.
@@ -40,7 +40,17 @@ pub struct Place {
 
 /// Opens a host that encrypts in this way, with the key file that lies in its data directory.
 pub async fn open(folder: &Path, encryption: Option<Encryption>) -> Result<Arc<Host>, Error> {
-    open_with(folder, encryption, Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap())).await
+    open_allowing(folder, encryption, encryption == Some(Encryption::None)).await
+}
+
+/// The same, with or without the operator's word for clusters in plaintext.
+pub async fn open_allowing(
+    folder: &Path,
+    encryption: Option<Encryption>,
+    allow_unencrypted: bool,
+) -> Result<Arc<Host>, Error> {
+    let keys = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
+    open_host(folder, encryption, allow_unencrypted, keys).await
 }
 
 /// Opens a host whose keys are these.
@@ -49,14 +59,24 @@ pub async fn open_with(
     encryption: Option<Encryption>,
     keys: Arc<dyn keys::KeyRing>,
 ) -> Result<Arc<Host>, Error> {
+    open_host(folder, encryption, encryption == Some(Encryption::None), keys).await
+}
+
+async fn open_host(
+    folder: &Path,
+    encryption: Option<Encryption>,
+    allow_unencrypted: bool,
+    keys: Arc<dyn keys::KeyRing>,
+) -> Result<Arc<Host>, Error> {
     let config = HostConfig {
         data: folder.to_owned(),
         keys,
-        allow_unencrypted: encryption == Some(Encryption::None),
+        allow_unencrypted,
         postgres_bin: None,
         encryption,
         attestation: Some("a disk of the test".to_owned()),
         launcher: launcher(),
+        record: no_record(),
     };
     Host::open(config).await
 }
@@ -168,6 +188,12 @@ pub fn cluster_of(id: ClusterId, routing_id: u32) -> Cluster {
         updated_at: now,
         deleted_at: None,
     }
+}
+
+/// The volume that a cluster would be switched to; one that does not exist where nothing was copied.
+pub fn next_of(host: &Host, cluster: &Cluster) -> VolumeId {
+    let nothing = VolumeId { encryption: Encryption::None, generation: 99 };
+    host.copied(cluster.id).unwrap_or(nothing)
 }
 
 /// Makes the SQL user that [`session`] signs in.

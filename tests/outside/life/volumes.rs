@@ -1,0 +1,121 @@
+//! What lies on the disk does not decide how it is treated: somebody who can write to the disk, and has not the root key.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use house::cloud::PATIENCE;
+use house::command::{eventually, run};
+use house::{Cloud, Options};
+
+/// The folder of a cluster.
+fn folder(cloud: &Cloud, id: &str) -> PathBuf {
+    cloud.data().join("clusters").join(id)
+}
+
+fn copy(from: &Path, to: &Path) {
+    run(Command::new("cp").arg("-a").arg(from).arg(to)).ok();
+}
+
+pub fn a_folder_that_names_another_volume_is_refused_and_alarms() {
+    let cloud = Cloud::plain();
+    let one = cloud.cluster("marked", &[]);
+    one.sign_in().query("create table t as select 42 as x").expect("a table");
+    one.sleep();
+    // A plaintext data directory of the attacker's own, with whatever library he likes, in place of the encrypted one.
+    let own = folder(&cloud, &one.id);
+    let marker = own.join("complete.json");
+    let honest = std::fs::read_to_string(&marker).expect("a marker");
+    let kind = serde_json::from_str::<serde_json::Value>(&honest).expect("JSON")["encryption"].clone();
+    assert_ne!(kind, "none", "the cluster is encrypted");
+    for lie in [
+        honest.replace(kind.as_str().expect("a kind"), "none"),
+        honest.replace(kind.as_str().expect("a kind"), "attested"),
+        honest.replace("\"generation\":0", "\"generation\":1"),
+    ] {
+        assert_ne!(lie, honest);
+        std::fs::write(&marker, &lie).expect("the disk is theirs");
+        let refused = one.try_sign_in().err().expect("it does not start");
+        assert_eq!(refused.code, "57P03", "{refused:?}");
+        let alarmed = || {
+            let status = cloud.json(["status"]);
+            let alerts = status["alerts"].to_string();
+            alerts.contains("sealed state another").then_some(())
+        };
+        eventually("the alarm is shown", PATIENCE, alarmed);
+        let shown = cloud.json(["cluster", "show", "marked"]).to_string();
+        assert!(!shown.contains("\"encryption\":\"none\""), "what is claimed is what is on record: {shown}");
+        // The operator's own permission for clusters without encryption changes nothing about this one.
+        cloud.stop();
+        cloud.boot_with(&["--allow-unencrypted"], &[]);
+        assert!(one.try_sign_in().is_err(), "{lie}");
+        std::fs::write(&marker, &honest).expect("it is put back");
+        let back = || one.try_sign_in().ok();
+        assert_eq!(eventually("it starts again", PATIENCE, back).value("select x from t"), "42");
+        one.sleep();
+        cloud.stop();
+        cloud.boot();
+    }
+}
+
+pub fn a_cluster_without_encryption_never_starts_without_the_operator_s_word() {
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    let one = cloud.cluster("plain-files", &[]);
+    one.sign_in().value("select 1");
+    cloud.stop();
+    // The same cloud, where nobody accepts files in plaintext.
+    let strict = Cloud::over(&cloud.data(), Options::default());
+    strict.boot();
+    let there = one.at(&strict);
+    let refused = there.try_sign_in().err().expect("it does not start");
+    assert_eq!(refused.code, "57P03", "{refused:?}");
+    let said = || strict.json(["status"])["alerts"].to_string().contains("--allow-unencrypted").then_some(());
+    eventually("the operator is told why", PATIENCE, said);
+}
+
+pub fn an_older_copy_of_a_volume_starts_only_when_it_is_accepted() {
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    let one = cloud.cluster("restored", &[]);
+    one.sign_in().query("create table t as select 1 as x").expect("a table");
+    one.sleep();
+    let files = folder(&cloud, &one.id).join("files");
+    let older = cloud.scratch().join("older");
+    copy(&files, &older);
+    one.sign_in().query("insert into t values (2)").expect("a row");
+    one.sleep();
+    std::fs::rename(&files, cloud.scratch().join("newest")).expect("it is taken away");
+    copy(&older, &files);
+
+    assert_eq!(one.try_sign_in().err().expect("it does not start").code, "57P03");
+    let said = || cloud.json(["status"])["alerts"].to_string().contains("accept-restored").then_some(());
+    eventually("the operator is told what to do", PATIENCE, said);
+    // A restart makes no difference.
+    cloud.stop();
+    cloud.boot();
+    assert!(one.try_sign_in().is_err());
+    cloud.chitin(["cluster", "accept-restored", "restored"]).ok();
+    let back = || one.try_sign_in().ok();
+    assert_eq!(eventually("it starts", PATIENCE, back).value("select count(*) from t"), "1");
+    assert!(cloud.log().contains("accepted as it is"), "it is recorded");
+    // From here on its own newest counts again.
+    one.sign_in().query("insert into t values (3)").expect("a row");
+    one.sleep();
+    std::fs::rename(&files, cloud.scratch().join("later")).expect("it is taken away");
+    copy(&older, &files);
+    assert!(one.try_sign_in().is_err());
+}
+
+pub fn a_killed_cloud_starts_with_the_files_that_it_had() {
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    let one = cloud.cluster("killed", &[]);
+    let mut session = one.sign_in();
+    session.query("create table t as select 1 as x").expect("a table");
+    drop(session);
+    for round in 0..3 {
+        cloud.kill();
+        cloud.boot();
+        let back = || one.try_sign_in().ok();
+        let mut session = eventually("it starts", PATIENCE, back);
+        session.query("insert into t values (2)").expect("a row");
+        assert_eq!(session.value("select count(*) from t"), (round + 2).to_string());
+    }
+}
