@@ -9,7 +9,7 @@ use engine::{Administration, Error, Host, HostConfig, Subscriptions};
 use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Wish};
 use time::OffsetDateTime;
-use tokio_postgres::{Client, NoTls};
+use tokio_postgres::Client;
 
 const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
 
@@ -74,11 +74,7 @@ impl Place {
     }
 
     async fn attach(&self, user: &str, database: &str) -> Result<Client, tokio_postgres::Error> {
-        let stream = self.host.connector(self.cluster.id).unwrap().connect().await.unwrap();
-        let mut config = tokio_postgres::Config::new();
-        let (client, connection) = config.user(user).dbname(database).connect_raw(stream, NoTls).await?;
-        tokio::spawn(connection);
-        Ok(client)
+        common::attach(&self.host, self.cluster.id, user, database).await
     }
 }
 

@@ -15,12 +15,7 @@ const NOBODY: &str = "65534";
 
 /// The internal superuser's session: it stands for code in an engine that was taken over.
 async fn taken_over(place: &Place, cluster: &Cluster) -> tokio_postgres::Client {
-    let stream = place.host.connector(cluster.id).unwrap().connect().await.unwrap();
-    let mut config = tokio_postgres::Config::new();
-    config.user("chitin").dbname("postgres");
-    let (client, connection) = config.connect_raw(stream, tokio_postgres::NoTls).await.unwrap();
-    tokio::spawn(connection);
-    client
+    common::attach(&place.host, cluster.id, "chitin", "postgres").await.unwrap()
 }
 
 /// A library that PostgreSQL loads, from where it keeps its own.

@@ -205,12 +205,22 @@ pub async fn maria(administration: &Administration) {
 pub async fn session(host: &Host, id: ClusterId, user: &str, database: &str) -> tokio_postgres::Client {
     let role: RoleName = user.parse().unwrap();
     host.admit(id, &role).await.unwrap();
+    attach(host, id, user, database).await.unwrap()
+}
+
+/// The same for any role, admitted or not; as the internal superuser it stands for code in an engine that was taken over.
+pub async fn attach(
+    host: &Host,
+    id: ClusterId,
+    user: &str,
+    database: &str,
+) -> Result<tokio_postgres::Client, tokio_postgres::Error> {
     let stream = host.connector(id).unwrap().connect().await.unwrap();
     let mut config = tokio_postgres::Config::new();
     let (client, connection) =
-        config.user(user).dbname(database).connect_raw(stream, tokio_postgres::NoTls).await.unwrap();
+        config.user(user).dbname(database).connect_raw(stream, tokio_postgres::NoTls).await?;
     tokio::spawn(connection);
-    client
+    Ok(client)
 }
 
 /// Whether we may mount.
