@@ -248,22 +248,26 @@ pub fn t09_a_flood_of_silent_http_2_connections_keeps_neither_the_operator_nor_o
     assert!(alone.is_closed_within(GONE), "a silent HTTP/2 connection outlived {GONE:?}");
 }
 
-pub fn t09_a_crowd_behind_the_balancer_keeps_nobody_out_of_the_public_door() {
+pub fn t09_a_crowd_behind_the_balancer_keeps_nobody_out() {
     let crowded = crowded();
     let one = crowded.cloud.cluster("beside-a-balancer", &[]);
     let balanced = crowded.at(BALANCED_PORT);
     let balancer = &crowded.attackers[0];
-    // Every client that the balancer could speak for, each in a network of its own.
     let number = AtomicUsize::new(0);
-    let open = |_: &Host, _: IpAddr| {
-        let [.., c, d] = number.fetch_add(1, Ordering::Relaxed).to_be_bytes();
-        let mut wire = Wire::tcp_from(balanced, None)?;
-        wire.send_raw(&Header::from(&format!("198.{c}.{d}.7")).bytes())?;
-        Ok(wire)
+    let open_from = |networks: usize| {
+        let number = &number;
+        move |_: &Host, _: IpAddr| {
+            let [.., c, d] = (number.fetch_add(1, Ordering::Relaxed) % networks).to_be_bytes();
+            let mut wire = Wire::tcp_from(balanced, None)?;
+            wire.send_raw(&Header::from(&format!("198.{c}.{d}.7")).bytes())?;
+            Ok(wire)
+        }
     };
-    beside_a_flood(crowded, (2 * SQL_PLACES, Duration::from_millis(1)), open, || {
-        crowded.customer_comes_in(&one);
-        // And a customer behind the balancer, who is one more newcomer there.
+    let flood = (2 * SQL_PLACES, Duration::from_millis(1));
+    // From everywhere at once, as far as the balancer says: it is the balancer's door alone that is crowded.
+    beside_a_flood(crowded, flood, open_from(1 << 16), || crowded.customer_comes_in(&one));
+    // From a few networks: a customer behind the same balancer, in a network of its own, comes in too.
+    beside_a_flood(crowded, flood, open_from(3), || {
         let header = Header::from("203.0.113.9");
         let mut wire = balancer.connect(balanced, None).expect("the door is there");
         wire.write_all(&header.bytes()).expect("the door listens");
