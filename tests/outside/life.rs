@@ -6,6 +6,7 @@ mod isolation;
 mod operator;
 mod power;
 mod program;
+mod resources;
 mod roles;
 mod volumes;
 
@@ -59,6 +60,10 @@ pub(crate) fn suite() -> Suite {
             program::an_idle_client_is_ended_after_the_idle_timeout,
         ])
         .alone(tests![
+            resources::a_cluster_that_eats_memory_loses_its_own_sessions_and_says_so,
+            resources::a_cluster_that_never_rests_has_no_more_processors_than_its_own,
+            resources::a_cluster_that_writes_without_end_has_no_more_of_the_disk_than_its_own,
+            resources::engines_leave_a_reserve_and_an_engine_has_so_many_processes,
             power::t69_a_hundred_sign_ins_at_once_are_one_start,
             power::the_first_answer_of_a_sleeping_cluster_is_quick,
             admit::t59_an_allowlist_entry_opens_and_its_removal_cuts_open_sessions,

@@ -103,6 +103,8 @@ pub struct ClusterDetail {
     /// The engine's version.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub engine_version: Option<String>,
+    /// What it may use of the machine, where the machine can limit that: see the wall of resource limits in the status.
+    pub resources: model::Resources,
     /// Lines of its allowlist.
     pub allowlist_entries: usize,
     /// Whether SQL clients from every IPv4 or IPv6 address are let in.

@@ -221,17 +221,25 @@ impl gateway::directory::Waker for Waker {
             return Err(NotReady::Failed);
         }
         let connector = self.host.connector(cluster).ok_or(NotReady::Failed)?;
-        Ok(Arc::new(EngineRun(connector)))
+        let memory_kills = self.host.memory_kills(cluster).ok_or(NotReady::Failed)?;
+        Ok(Arc::new(EngineRun { connector, memory_kills }))
     }
 }
 
 /// One run of an engine, as the gateway knows it.
-struct EngineRun(Arc<engine::Connector>);
+struct EngineRun {
+    connector: Arc<engine::Connector>,
+    memory_kills: engine::MemoryKills,
+}
 
 #[async_trait]
 impl Engine for EngineRun {
     async fn connect(&self) -> io::Result<UnixStream> {
-        self.0.connect().await
+        self.connector.connect().await
+    }
+
+    fn has_run_out_of_memory(&self) -> bool {
+        self.memory_kills.count() > 0
     }
 }
 

@@ -5,9 +5,10 @@ use std::time::Duration;
 
 use api::{
     Cluster, ClusterConfig, ClusterDetail, ClusterKeys, ClusterNetwork, CreateCluster as Request,
-    CreateDedicated, CreateServerless, CreateSpec, Error, Protection, UpdateCluster,
+    CreateDedicated, CreateServerless, CreateSpec, Error, Hardware, MachineSpec, Protection, UpdateCluster,
+    UsageLimits,
 };
-use model::{ClusterState, Phase, Plan, Provider, Tier, Visibility};
+use model::{ClusterState, Phase, Plan, Provider, Resources, Tier, Visibility};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
@@ -153,7 +154,8 @@ fn request(wanted: &CreateCluster) -> Request {
     let cidr_range = wanted.network.cidr.map(|range| range.to_string());
     match Plan::from(wanted.plan) {
         Plan::Serverless => {
-            spec.plan = Some(Tier::Basic);
+            // Only the plan with a size has one.
+            spec.plan = Some(if wanted.virtual_cpus.is_some() { Tier::Standard } else { Tier::Basic });
             spec.serverless = Some(CreateServerless {
                 regions: vec![REGION.to_owned()],
                 // With ranges of its own, the list must not begin with everybody.
@@ -161,6 +163,10 @@ fn request(wanted: &CreateCluster) -> Request {
                 network_visibility,
                 cidr_range,
                 restrict_egress_traffic,
+                usage_limits: wanted.virtual_cpus.map(|cpus| UsageLimits {
+                    provisioned_virtual_cpus: Some(cpus.into()),
+                    ..UsageLimits::default()
+                }),
                 ..CreateServerless::default()
             });
         }
@@ -171,6 +177,13 @@ fn request(wanted: &CreateCluster) -> Request {
                 network_visibility,
                 cidr_range,
                 restrict_egress_traffic,
+                hardware: (wanted.virtual_cpus.is_some() || wanted.disk_iops.is_some()).then(|| Hardware {
+                    machine_spec: wanted
+                        .virtual_cpus
+                        .map(|cpus| MachineSpec { num_virtual_cpus: Some(cpus), ..MachineSpec::default() }),
+                    disk_iops: wanted.disk_iops,
+                    ..Hardware::default()
+                }),
                 ..CreateDedicated::default()
             });
         }
@@ -237,6 +250,19 @@ fn state(cluster: &Cluster) -> String {
         .unwrap_or_default()
 }
 
+fn resources(resources: &Resources) -> String {
+    let cpus = resources.virtual_cpus.map_or("all processors".to_owned(), |cpus| {
+        format!("{cpus} {}", if cpus == 1 { "processor" } else { "processors" })
+    });
+    let memory = resources
+        .memory_bytes
+        .map_or("the machine's memory".to_owned(), |bytes| format!("{} GiB of memory", bytes >> 30));
+    let disk = resources
+        .disk_iops
+        .map_or("the whole disk".to_owned(), |iops| format!("{iops} disk operations a second"));
+    format!("{cpus}, {memory}, {disk}")
+}
+
 fn shown(
     cluster: &Cluster,
     detail: &ClusterDetail,
@@ -279,6 +305,7 @@ fn shown(
             "engine",
             detail.engine_version.as_ref().map(|version| format!("PostgreSQL {version}")).unwrap_or_default(),
         ),
+        ("may use", resources(&detail.resources)),
         ("sessions", detail.facts.sessions.to_string()),
         ("encryption", encryption),
         ("volume key", key.to_owned()),
@@ -331,6 +358,8 @@ mod tests {
 
     fn wanted(plan: PlanName, allow: &[&str]) -> CreateCluster {
         CreateCluster {
+            virtual_cpus: None,
+            disk_iops: None,
             name: "my-shop".parse().unwrap(),
             plan,
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),

@@ -243,6 +243,13 @@ pub struct CreateCluster {
     /// An address range that may connect; more than one may be given
     #[arg(long, value_name = "CIDR")]
     pub allow: Vec<AddressRange>,
+    /// Processors that it may use; memory comes with them: 2 GiB each for serverless (2 processors unless given), 4 GiB each for
+    /// dedicated (the machine's unless given)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub virtual_cpus: Option<u32>,
+    /// Reads a second that a dedicated cluster may ask of the disk, and as many writes; a serverless one has 3000
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..))]
+    pub disk_iops: Option<u32>,
     /// Refuse deletion until the protection is lifted: chitin cluster protect NAME --off
     #[arg(long)]
     pub protect: bool,

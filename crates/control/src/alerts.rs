@@ -56,6 +56,17 @@ fn of(entry: &Entry) -> Vec<Alert> {
             "what runs goes on with the volume that is on record; it is not started with another".to_owned(),
         ));
     }
+    if let Some(since) = entry.seen.memory.killed_at {
+        alerts.push(alert(
+            Severity::Warning,
+            format!(
+                "the engine used up its memory {} times since it was started, and the kernel ended processes of it",
+                entry.seen.memory.kills
+            ),
+            Some(since),
+            "lower work_mem or the number of sessions, or give the cluster more processors and memory".to_owned(),
+        ));
+    }
     // Of a key that cannot be had, what follows says more.
     if let model::Phase::Broken { reason } = &entry.seen.phase
         && seen.hindrance(&cluster.keys).is_none()

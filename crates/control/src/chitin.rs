@@ -112,6 +112,7 @@ async fn describe(state: &State, id: ClusterId) -> Result<Json<ClusterDetail>, R
     let (cluster, seen) = (&entry.cluster, &entry.seen);
     let everybody = [AddressRange::EVERY_IPV4, AddressRange::EVERY_IPV6];
     Ok(Json(ClusterDetail {
+        resources: cluster.resources(),
         id,
         name: cluster.name.to_string(),
         handle: cluster.handle().to_string(),

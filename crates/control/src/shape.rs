@@ -28,7 +28,10 @@ pub(crate) fn cluster(cluster: &Cluster, seen: &Observation, settings: &Settings
             machine_type: asked.machine_type.clone().unwrap_or_default(),
             num_virtual_cpus: asked.virtual_cpus.unwrap_or_default(),
             storage_gib: asked.storage_gib.unwrap_or_default(),
-            memory_gib: 0,
+            memory_gib: cluster
+                .resources()
+                .memory_bytes
+                .map_or(0, |bytes| u32::try_from(bytes >> 30).unwrap_or(0)),
             disk_iops: asked.disk_iops.unwrap_or_default(),
         }),
     };

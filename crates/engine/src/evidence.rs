@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::timeout;
 
+use crate::cgroup::Group;
 use crate::connector::Connector;
 use crate::jail::WRITABLE;
 use crate::launch::{Attempt, Found};
@@ -31,7 +32,7 @@ const SESSION_MAX: Duration = Duration::from_secs(5);
 const SHELLS: &[&str] =
     &["bin/sh", "bin/bash", "bin/dash", "usr/bin/sh", "usr/bin/bash", "usr/bin/perl", "usr/bin/python3"];
 
-pub(crate) fn of(jailer: u32, has_limits: bool) -> Vec<Evidence> {
+pub(crate) fn of(jailer: u32, group: Option<&Group>) -> Vec<Evidence> {
     let postmaster = children(jailer).first().and_then(|init| children(*init).first().copied());
     let Some(postmaster) = postmaster else {
         return vec![claim("the engine's process can be looked at", false, "it was not found".to_owned())];
@@ -46,7 +47,7 @@ pub(crate) fn of(jailer: u32, has_limits: bool) -> Vec<Evidence> {
         no_privileges(&process),
         filtered(&process),
         no_programs(&process),
-        limits(&process, has_limits),
+        limits(jailer, group),
     ]
 }
 
@@ -224,16 +225,32 @@ fn no_programs(process: &Path) -> Evidence {
     claim("no program or library that was brought along can be run", open.is_empty(), evidence)
 }
 
-fn limits(process: &Path, has_limits: bool) -> Evidence {
-    let text = "memory and processes of the engine are limited";
-    let group = std::fs::read_to_string(process.join("cgroup")).unwrap_or_default();
-    let own = group.lines().find_map(|line| line.strip_prefix("0::")).unwrap_or_default().to_owned();
-    if !has_limits {
-        let evidence = "cgroup v2 controllers are not delegated to Chitin; run it as a systemd service with Delegate=yes".to_owned();
+fn limits(jailer: u32, group: Option<&Group>) -> Evidence {
+    let text = "memory, processes, processors and disk operations of the engine are limited";
+    let Some(group) = group else {
+        let evidence =
+            "no control group is delegated to Chitin; run it as a systemd service with Delegate=yes"
+                .to_owned();
         return Evidence { claim: text.to_owned(), is_proven: None, evidence };
+    };
+    let (inside, limits) = (group.processes(), group.limits());
+    let mut outside = vec![jailer];
+    let mut at = 0;
+    while let Some(process) = outside.get(at) {
+        outside.extend(children(*process));
+        at += 1;
     }
-    let limit = std::fs::read_to_string(format!("/sys/fs/cgroup{own}/pids.max")).unwrap_or_default();
-    claim(text, limit.trim().parse::<u64>().is_ok(), format!("cgroup {own}, pids.max {}", limit.trim()))
+    let all = outside.len();
+    // One that has ended since is in no group.
+    outside.retain(|pid| !inside.contains(pid) && Path::new("/proc").join(pid.to_string()).exists());
+    let is_set = |name: &str| limits.iter().any(|(file, value)| *file == name && value != "max");
+    let is_weighed = limits.iter().any(|(file, _)| *file == "cpu.weight");
+    let values: Vec<String> = limits.iter().map(|(file, value)| format!("{file} {value}")).collect();
+    claim(
+        text,
+        outside.is_empty() && is_set("memory.max") && is_set("pids.max") && is_weighed,
+        format!("{all} processes, {} outside of the group; {}", outside.len(), values.join(", ")),
+    )
 }
 
 fn status(process: &Path, name: &str) -> Option<String> {

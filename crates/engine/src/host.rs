@@ -18,6 +18,7 @@ use model::{Checkpoint, Cluster, ClusterId, Encryption, VolumeId};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
 use tokio::time::{Instant, sleep};
 
+use crate::cgroup::{Group, Groups};
 use crate::claim::Claim;
 use crate::connector::Connector;
 use crate::inside::Inside;
@@ -28,7 +29,7 @@ use crate::postgres::Postgres;
 use crate::running::Running;
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Posture};
-use crate::{cgroup, control_file, initialize, leftovers, process, settings};
+use crate::{control_file, initialize, leftovers, process, settings};
 use next_volume::NextVolume;
 
 /// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
@@ -98,7 +99,7 @@ pub struct Host {
     postgres: Postgres,
     launcher: Launcher,
     posture: Posture,
-    limits: Option<PathBuf>,
+    groups: Option<Groups>,
     attestation: Option<String>,
     slots: Mutex<HashMap<ClusterId, Arc<Slot>>>,
     deaths: broadcast::Sender<ClusterId>,
@@ -132,7 +133,8 @@ impl Host {
         make_folder(&data.join("run"), 0o711)?;
         leftovers::clear(&places);
         let postgres = Postgres::find(config.postgres_bin.as_deref())?;
-        let posture = Posture::probe(config, &postgres, &places)?;
+        let groups = Groups::open(&data);
+        let posture = Posture::probe(config, &postgres, &places, groups.as_ref())?;
         let host = Arc::new(Self {
             places,
             keys: config.keys.clone(),
@@ -140,7 +142,7 @@ impl Host {
             postgres,
             launcher: config.launcher.clone(),
             posture,
-            limits: cgroup::probe().ok(),
+            groups: groups.ok(),
             attestation: config.attestation.clone(),
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
@@ -258,7 +260,8 @@ impl Host {
                 give(&volume.base.join(folder), owner)?;
             }
             let (run, etc) = self.prepare_run(cluster, owner)?;
-            initialize::initdb(&self.jail(owner, &volume.base, &run, &etc))?;
+            let group = self.limited(cluster)?;
+            initialize::initdb(&self.jail(owner, &volume.base, (&run, &etc), group.as_ref()))?;
             volume.sync(&folder)
         })();
         match made {
@@ -347,28 +350,16 @@ impl Host {
         let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
         let base = volume.base.clone();
         let started = blocking(move || host.spawn(&wanted, &base, &names)).await;
-        let (child, connector) = match started {
+        let (child, connector, group) = match started {
             Ok(started) => started,
             Err(cause) => {
                 let _ = blocking(move || volume.lock()).await;
                 return Err(cause);
             }
         };
-        if let Some(limits) = &self.limits
-            && let Err(cause) = cgroup::limit(limits, cluster.routing_id, cluster.plan, child.id())
-        {
-            tracing::warn!(cluster = %cluster.handle(), %cause, "the engine runs without limits");
-        }
         let (admitted, deaths) = (admitted.iter().cloned().collect(), self.deaths.clone());
-        let running = Arc::new(Running::watch(
-            child,
-            connector,
-            cluster.id,
-            cluster.routing_id,
-            (on, volume),
-            admitted,
-            deaths,
-        ));
+        let running =
+            Arc::new(Running::watch(child, connector, (cluster, group), (on, volume), admitted, deaths));
         *lock(&slot.running) = Some(running.clone());
         if let Err(cause) = self.wait_ready(&running).await {
             let reason = running.last_words().unwrap_or_else(|| cause.to_string());
@@ -383,23 +374,24 @@ impl Host {
         cluster: &Cluster,
         base: &Path,
         admitted: &[String],
-    ) -> Result<(std::process::Child, Connector), Error> {
+    ) -> Result<(std::process::Child, Connector, Option<Group>), Error> {
         let owner = Owner::of(cluster);
         let data = Inside::open(base, "pg")?;
-        settings::write(&data, &self.postgres, cluster.plan, cluster.egress.engine, owner)?;
+        settings::write(&data, &self.postgres, cluster, owner)?;
         settings::write_identities(&data, &self.postgres, admitted.iter().map(String::as_str), owner)?;
         // Of a run that was killed. Its process is gone: the slot is ours, and its namespace died with it.
         data.remove("postmaster.pid");
         let (run, etc) = self.prepare_run(cluster, owner)?;
         let folder = Connector::open_folder(&run).map_err(Error::file("open", &run))?;
-        let jail = self.jail(owner, base, &run, &etc);
+        let group = self.limited(cluster)?;
+        let jail = self.jail(owner, base, (&run, &etc), group.as_ref());
         let mut command = jail.command(Purpose::Run, "postgres", &["-D", "/volume/pg"])?;
         let log = Inside::open(base, "log")?.create("start.log", owner)?;
         command.stdout(Stdio::null()).stderr(log);
         let child = process::spawn(command)
             .map_err(|cause| Error::Program { program: "bwrap", reason: cause.to_string() })?;
         let connector = Connector::new(folder, owner, child.id());
-        Ok((child, connector))
+        Ok((child, connector, group))
     }
 
     async fn wait_ready(&self, running: &Running) -> Result<(), Error> {
@@ -433,8 +425,33 @@ impl Host {
         lock(&self.slots).entry(id).or_default().clone()
     }
 
-    fn jail<'a>(&'a self, owner: Owner, base: &'a Path, run: &'a Path, etc: &'a Path) -> Jail<'a> {
-        Jail { postgres: &self.postgres, launcher: &self.launcher, owner, base, run, etc }
+    fn jail<'a>(
+        &'a self,
+        owner: Owner,
+        base: &'a Path,
+        (run, etc): (&'a Path, &'a Path),
+        group: Option<&'a Group>,
+    ) -> Jail<'a> {
+        Jail { postgres: &self.postgres, launcher: &self.launcher, owner, base, run, etc, group }
+    }
+
+    /// The cluster's control group with its limits set; none where the machine has no such groups.
+    fn limited(&self, cluster: &Cluster) -> Result<Option<Group>, Error> {
+        self.groups.as_ref().map(|groups| groups.limit(cluster)).transpose()
+    }
+
+    /// Sets what the cluster's running engine may use of the machine, where that has changed.
+    pub fn resize(&self, cluster: &Cluster) -> Result<(), Error> {
+        let (Ok(running), Some(groups)) = (self.running(cluster.id), &self.groups) else {
+            return Ok(());
+        };
+        let wanted = cluster.resources();
+        let mut resources = lock(&running.resources);
+        if *resources != wanted {
+            groups.limit(cluster)?;
+            *resources = wanted;
+        }
+        Ok(())
     }
 
     /// The jail's own `/etc`.

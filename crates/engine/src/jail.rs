@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use crate::Error;
+use crate::cgroup::Group;
 use crate::inner_network;
 use crate::launch::{LAUNCHER, Launcher, ORDERS, Orders, Then};
 use crate::places::{Owner, is_root, make_folder};
@@ -43,6 +44,8 @@ pub(crate) struct Jail<'a> {
     pub(crate) run: &'a Path,
     /// A folder for the jail's own `/etc`, outside of the volume.
     pub(crate) etc: &'a Path,
+    /// The control group that it is in from the first moment.
+    pub(crate) group: Option<&'a Group>,
 }
 
 impl Jail<'_> {
@@ -139,16 +142,19 @@ impl Jail<'_> {
             },
             Purpose::Probe => Then::Probe,
         };
-        let orders = Orders {
+        let orders = Orders::Close {
             owner: Orders::owner(self.owner, is_root()),
             writable: WRITABLE.iter().map(PathBuf::from).collect(),
             executable,
             then,
         };
-        let orders = serde_json::to_string(&orders).map_err(|cause| Error::Unready(cause.to_string()))?;
-        bwrap.args(["--setenv", ORDERS, &orders, "--", LAUNCHER]).args(&self.launcher.arguments);
-        bwrap.stdin(Stdio::null());
-        Ok(bwrap)
+        bwrap.args(["--setenv", ORDERS, &orders.to_text()?, "--", LAUNCHER]).args(&self.launcher.arguments);
+        let mut command = match self.group {
+            None => bwrap,
+            Some(group) => self.launcher.enter(group, &bwrap)?,
+        };
+        command.stdin(Stdio::null());
+        Ok(command)
     }
 
     /// Two users are known inside: the engine, and the node that attaches sessions. Hosts are those that we name, none at

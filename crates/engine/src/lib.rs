@@ -40,6 +40,7 @@ mod users;
 mod volume;
 
 pub use administration::{Administration, Database};
+pub use cgroup::MemoryKills;
 pub use claim::Claim;
 pub use connector::Connector;
 pub use evidence::Evidence;

@@ -5,9 +5,10 @@ use std::path::PathBuf;
 use model::Encryption;
 use serde::Serialize;
 
+use crate::cgroup::Groups;
 use crate::places::{Places, is_root};
 use crate::postgres::Postgres;
-use crate::{Error, HostConfig, cgroup, jail, volume};
+use crate::{Error, HostConfig, jail, volume};
 
 /// Something that the machine gives or does not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -38,7 +39,7 @@ pub struct Posture {
     pub sandbox: Capability,
     /// An OS user of its own for each engine.
     pub own_users: Capability,
-    /// Limits on memory and processes of each engine.
+    /// Limits on what each engine takes of the machine.
     pub cgroups: Capability,
     /// How new clusters are encrypted at rest.
     pub encryption: Option<Encryption>,
@@ -49,7 +50,12 @@ pub struct Posture {
 }
 
 impl Posture {
-    pub(crate) fn probe(config: &HostConfig, postgres: &Postgres, places: &Places) -> Result<Self, Error> {
+    pub(crate) fn probe(
+        config: &HostConfig,
+        postgres: &Postgres,
+        places: &Places,
+        groups: Result<&Groups, &String>,
+    ) -> Result<Self, Error> {
         let sandbox = jail::probe().map_err(|reason| Error::NoSandbox { reason })?;
         let own_users = if is_root() {
             Capability::Present { how: "uid 1900000000 plus the routing id".to_owned() }
@@ -59,10 +65,10 @@ impl Posture {
                 next_step: "start Chitin as root".to_owned(),
             }
         };
-        let cgroups = match cgroup::probe() {
-            Ok(folder) => Capability::Present { how: format!("cgroup v2 at {}", folder.display()) },
+        let cgroups = match groups {
+            Ok(groups) => Capability::Present { how: groups.describe() },
             Err(why) => Capability::Missing {
-                why,
+                why: why.clone(),
                 next_step: "run Chitin as a systemd service with Delegate=yes".to_owned(),
             },
         };

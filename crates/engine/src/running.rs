@@ -7,11 +7,12 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
-use model::{ClusterId, RoutingId, VolumeId};
+use model::{Cluster, ClusterId, Resources, RoutingId, VolumeId};
 use rustix::process::Signal;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
 use tokio::time::timeout;
 
+use crate::cgroup::{Group, MemoryKills};
 use crate::connector::Connector;
 use crate::inside::Inside;
 use crate::process;
@@ -43,6 +44,12 @@ pub(crate) struct Running {
     /// The process that holds the jail.
     pub(crate) jailer: u32,
     pub(crate) connector: Arc<Connector>,
+    /// Its control group.
+    pub(crate) group: Option<Group>,
+    /// What the group's limits were set to.
+    pub(crate) resources: Mutex<Resources>,
+    /// Since the start.
+    pub(crate) memory_kills: MemoryKills,
     /// Which volume it runs on.
     pub(crate) on: VolumeId,
     pub(crate) volume: Mutex<Option<Unlocked>>,
@@ -58,18 +65,31 @@ impl Running {
     pub(crate) fn watch(
         child: Child,
         connector: Connector,
-        id: ClusterId,
-        routing_id: RoutingId,
+        (cluster, group): (&Cluster, Option<Group>),
         (on, volume): (VolumeId, Unlocked),
         admitted: HashSet<String>,
         deaths: broadcast::Sender<ClusterId>,
     ) -> Self {
         let stopping = Arc::new(AtomicBool::new(false));
         let jailer = child.id();
+        let (id, routing_id) = (cluster.id, cluster.routing_id);
         let exited = watch_exit(child, id, stopping.clone(), deaths);
         let (volume, admitted) = (Mutex::new(Some(volume)), AsyncMutex::new(admitted));
-        let connector = Arc::new(connector);
-        Self { run: Run::next(), id, routing_id, jailer, connector, on, volume, exited, stopping, admitted }
+        Self {
+            run: Run::next(),
+            id,
+            routing_id,
+            jailer,
+            connector: Arc::new(connector),
+            memory_kills: Group::watch_memory(group.as_ref()),
+            group,
+            resources: Mutex::new(cluster.resources()),
+            on,
+            volume,
+            exited,
+            stopping,
+            admitted,
+        }
     }
 
     pub(crate) fn has_exited(&self) -> bool {

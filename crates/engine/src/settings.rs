@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use model::{INTERNAL_ROLE, Plan};
+use model::{Cluster, INTERNAL_ROLE, Plan};
 
 use crate::Error;
 use crate::inside::Inside;
@@ -23,12 +23,12 @@ const IDENT_ALL_MAJOR: u32 = 16;
 pub(crate) fn write(
     data: &Inside,
     postgres: &Postgres,
-    plan: Plan,
-    subscribes: bool,
+    cluster: &Cluster,
     owner: Owner,
 ) -> Result<(), Error> {
-    let origins = if subscribes { ORIGINS_MAX } else { 0 };
-    let text = postgresql_conf(plan, memory_bytes(), postgres.has_library("passwordcheck"), origins);
+    let origins = if cluster.egress.engine { ORIGINS_MAX } else { 0 };
+    let memory = cluster.resources().memory_bytes.unwrap_or(u64::MAX).min(memory_bytes());
+    let text = postgresql_conf(cluster.plan, memory, postgres.has_library("passwordcheck"), origins);
     data.write("postgresql.conf", &text, owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
     data.write("postgresql.auto.conf", "", owner)?;
@@ -63,7 +63,7 @@ fn postgresql_conf(plan: Plan, memory_bytes: u64, checks_passwords: bool, origin
     let megabyte = 1 << 20;
     let (shared, work, maintenance, wal) = match plan {
         Plan::Serverless => (32, 4, 64, 512),
-        // A quarter of the machine, as PostgreSQL's manual advises (20.4.1), shared fairly with other clusters.
+        // A quarter of its memory, as PostgreSQL's manual advises (20.4.1).
         Plan::Dedicated => ((memory_bytes / megabyte / 4).clamp(128, 8_192), 16, 256, 2_048),
     };
     // Its rules for passwords in clear are PostgreSQL's own: eight characters, letters and others, not the user's name.
@@ -117,7 +117,7 @@ log_parameter_max_length_on_error = 0
     )
 }
 
-fn memory_bytes() -> u64 {
+pub(crate) fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     // The type differs between machines of 32 and 64 bits.
     #[allow(clippy::useless_conversion, clippy::unnecessary_cast, reason = "a no-op on 64 bits only")]

@@ -112,6 +112,9 @@ pub enum NotReady {
 pub trait Engine: Send + Sync + 'static {
     /// An open connection to this run, on which nothing was said yet. A later run of the same cluster is not reached by it.
     async fn connect(&self) -> io::Result<UnixStream>;
+
+    /// Whether the engine has used up its memory since this was handed out, and processes of it were ended for that.
+    fn has_run_out_of_memory(&self) -> bool;
 }
 
 /// Brings a cluster's engine to the point where a session can be opened.

@@ -71,7 +71,7 @@ pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, 
             let facts = seat.facts.clone();
             let Attached { engine: stream, engine_key, .. } = attached;
             let interrupt = async || cancel::interrupt(&house.cancels, &*engine, engine_key.as_ref()).await;
-            let ended = relay(client, stream, cut, &house.settings, interrupt).await;
+            let ended = relay(client, stream, cut, &house.settings, &*engine, interrupt).await;
             drop(seat);
             tracing::info!(cluster = %facts.cluster, user = %facts.user, from = %origin, ?ended, "session ended");
         }

@@ -14,6 +14,7 @@ use tokio::time::{Instant, Sleep, sleep, sleep_until, timeout};
 use wire::backend::{Report, Severity};
 use wire::frame::{Frames, Header};
 
+use crate::directory::Engine;
 use crate::stream::ClientStream;
 use crate::{Cut, Settings};
 
@@ -40,6 +41,8 @@ pub(crate) enum Ended {
     ByEngine,
     /// The engine broke off.
     EngineLost,
+    /// The engine broke off, since its memory was used up.
+    OutOfMemory,
     /// We ended it.
     Cut(Cut),
     /// Nobody said anything for too long.
@@ -55,10 +58,14 @@ pub(crate) async fn relay(
     mut engine: UnixStream,
     mut cut: oneshot::Receiver<Cut>,
     settings: &Settings,
+    engine_run: &dyn Engine,
     interrupt: impl AsyncFnOnce(),
 ) -> Ended {
     let mut relay = Relay::new(settings);
-    let ended = poll_fn(|cx| relay.poll(cx, &mut client, &mut engine, &mut cut)).await;
+    let mut ended = poll_fn(|cx| relay.poll(cx, &mut client, &mut engine, &mut cut)).await;
+    if ended == Ended::EngineLost && engine_run.has_run_out_of_memory() {
+        ended = Ended::OutOfMemory;
+    }
     let is_cut = matches!(ended, Ended::Cut(reason) if reason != Cut::Stopping);
     // A thousand engines' processes that end at once would take the processors from us while clients still have to be told.
     let kept = is_cut.then_some(engine);
@@ -273,6 +280,14 @@ impl<'a> Relay<'a> {
                 "57P01",
                 "terminating connection: the cluster's engine ended",
                 Some("What was committed is safe; connect again."),
+            ),
+            Ended::OutOfMemory => fatal(
+                "53200",
+                "terminating connection: the cluster's memory is used up",
+                Some(
+                    "What was committed is safe; connect again. Lower work_mem or the number of sessions, or ask the cluster's \
+                     operator for more.",
+                ),
             ),
             Ended::Cut(reason) => reason.report(),
             Ended::Idle => fatal("57P05", "terminating connection due to idle-session timeout", None),

@@ -305,6 +305,10 @@ mod tests {
 
     #[async_trait::async_trait]
     impl Engine for Nowhere {
+        fn has_run_out_of_memory(&self) -> bool {
+            false
+        }
+
         async fn connect(&self) -> std::io::Result<tokio::net::UnixStream> {
             Err(std::io::ErrorKind::NotFound.into())
         }

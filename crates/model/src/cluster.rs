@@ -174,6 +174,9 @@ pub struct Observation {
     /// Its volume.
     #[serde(default)]
     pub volume: crate::VolumeSeen,
+    /// Its memory.
+    #[serde(default)]
+    pub memory: crate::MemorySeen,
 }
 
 impl Observation {
@@ -194,6 +197,7 @@ impl Observation {
             keys: crate::KeysSeen::default(),
             roles: crate::RolesSeen { is_whole: Some(true), ..crate::RolesSeen::default() },
             volume: crate::VolumeSeen::default(),
+            memory: crate::MemorySeen::default(),
         }
     }
 }

@@ -12,6 +12,7 @@ mod names;
 mod network;
 mod origin;
 mod outlet;
+mod resources;
 mod role;
 mod sign_in;
 mod volume;
@@ -44,6 +45,7 @@ pub use network::{
 };
 pub use origin::{EndpointId, InvalidEndpointId, Origin, Surface, Way};
 pub use outlet::{OUTLET_CONNECTIONS_MAX, OUTLETS_MAX, Outlet, Outlets};
+pub use resources::{MemorySeen, Resources};
 pub use role::{RolesSeen, SQL_MEMBERSHIPS_MAX, SQL_ROLES_MAX, SqlRole, SqlRoles};
 pub use sign_in::{
     CLAIM_DEFAULT, CLOCK_SKEW_SECONDS_DEFAULT, CRL_TEXT_BYTES_MAX, IdentityProvider, InvalidProviderName,

@@ -9,6 +9,7 @@ mod engines;
 mod gate;
 mod idle;
 mod keys;
+mod memory;
 mod networks;
 mod roles;
 
@@ -136,7 +137,8 @@ impl Reconciler {
             keys::run(self.clone(), stop.clone()),
             idle::run(&self, &stop),
             roles::run(&self, &stop),
-            checkpoints::run(&self, &stop)
+            checkpoints::run(&self, &stop),
+            memory::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
     }

@@ -8,7 +8,7 @@ use super::{Host, Slot, blocking, lock, to_its_end};
 use crate::connector::SOCKET;
 use crate::places::remove_folder;
 use crate::volume::{self, Unlocked};
-use crate::{Error, cgroup, control_file, inner_network, leftovers};
+use crate::{Error, control_file, inner_network, leftovers};
 
 impl Host {
     /// Stops the engine and locks its volume. Does nothing where it is stopped.
@@ -43,8 +43,8 @@ impl Host {
             volume.map_or(Ok(()), Unlocked::lock)
         })
         .await;
-        if let Some(limits) = &self.limits {
-            cgroup::remove(limits, running.routing_id);
+        if let Some(groups) = &self.groups {
+            groups.remove(running.routing_id);
         }
         *lock(&slot.running) = None;
         locked

@@ -3,14 +3,16 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Checkpoint, ClusterId, RoutingId};
+use model::{Checkpoint, ClusterId};
 
 use super::{Host, blocking, lock};
+use crate::cgroup::Group;
 use crate::control_file;
 use crate::jail::Purpose;
 use crate::places::{Owner, give, make_folder, remove_folder};
 use crate::process;
-use crate::{Connector, Error, Evidence, SearchReport, VolumeState, evidence, search, volume};
+use crate::running::{Run, Running};
+use crate::{Connector, Error, Evidence, MemoryKills, SearchReport, VolumeState, evidence, search, volume};
 
 /// For everything that is tried in a sandbox.
 const PROBE_MAX: Duration = Duration::from_secs(20);
@@ -30,6 +32,16 @@ impl Host {
     /// What opens connections to this run of the engine, while it runs.
     pub fn connector(&self, id: ClusterId) -> Option<Arc<Connector>> {
         self.running(id).ok().map(|running| running.connector.clone())
+    }
+
+    /// Tells from now on whether the kernel ends processes of this run of the engine because its memory is used up.
+    pub fn memory_kills(&self, id: ClusterId) -> Option<MemoryKills> {
+        self.running(id).ok().map(|running| Group::watch_memory(running.group.as_ref()))
+    }
+
+    /// How often the kernel ended processes of the running engine because its memory was used up, since it was started.
+    pub fn memory_kills_of_run(&self, id: ClusterId) -> Option<(Run, u64)> {
+        self.running(id).ok().map(|running| (running.run, running.memory_kills.count()))
     }
 
     /// What the kernel says of the cluster's volume.
@@ -66,17 +78,17 @@ impl Host {
     /// What the kernel says of the running engine's sandbox.
     pub async fn sandbox_evidence(self: &Arc<Self>, id: ClusterId) -> Result<Vec<Evidence>, Error> {
         let running = self.running(id)?;
-        let (jailer, has_limits) = (running.jailer, self.limits.is_some());
-        let mut found = blocking(move || Ok(evidence::of(jailer, has_limits))).await?;
+        let looked = running.clone();
+        let mut found = blocking(move || Ok(evidence::of(looked.jailer, looked.group.as_ref()))).await?;
         found.push(evidence::own_socket(&running.connector).await);
         let host = self.clone();
-        found.extend(blocking(move || host.probe_sandbox(running.routing_id)).await?);
+        found.extend(blocking(move || host.probe_sandbox(&running)).await?);
         Ok(found)
     }
 
     /// Makes a sandbox as the engine's in every respect but what lies in it, and has tried from inside what must not be possible.
-    fn probe_sandbox(&self, routing_id: RoutingId) -> Result<Vec<Evidence>, Error> {
-        let owner = Owner::of_routing_id(routing_id);
+    fn probe_sandbox(&self, running: &Running) -> Result<Vec<Evidence>, Error> {
+        let owner = Owner::of_routing_id(running.routing_id);
         let place = self.places.run_of_probe();
         let folders = ["volume", "run", "etc"].map(|name| place.join(name));
         let tried = (|| {
@@ -85,7 +97,8 @@ impl Host {
                 give(folder, owner)?;
             }
             let [volume, run, etc] = &folders;
-            let probe = self.jail(owner, volume, run, etc).command(Purpose::Probe, "", &[])?;
+            let jail = self.jail(owner, volume, (run, etc), running.group.as_ref());
+            let probe = jail.command(Purpose::Probe, "", &[])?;
             process::run_with("the probe", probe, &[], PROBE_MAX)
         })();
         remove_folder(&place)?;

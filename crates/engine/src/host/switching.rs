@@ -144,7 +144,8 @@ impl Host {
     fn control_state(&self, cluster: &Cluster, volume: &Unlocked) -> Result<String, Error> {
         let owner = Owner::of(cluster);
         let (run, etc) = self.prepare_run(cluster, owner)?;
-        let jail = self.jail(owner, &volume.base, &run, &etc);
+        let group = self.limited(cluster)?;
+        let jail = self.jail(owner, &volume.base, (&run, &etc), group.as_ref());
         let look = jail.command(Purpose::Run, "pg_controldata", &["-D", "/volume/pg"])?;
         let said = process::run_with("pg_controldata", look, &[], LOOK_MAX)?;
         let state = said.lines().find_map(|line| line.strip_prefix("Database cluster state:"));

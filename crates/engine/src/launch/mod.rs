@@ -1,4 +1,4 @@
-//! The first program in a sandbox: takes away what bubblewrap cannot, and becomes PostgreSQL.
+//! The first program in a sandbox, and where engines have control groups the last one outside: takes away what bubblewrap cannot, and becomes PostgreSQL.
 //!
 //! Chitin starts itself inside, since on the way from bubblewrap to PostgreSQL more is to be given up than other programs know
 //! of: `noexec` on all that can be written to, the program's own file, root's user, every capability, what Landlock and the
@@ -8,6 +8,7 @@ mod filter;
 mod probe;
 mod rights;
 
+use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
@@ -23,6 +24,7 @@ use serde::{Deserialize, Serialize};
 
 pub(crate) use probe::{Attempt, Found};
 
+use crate::cgroup::Group;
 use crate::places::Owner;
 use crate::{Error, syscall};
 
@@ -50,18 +52,45 @@ impl Launcher {
         let program = std::env::current_exe().map_err(Error::file("find", Path::new("/proc/self/exe")))?;
         Ok(Self { program, arguments: Vec::new() })
     }
+
+    /// The same command, run in a control group from its first moment on.
+    pub(crate) fn enter(&self, group: &Group, command: &Command) -> Result<Command, Error> {
+        let orders = Orders::Enter {
+            entrance: group.entrance(),
+            program: command.get_program().to_owned(),
+            arguments: command.get_args().map(ToOwned::to_owned).collect(),
+        };
+        let mut entering = Command::new(&self.program);
+        entering.args(&self.arguments).env_clear();
+        entering.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        entering.env(ORDERS, orders.to_text()?);
+        Ok(entering)
+    }
 }
 
-/// What is to be given up, and what is to be become.
+/// What is to be done.
 #[derive(Debug, Serialize, Deserialize)]
-pub(crate) struct Orders {
-    /// Whom to become; nobody else where we are not root.
-    pub(crate) owner: Option<(u32, u32)>,
-    /// Folders that are written to.
-    pub(crate) writable: Vec<PathBuf>,
-    /// Files and folders whose programs may be started.
-    pub(crate) executable: Vec<PathBuf>,
-    pub(crate) then: Then,
+pub(crate) enum Orders {
+    /// Outside of the sandbox: enter a control group, and become bubblewrap.
+    Enter {
+        /// The file by which the group is entered.
+        entrance: PathBuf,
+        /// bubblewrap.
+        program: OsString,
+        /// Its arguments.
+        arguments: Vec<OsString>,
+    },
+    /// Inside: give up what is not needed, and become something else.
+    Close {
+        /// Whom to become; nobody else where we are not root.
+        owner: Option<(u32, u32)>,
+        /// Folders that are written to.
+        writable: Vec<PathBuf>,
+        /// Files and folders whose programs may be started.
+        executable: Vec<PathBuf>,
+        /// What comes after.
+        then: Then,
+    },
 }
 
 /// What comes after.
@@ -79,6 +108,11 @@ pub(crate) enum Then {
 }
 
 impl Orders {
+    /// As the launcher reads them.
+    pub(crate) fn to_text(&self) -> Result<String, Error> {
+        serde_json::to_string(self).map_err(|cause| Error::Unready(cause.to_string()))
+    }
+
     pub(crate) fn owner(owner: Owner, is_root: bool) -> Option<(u32, u32)> {
         is_root.then_some((owner.uid, owner.gid))
     }
@@ -102,23 +136,33 @@ pub fn launch_if_asked() -> Option<ExitCode> {
 fn launch(orders: &str) -> Result<ExitCode, String> {
     let orders: Orders = serde_json::from_str(orders)
         .map_err(|cause| format!("another version of Chitin asks for it ({cause}); restart Chitin"))?;
-    for folder in &orders.writable {
+    let (owner, writable, executable, then) = match orders {
+        Orders::Enter { entrance, program, arguments } => return enter(&entrance, &program, &arguments),
+        Orders::Close { owner, writable, executable, then } => (owner, writable, executable, then),
+    };
+    for folder in &writable {
         forbid_programs(folder).map_err(|cause| format!("noexec on {}: {cause}", folder.display()))?;
     }
     // What Chitin itself was started with by a shell or a container's runtime may lead out of here.
     syscall::close_on_exec().map_err(|cause| format!("closing descriptors: {cause}"))?;
     // This file goes on running, and nobody finds it any more.
     unmount(LAUNCHER, UnmountFlags::DETACH).map_err(|cause| format!("unmounting {LAUNCHER}: {cause}"))?;
-    give_up_privileges(orders.owner).map_err(|cause| format!("giving up privileges: {cause}"))?;
-    rights::restrict(&orders.executable, &orders.writable)?;
+    give_up_privileges(owner).map_err(|cause| format!("giving up privileges: {cause}"))?;
+    rights::restrict(&executable, &writable)?;
     filter::apply()?;
-    match orders.then {
+    match then {
         Then::Become { program, arguments } => {
             let cause = Command::new(&program).args(arguments).env_remove(ORDERS).exec();
             Err(format!("starting {}: {cause}", program.display()))
         }
-        Then::Probe => probe::run(&orders.writable),
+        Then::Probe => probe::run(&writable),
     }
+}
+
+fn enter(entrance: &Path, program: &OsStr, arguments: &[OsString]) -> Result<ExitCode, String> {
+    std::fs::write(entrance, "0").map_err(|cause| format!("entering {}: {cause}", entrance.display()))?;
+    let cause = Command::new(program).args(arguments).env_remove(ORDERS).exec();
+    Err(format!("starting {}: {cause}", program.display()))
 }
 
 /// Adds to what the mount has, since what it was mounted with may not be taken off in a user namespace.

@@ -1,0 +1,57 @@
+//! The loop that notices engines which use up their memory.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use engine::Run;
+use model::{ClusterId, MemorySeen};
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::Reconciler;
+
+const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// For which it is said after the last time.
+const SAID_FOR: time::Duration = time::Duration::hours(1);
+
+pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut known: HashMap<ClusterId, (Run, u64)> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let snapshot = house.store.snapshot();
+        for entry in snapshot.iter() {
+            let (id, seen) = (entry.cluster.id, entry.seen.memory);
+            let now = house.host.memory_kills_of_run(id);
+            let before = match now {
+                Some(now) => known.insert(id, now),
+                None => known.remove(&id),
+            };
+            let wanted = now.map_or(MemorySeen::default(), |(run, kills)| {
+                let counted = before.filter(|(earlier, _)| *earlier == run).map_or(0, |(_, kills)| kills);
+                let at = house.now();
+                if kills > counted {
+                    tracing::error!(
+                        cluster = %entry.cluster.handle(), kills,
+                        "the engine used up its memory, and the kernel ended a process of it"
+                    );
+                    MemorySeen { killed_at: Some(at), kills }
+                } else {
+                    let killed_at = seen.killed_at.filter(|since| kills > 0 && at - *since < SAID_FOR);
+                    killed_at.map_or(MemorySeen::default(), |_| seen)
+                }
+            });
+            if wanted != seen {
+                let written = house.write(move |store| store.note(id, |seen| seen.memory = wanted)).await;
+                if let Err(cause) = written {
+                    tracing::warn!(cluster = %id, %cause, "could not write how an engine's memory is");
+                }
+            }
+        }
+        known.retain(|id, _| snapshot.get(id).is_some());
+    }
+}
