@@ -138,6 +138,181 @@ fn one_file_connects_to_engines() {
     assert!(is_there, "the connector connects in no way that is looked for");
 }
 
+/// Ways to touch a file by its path. A link on the way may be an engine's.
+const BY_PATH: &[&str] = &[
+    "fs::read",
+    "fs::write(",
+    "fs::remove_",
+    "fs::rename(",
+    "fs::copy(",
+    "fs::hard_link(",
+    "fs::create_dir",
+    "fs::metadata(",
+    "fs::symlink",
+    "fs::set_permissions(",
+    "fs::canonicalize(",
+    "fs::exists(",
+    "fs::open(",
+    "fs::stat(",
+    "fs::statvfs(",
+    "fs::chmod(",
+    "fs::CWD",
+    "File::open",
+    "File::create",
+    "File::options(",
+    "OpenOptions::new(",
+    "DirBuilder::new(",
+    "lchown(",
+    ".exists()",
+    ".try_exists()",
+    ".is_dir()",
+    ".is_file()",
+    ".is_symlink()",
+    ".canonicalize()",
+    ".read_dir()",
+    ".read_link()",
+    ".symlink_metadata()",
+    "rustix::mount::mount(",
+    "unmount(",
+    "statvfs(",
+    "Command::new(",
+];
+
+/// Where the engine's room goes by path all the same: its file, what the line holds, and why no engine is met there.
+const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
+    ("cgroup.rs", "", "control groups, which are the kernel's and whose folders no engine can write to"),
+    ("claim.rs", "OpenOptions::new()", "the lock in the data directory, which is ours"),
+    ("connector.rs", "/proc/{pid}", "the kernel's word on a process"),
+    ("evidence.rs", "process.join(", "the kernel's word on a process"),
+    ("evidence.rs", "/proc/self", "the kernel's word on our own process"),
+    ("evidence.rs", "/sys/fs/cgroup", "the kernel's word on control groups"),
+    ("host.rs", "config.data.canonicalize()", "the data directory, above everything of an engine's"),
+    ("host/next_volume.rs", "statvfs(folder)", "a cluster's own folder, which no engine can write to"),
+    ("inner_network.rs", "fs::open(&path, flags", "a namespace, by the kernel's own link"),
+    ("inner_network.rs", "fs::stat(path)", "our own namespace, by the kernel's own link"),
+    ("inner_network.rs", "OpenOptions::new()", "a sandbox's /etc, which is read-only inside"),
+    ("inside.rs", "fs::open(path, folder_flags()", "folders of ours, from which everything else is resolved"),
+    ("inside.rs", "fs::open(root, flags", "the root of a process, by the kernel's own link"),
+    ("jail.rs", "Command::new(\"bwrap\")", "mounts a volume's base, which lies in a folder of ours"),
+    ("jail.rs", "read_link(link)", "the system's own folders"),
+    ("jail.rs", "/bin/sh", "the system's own shell"),
+    ("jail.rs", "fs::write(&path, text)", "a sandbox's /etc, which is read-only inside"),
+    ("jail.rs", "/usr/lib", "the system's own folders"),
+    ("jail.rs", "lib64.is_dir()", "the system's own folders"),
+    ("launch/mod.rs", "unmount(LAUNCHER", "inside the sandbox, before the engine"),
+    ("launch/mod.rs", "Command::new(&program)", "inside the sandbox, PostgreSQL itself"),
+    ("launch/mod.rs", "statvfs(folder)", "inside the sandbox, before the engine"),
+    ("launch/probe.rs", "", "inside a sandbox in which no engine runs"),
+    ("leftovers.rs", "/proc", "the kernel's word on processes"),
+    ("places.rs", "DirBuilder::new()", "folders of ours; what is there then is opened without a link"),
+    ("places.rs", "/proc/self/mountinfo", "the kernel's word on mounts"),
+    ("postgres.rs", "", "PostgreSQL's own programs and libraries, as they were installed"),
+    ("process.rs", "/proc/{parent}", "the kernel's word on processes"),
+    ("process.rs", "thread.path().join(\"children\")", "the kernel's word on processes"),
+    ("search.rs", "File::open(&device)", "a block device, named by the kernel"),
+    ("search.rs", "fs::metadata(folder)", "a cluster's own folder, which no engine can write to"),
+    ("search.rs", "read_link(&link)", "the kernel's word on devices"),
+    ("volume/below.rs", "fs::metadata(folder)", "a cluster's own folder, which no engine can write to"),
+    ("volume/below.rs", "device.join(", "the kernel's word on devices"),
+    (
+        "volume/gocryptfs.rs",
+        "Command::new(\"gocryptfs\")",
+        "the folder of ciphertext, which no sandbox shows",
+    ),
+    ("volume/gocryptfs.rs", "Command::new(\"sh\")", "the folder of ciphertext, which no sandbox shows"),
+    ("volume/gocryptfs.rs", "File::options()", "the kernel's FUSE device"),
+    ("volume/gocryptfs.rs", "mount::mount(cipher, mounted", "a mount point in a folder of ours"),
+    ("volume/gocryptfs.rs", "unmount(&", "a mount point in a folder of ours"),
+    ("volume/gocryptfs.rs", "Command::new(\"fusermount3\")", "a mount point in a folder of ours"),
+    ("volume/gocryptfs.rs", "/proc", "the kernel's word on processes"),
+    ("volume/image.rs", "statvfs(folder)", "a cluster's own folder, which no engine can write to"),
+    ("volume/image.rs", "File::create_new(&image)", "the image, in a cluster's own folder"),
+    ("volume/image.rs", "Command::new(\"mkfs.ext4\")", "the image, in a cluster's own folder"),
+    (
+        "volume/image.rs",
+        "Command::new(\"mount\")",
+        "the image and its mount point, in a cluster's own folder",
+    ),
+    ("volume/image.rs", "unmount(mounted", "a mount point in a folder of ours"),
+    ("volume/image.rs", "Command::new(\"losetup\")", "a loop device, named by the kernel"),
+    ("volume/image.rs", "/sys/block", "the kernel's word on devices"),
+    ("volume/image.rs", "loop/backing_file", "the kernel's word on devices"),
+    ("volume/luks.rs", "Command::new(\"mkfs.ext4\")", "a crypt device of ours"),
+    (
+        "volume/luks.rs",
+        "Command::new(\"mount\")",
+        "a crypt device of ours, and a mount point in a folder of ours",
+    ),
+    ("volume/luks.rs", "Command::new(\"cryptsetup\")", "the image, in a cluster's own folder"),
+    ("volume/luks.rs", "Command::new(\"dmsetup\")", "the kernel's word on devices"),
+    ("volume/luks.rs", "SYS_BLOCK", "the kernel's word on devices"),
+    ("volume/luks.rs", "device.path().join(", "the kernel's word on devices"),
+    ("volume/luks.rs", "slave.path().join(", "the kernel's word on devices"),
+    ("volume/mod.rs", "unmount(&mounted", "a mount point as the kernel names it"),
+    ("volume/mod.rs", "Command::new(\"fusermount3\")", "a mount point as the kernel names it"),
+];
+
+/// Files for tests only.
+const OF_TESTS: &[&str] = &["tests.rs", "false_engine.rs"];
+
+#[test]
+fn what_an_engine_can_write_is_reached_by_descriptor_only() {
+    let room = root().join("crates/engine/src");
+    let mut used = BTreeSet::new();
+    for (path, text) in sources() {
+        let Ok(name) = path.strip_prefix(&room) else {
+            continue;
+        };
+        let name = name.to_string_lossy();
+        if OF_TESTS.iter().any(|file| path.ends_with(file)) {
+            continue;
+        }
+        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
+        for (number, line) in code.lines().enumerate() {
+            let line = line.split("//").next().unwrap_or("");
+            if line.trim_start().starts_with("use ") || !BY_PATH.iter().any(|way| line.contains(way)) {
+                continue;
+            }
+            let allowed = BY_PATH_ALLOWED
+                .iter()
+                .position(|(file, fragment, _)| name == *file && line.contains(fragment));
+            let Some(allowed) = allowed else {
+                panic!(
+                    "crates/engine/src/{name}:{} goes by path: {}\nuse `Inside`, or say in BY_PATH_ALLOWED why no \
+                     engine can have put anything there",
+                    number + 1,
+                    line.trim()
+                );
+            };
+            used.insert(allowed);
+        }
+    }
+    for (index, (file, fragment, reason)) in BY_PATH_ALLOWED.iter().enumerate() {
+        assert!(!reason.is_empty());
+        assert!(used.contains(&index), "nothing in {file} needs `{fragment}` any more");
+    }
+}
+
+#[test]
+fn only_the_engine_s_room_goes_into_a_cluster_s_folder() {
+    for (path, text) in sources() {
+        let Ok(name) = path.strip_prefix(root().join("crates")) else {
+            continue;
+        };
+        let is_elsewhere =
+            !name.starts_with("engine") && !name.components().any(|part| part.as_os_str() == "tests");
+        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        let code: String = code.lines().filter_map(|line| line.split("//").next()).collect();
+        let goes = ["clusters()).", "join(\"clusters\")", "(\"complete.json\"", "(\"key.json\""];
+        let way = goes.iter().find(|way| code.contains(**way));
+        // The name of the folder; and which versions of the root key are still needed, from our own files beside volumes.
+        let may = ["chitin/src/paths.rs", "chitin/src/root_key/rotation.rs", "chitin/src/root_key/tests.rs"];
+        if is_elsewhere && !may.iter().any(|file| name.ends_with(file)) {
+            assert_eq!(way, None, "crates/{} goes into a cluster's folder by itself", name.display());
+        }
+    }
+}
+
 #[test]
 fn files_are_short_enough_to_read() {
     for (path, text) in sources() {

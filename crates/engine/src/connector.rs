@@ -5,18 +5,19 @@
 //! found by its path, no link is followed, and whoever answers must be a process of this run's sandbox. As root it is proven
 //! from the other side too: each engine knows an OS user of its own as the node, and refuses what was meant for another.
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
 
-use rustix::fs::{FileType, Mode, OFlags};
+use rustix::fs::{FileType, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use rustix::process::Uid;
 use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
+use crate::inside::Inside;
 use crate::places::Owner;
 use crate::process;
 
@@ -30,7 +31,7 @@ const BACKLOG_PAUSE: Duration = Duration::from_millis(5);
 #[derive(Debug)]
 pub struct Connector {
     /// The folder that the engine was given for its socket, held since before it ran.
-    folder: OwnedFd,
+    folder: Inside,
     /// The OS user that answers.
     user: u32,
     /// The OS user that asks.
@@ -48,22 +49,17 @@ struct Namespace {
 }
 
 impl Connector {
-    /// Opens the folder, which must still be as empty as it was made.
-    pub(crate) fn open_folder(folder: &Path) -> io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        Ok(rustix::fs::open(folder, flags, Mode::empty())?)
-    }
-
-    pub(crate) fn new(folder: OwnedFd, owner: Owner, sandbox: u32) -> Self {
+    /// From the folder as it was made, still empty.
+    pub(crate) fn new(folder: Inside, owner: Owner, sandbox: u32) -> Self {
         Self { folder, user: owner.uid, node: owner.node(), sandbox, namespace: OnceLock::new() }
     }
 
     /// Leads to what this very process listens at.
     #[cfg(test)]
-    pub(crate) fn to_this_process(folder: &Path) -> Self {
+    pub(crate) fn to_this_process(folder: &std::path::Path) -> Self {
         let (user, sandbox) = (rustix::process::geteuid().as_raw(), std::process::id());
         let namespace = OnceLock::from(namespace_of(sandbox).unwrap());
-        Self { folder: Self::open_folder(folder).unwrap(), user, node: user, sandbox, namespace }
+        Self { folder: Inside::at(folder).unwrap(), user, node: user, sandbox, namespace }
     }
 
     /// An open connection to the engine, on which nothing was said yet.
@@ -132,8 +128,8 @@ impl Connector {
 
     /// The socket, opened by the name that it has in the folder that we hold, without following a link.
     fn socket(&self) -> io::Result<OwnedFd> {
-        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let socket = rustix::fs::openat(&self.folder, SOCKET, flags, Mode::empty())?;
+        // Opened as a link, one shows as one below.
+        let socket = self.folder.opened(OsStr::new(SOCKET), OFlags::PATH | OFlags::NOFOLLOW)?;
         let found = rustix::fs::fstat(&socket)?;
         if FileType::from_raw_mode(found.st_mode) != FileType::Socket || found.st_uid != self.user {
             return Err(not_its_own("it is a link, or something else that is no socket of the engine's"));

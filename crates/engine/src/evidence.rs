@@ -9,6 +9,7 @@ use tokio::time::timeout;
 
 use crate::cgroup::Group;
 use crate::connector::Connector;
+use crate::inside::is_there_below;
 use crate::jail::WRITABLE;
 use crate::launch::{Attempt, Found};
 use crate::places::is_root;
@@ -150,8 +151,10 @@ fn no_network(process: &Path) -> Evidence {
 
 fn no_shell(process: &Path) -> Evidence {
     let root = process.join("root");
-    let found: Vec<&str> = SHELLS.iter().copied().filter(|shell| root.join(shell).exists()).collect();
-    let is_seen = root.join("volume/pg").exists();
+    // What cannot be looked at may be there.
+    let is_absent = |shell: &&str| is_there_below(&root, shell).is_ok_and(|is_there| !is_there);
+    let found: Vec<&str> = SHELLS.iter().copied().filter(|shell| !is_absent(shell)).collect();
+    let is_seen = is_there_below(&root, "volume/pg").unwrap_or(false);
     let evidence =
         if found.is_empty() { "none of sh, bash, perl, python".to_owned() } else { found.join(", ") };
     claim("no shell or interpreter is in the engine's reach", is_seen && found.is_empty(), evidence)

@@ -255,9 +255,9 @@ impl Host {
         volume::keep_wrapped_key(&folder, wrapped)?;
         let volume = volume::create(&folder, kind, key, owner)?;
         let made = (|| {
+            let base = Inside::at(&volume.base)?;
             for folder in ["pg", "log"] {
-                make_folder(&volume.base.join(folder), 0o700)?;
-                give(&volume.base.join(folder), owner)?;
+                base.make_folder(folder, 0o700, owner)?;
             }
             let (run, etc) = self.prepare_run(cluster, owner)?;
             let group = self.limited(cluster)?;
@@ -382,7 +382,7 @@ impl Host {
         // Of a run that was killed. Its process is gone: the slot is ours, and its namespace died with it.
         data.remove("postmaster.pid");
         let (run, etc) = self.prepare_run(cluster, owner)?;
-        let folder = Connector::open_folder(&run).map_err(Error::file("open", &run))?;
+        let folder = Inside::at(&run)?;
         let group = self.limited(cluster)?;
         let jail = self.jail(owner, base, (&run, &etc), group.as_ref());
         let mut command = jail.command(Purpose::Run, "postgres", &["-D", "/volume/pg"])?;

@@ -1,7 +1,6 @@
 //! What a killed predecessor may have left: processes, mounts, loop devices, trial folders. And keys, destroyed well.
 
-use std::fs::OpenOptions;
-use std::io::Write;
+use std::io::Read;
 use std::path::Path;
 use std::time::Duration;
 
@@ -9,7 +8,8 @@ use model::{ClusterId, Encryption};
 use rustix::process::Signal;
 
 use crate::Error;
-use crate::places::Places;
+use crate::inside::Inside;
+use crate::places::{Places, remove_folder};
 use crate::process::{signal, wait_gone};
 use crate::volume::{self, put_away};
 
@@ -21,8 +21,9 @@ const GONE_MAX: Duration = Duration::from_secs(5);
 pub(crate) fn clear(places: &Places) {
     end_processes_of(places.data());
     put_away(&places.clusters());
-    for entry in std::fs::read_dir(places.clusters()).into_iter().flatten().flatten() {
-        let Some(id) = entry.file_name().to_str().and_then(|name| name.parse().ok()) else {
+    let names_in = |folder: &Path| Inside::at(folder).and_then(|folder| folder.names()).unwrap_or_default();
+    for name in names_in(&places.clusters()) {
+        let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {
             continue;
         };
         let cleared = match places.read_marker(id) {
@@ -34,16 +35,17 @@ pub(crate) fn clear(places: &Places) {
                 }
             }
             // A damaged marker is no proof that nothing was made: only an absent one is.
-            None if places.marker(id).exists() => Ok(()),
+            None if places.has_marker(id) => Ok(()),
             None => shred_all(places, id).and_then(|()| volume::destroy_all(places, id)),
         };
         if let Err(cause) = cleared {
             tracing::warn!(cluster = %id, %cause, "what a killed Chitin left of a cluster could not be cleared");
         }
     }
-    for entry in std::fs::read_dir(places.data().join("run")).into_iter().flatten().flatten() {
+    let run = places.data().join("run");
+    for name in names_in(&run) {
         // Sockets without engines; one that cannot go is replaced when its engine starts.
-        let _ = std::fs::remove_dir_all(entry.path());
+        let _ = remove_folder(&run.join(name));
     }
 }
 
@@ -58,7 +60,7 @@ pub(crate) fn end_processes_of(folder: &Path) {
         let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
             continue;
         };
-        let arguments = std::fs::read(entry.path().join("cmdline")).unwrap_or_default();
+        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
         let program = words.next().unwrap_or_default();
         let is_ours = matches!(program.rsplit('/').next(), Some("bwrap" | "gocryptfs" | "setpriv"));
@@ -81,18 +83,21 @@ pub(crate) fn shred_all(places: &Places, id: ClusterId) -> Result<(), Error> {
 /// Overwrites a key file and removes it. The wrapped key is useless without the key-encryption key; this is so that
 /// not even both together bring the data back.
 pub(crate) fn shred(path: &Path) -> Result<(), Error> {
-    let mut file = match OpenOptions::new().write(true).open(path) {
-        Ok(file) => file,
-        Err(missing) if missing.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        Err(other) => return Err(Error::file("destroy", path)(other)),
-    };
     let failed = || Error::file("destroy", path);
-    let length = file.metadata().map_err(failed())?.len();
-    let zeros = vec![0; usize::try_from(length).unwrap_or(4096)];
-    file.write_all(&zeros).and_then(|()| file.sync_all()).map_err(failed())?;
-    std::fs::remove_file(path).map_err(failed())?;
-    let folder = path.parent().unwrap_or(path);
-    std::fs::File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::file("sync", folder))
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(failed()(std::io::ErrorKind::InvalidInput.into()));
+    };
+    let folder = match Inside::at(above) {
+        Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    if let Some((mut file, bytes)) = folder.file_to_overwrite(name)? {
+        let mut zeros = std::io::repeat(0).take(bytes);
+        std::io::copy(&mut zeros, &mut file).and_then(|_| file.sync_all()).map_err(failed())?;
+    }
+    // Also what is no file: nothing of that name may be left.
+    folder.remove_tree(name)?;
+    folder.into_file().sync_all().map_err(Error::file("sync", above))
 }
 
 #[cfg(test)]

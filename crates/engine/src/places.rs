@@ -1,6 +1,6 @@
 //! Where things of a cluster lie.
 
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -8,12 +8,15 @@ use model::{Cluster, ClusterId, RoutingId, VolumeId};
 use serde::{Deserialize, Serialize};
 
 use crate::Error;
+use crate::inside::Inside;
 
 /// First uid of the engines; a cluster's is this plus its routing id. Far above what systems give out by themselves,
 /// below 2^31.
 const FIRST_UID: u32 = 1_900_000_000;
 /// First uid of the nodes that engines know: each trusts one of its own, so that what was meant for another is refused.
 const FIRST_NODE_UID: u32 = 2_000_000_000;
+/// Names the volume that counts.
+const MARKER: &str = "complete.json";
 /// Folders of volumes after the first are called this and their number.
 const VOLUME_PREFIX: &str = "volume-";
 
@@ -68,7 +71,7 @@ impl Places {
     pub(crate) fn current_volume(&self, id: ClusterId) -> Result<PathBuf, Error> {
         match self.read_marker(id) {
             Some(marker) => Ok(self.volume(id, marker.generation)),
-            None if self.marker(id).exists() => {
+            None if self.has_marker(id) => {
                 Err(keys::Error::Damaged { path: self.marker(id), reason: "it names no volume" }.into())
             }
             None => Ok(self.volume(id, 0)),
@@ -77,13 +80,24 @@ impl Places {
 
     /// Volumes that have anything on the disk, the one that counts included; in no order.
     pub(crate) fn generations(&self, id: ClusterId) -> Vec<u32> {
-        let entries = std::fs::read_dir(self.cluster(id)).into_iter().flatten().flatten();
-        entries.filter_map(|entry| generation(entry.file_name().to_str()?)).chain([0]).collect()
+        let names = Inside::at(&self.cluster(id)).and_then(|cluster| cluster.names()).unwrap_or_default();
+        names.iter().filter_map(|name| generation(name.to_str()?)).chain([0]).collect()
     }
 
     /// Written last when a cluster is made.
     pub(crate) fn marker(&self, id: ClusterId) -> PathBuf {
-        self.cluster(id).join("complete.json")
+        self.cluster(id).join(MARKER)
+    }
+
+    /// Whether there is one, readable or not.
+    pub(crate) fn has_marker(&self, id: ClusterId) -> bool {
+        // What cannot be looked at may be there.
+        let looked = Inside::at(&self.cluster(id)).and_then(|cluster| cluster.look(MARKER));
+        match looked {
+            Ok(found) => found.is_some(),
+            Err(Error::File { source, .. }) => source.kind() != std::io::ErrorKind::NotFound,
+            Err(_) => true,
+        }
     }
 
     /// Where the engine's socket lies.
@@ -99,7 +113,7 @@ impl Places {
     }
 
     pub(crate) fn read_marker(&self, id: ClusterId) -> Option<Marker> {
-        serde_json::from_slice(&std::fs::read(self.marker(id)).ok()?).ok()
+        serde_json::from_slice(&Inside::at(&self.cluster(id)).ok()?.read_bytes(MARKER)?).ok()
     }
 }
 
@@ -138,30 +152,29 @@ pub(crate) fn is_root() -> bool {
     rustix::process::geteuid().is_root()
 }
 
-/// Makes a folder with this mode, or gives one that is there this mode.
+/// Makes a folder of ours with this mode, or gives one that is there this mode. In an engine's folder, [`Inside`] makes them.
 pub(crate) fn make_folder(path: &Path, mode: u32) -> Result<(), Error> {
     std::fs::DirBuilder::new()
         .recursive(true)
         .mode(mode)
         .create(path)
         .map_err(Error::file("create", path))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .map_err(Error::file("protect", path))
+    Inside::at(path)?.dress(mode)
 }
 
-/// Gives a path to an engine's user; without root everything is ours already.
+/// Gives a folder of ours to an engine's user; without root everything is ours already.
 pub(crate) fn give(path: &Path, owner: Owner) -> Result<(), Error> {
-    if !is_root() {
-        return Ok(());
-    }
-    std::os::unix::fs::lchown(path, Some(owner.uid), Some(owner.gid)).map_err(Error::file("hand over", path))
+    Inside::at(path)?.give(owner)
 }
 
-/// Removes a folder and all in it; one that is not there is no error.
+/// Removes a folder in a folder of ours and all in it, or a file; one that is not there is no error.
 pub(crate) fn remove_folder(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_dir_all(path) {
-        Err(other) if other.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(other)),
-        _ => Ok(()),
+    let (Some(above), Some(name)) = (path.parent(), path.file_name()) else {
+        return Err(Error::file("remove", path)(std::io::ErrorKind::InvalidInput.into()));
+    };
+    match Inside::at(above) {
+        Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        opened => opened?.remove_tree(name),
     }
 }
 

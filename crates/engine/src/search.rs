@@ -1,15 +1,17 @@
 //! Searching the bytes that lie on the disk, below the encryption.
 
+use std::collections::HashSet;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
-use std::os::unix::fs::FileTypeExt;
 use std::path::{Path, PathBuf};
 
 use model::Encryption;
-use rustix::fs::SeekFrom;
+use rustix::fs::{FileType, SeekFrom};
 use serde::Serialize;
 
 use crate::Error;
+use crate::inside::{DEPTH_MAX, ENTRIES_MAX, Inside};
 
 /// What a search found.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -27,6 +29,11 @@ pub struct SearchReport {
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Searches what a thief of the disk would have, and the plaintext as a control.
+///
+/// # Errors
+///
+/// Where an engine has put something else in the place of its files, or so many or so deeply nested ones that no end is to be
+/// seen.
 pub(crate) fn search(
     folder: &Path,
     base: &Path,
@@ -38,77 +45,135 @@ pub(crate) fn search(
     }
     // What is written but still in memory must be on the disk first.
     rustix::fs::sync();
-    let (place, raw): (String, Vec<PathBuf>) = match kind {
+    let mut raw = Search::new(needle);
+    let place: String = match kind {
         Encryption::FscryptImage | Encryption::Luks2 => {
-            ("the volume's image".to_owned(), vec![folder.join("image")])
+            raw.named(&Inside::at(folder)?, OsStr::new("image"))?;
+            "the volume's image".to_owned()
         }
         Encryption::Gocryptfs => {
-            ("gocryptfs's folder of ciphertext".to_owned(), files_below(&folder.join("cipher")))
+            raw.tree(&Inside::open(folder, "cipher")?, 0)?;
+            "gocryptfs's folder of ciphertext".to_owned()
         }
-        Encryption::Attested => (
-            "the cluster's files, above the disk that the operator says is encrypted".to_owned(),
-            files_below(base),
-        ),
-        Encryption::None => ("the cluster's files".to_owned(), files_below(base)),
+        Encryption::Attested => {
+            raw.tree(&Inside::at(base)?, 0)?;
+            "the cluster's files, above the disk that the operator says is encrypted".to_owned()
+        }
+        Encryption::None => {
+            raw.tree(&Inside::at(base)?, 0)?;
+            "the cluster's files".to_owned()
+        }
         Encryption::Fscrypt => {
             let device = device_below(folder)?;
-            (format!("the allocated bytes of {}", device.display()), vec![device])
+            let opened = File::open(&device).map_err(Error::file("search", &device))?;
+            raw.data_of(opened, None, &device)?;
+            format!("the allocated bytes of {}", device.display())
         }
     };
-    let (mut bytes, mut hits) = (0, 0);
-    for path in raw {
-        let (searched, found) = search_file(&path, needle)?;
-        bytes += searched;
-        hits += found;
-    }
-    let mut hits_in_plaintext = 0;
-    for path in files_below(&base.join("pg/base")) {
-        hits_in_plaintext += search_file(&path, needle)?.1;
-    }
-    Ok(SearchReport { place, bytes, hits, hits_in_plaintext })
+    let mut plaintext = Search::new(needle);
+    plaintext.tree(&Inside::open(base, "pg")?.below("base")?, 0)?;
+    Ok(SearchReport { place, bytes: raw.bytes, hits: raw.hits, hits_in_plaintext: plaintext.hits })
 }
 
-/// Reads a file's data, skipping its holes.
-fn search_file(path: &Path, needle: &[u8]) -> Result<(u64, u64), Error> {
-    let mut file = match File::open(path) {
-        Ok(file) => file,
-        // Engines remove files while they work.
-        Err(gone) if gone.kind() == std::io::ErrorKind::NotFound => return Ok((0, 0)),
-        Err(other) => return Err(Error::file("search", path)(other)),
-    };
-    let failed = || Error::file("search", path);
-    let is_device = file.metadata().map_err(failed())?.file_type().is_block_device();
-    let (mut bytes, mut hits, mut at) = (0_u64, 0_u64, 0_u64);
-    let mut piece = vec![0; PIECE_BYTES + needle.len()];
-    loop {
-        let (start, end) = if is_device {
-            (at, u64::MAX)
-        } else {
-            let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) else {
-                break;
-            };
-            (start, rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap_or(u64::MAX))
-        };
-        rustix::fs::seek(&file, SeekFrom::Start(start)).map_err(|cause| failed()(cause.into()))?;
-        let mut left = end - start;
-        let mut kept = 0;
-        while left > 0 {
-            let room = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE_BYTES);
-            let count = file.read(&mut piece[kept..kept + room]).map_err(failed())?;
-            if count == 0 {
-                return Ok((bytes, hits));
-            }
-            bytes += count as u64;
-            left -= count as u64;
-            let filled = kept + count;
-            hits += occurrences(&piece[..filled], needle);
-            // A text may lie across the border of two pieces.
-            kept = filled.min(needle.len() - 1);
-            piece.copy_within(filled - kept..filled, 0);
-        }
-        at = end;
+/// One search and what it found so far.
+struct Search<'a> {
+    needle: &'a [u8],
+    bytes: u64,
+    hits: u64,
+    files: usize,
+    /// Files with several names, which are searched once: a large one with a million names has no end.
+    seen: HashSet<(u64, u64)>,
+}
+
+impl<'a> Search<'a> {
+    fn new(needle: &'a [u8]) -> Self {
+        Self { needle, bytes: 0, hits: 0, files: 0, seen: HashSet::new() }
     }
-    Ok((bytes, hits))
+
+    /// Every plain file at or below a folder; links lead nowhere.
+    fn tree(&mut self, folder: &Inside, depth: usize) -> Result<(), Error> {
+        let refused = |reason: &str| {
+            Error::Refused(format!("the search was broken off in {}: {reason}", folder.path().display()))
+        };
+        if depth > DEPTH_MAX {
+            return Err(refused("its folders are nested too deeply"));
+        }
+        for name in folder.names()? {
+            self.files += 1;
+            if self.files > ENTRIES_MAX {
+                return Err(refused("the volume has too many files"));
+            }
+            let Some(facts) = folder.look(&name)? else {
+                continue;
+            };
+            match FileType::from_raw_mode(facts.st_mode) {
+                FileType::Directory => {
+                    // Engines remove folders and files while they work.
+                    if let Some(inner) = folder.enter(&name)? {
+                        self.tree(&inner, depth + 1)?;
+                    }
+                }
+                FileType::RegularFile => self.named(folder, &name)?,
+                _ => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// The file of this name, if it is one.
+    #[allow(clippy::useless_conversion, reason = "the types differ between processors")]
+    fn named(&mut self, folder: &Inside, name: &OsStr) -> Result<(), Error> {
+        let Some((file, facts)) = folder.file(name)? else {
+            return Ok(());
+        };
+        if u64::from(facts.st_nlink) > 1
+            && !self.seen.insert((u64::from(facts.st_dev), u64::from(facts.st_ino)))
+        {
+            return Ok(());
+        }
+        self.data_of(file, u64::try_from(facts.st_size).ok(), &folder.path().join(name))
+    }
+
+    /// Reads a file's data, skipping its holes, as far as it reached when the search came to it; a device to its end.
+    fn data_of(&mut self, mut file: File, bytes_max: Option<u64>, path: &Path) -> Result<(), Error> {
+        let failed = || Error::file("search", path);
+        let mut at = 0_u64;
+        let mut piece = vec![0; PIECE_BYTES + self.needle.len()];
+        loop {
+            let (start, end) = match bytes_max {
+                None => (at, u64::MAX),
+                Some(bytes_max) => {
+                    let Ok(start) = rustix::fs::seek(&file, SeekFrom::Data(at)) else {
+                        break;
+                    };
+                    let hole = rustix::fs::seek(&file, SeekFrom::Hole(start)).unwrap_or(u64::MAX);
+                    (start, hole.min(bytes_max))
+                }
+            };
+            if end <= start {
+                break;
+            }
+            rustix::fs::seek(&file, SeekFrom::Start(start)).map_err(|cause| failed()(cause.into()))?;
+            let mut left = end - start;
+            let mut kept = 0;
+            while left > 0 {
+                let room = usize::try_from(left).unwrap_or(usize::MAX).min(PIECE_BYTES);
+                let count = file.read(&mut piece[kept..kept + room]).map_err(failed())?;
+                if count == 0 {
+                    return Ok(());
+                }
+                self.bytes += count as u64;
+                left -= count as u64;
+                let filled = kept + count;
+                self.hits += occurrences(&piece[..filled], self.needle);
+                // A text may lie across the border of two pieces.
+                kept = filled.min(self.needle.len() - 1);
+                piece.copy_within(filled - kept..filled, 0);
+            }
+            at = end;
+        }
+        Ok(())
+    }
 }
 
 fn occurrences(bytes: &[u8], needle: &[u8]) -> u64 {
@@ -120,21 +185,6 @@ fn occurrences(bytes: &[u8], needle: &[u8]) -> u64 {
         at += found + 1;
     }
     count
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut files = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-            match entry.file_type() {
-                Ok(kind) if kind.is_dir() => folders.push(entry.path()),
-                Ok(kind) if kind.is_file() => files.push(entry.path()),
-                _ => {}
-            }
-        }
-    }
-    files
 }
 
 fn device_below(folder: &Path) -> Result<PathBuf, Error> {
@@ -150,8 +200,15 @@ fn device_below(folder: &Path) -> Result<PathBuf, Error> {
 #[cfg(test)]
 mod tests {
     use std::io::{Seek, Write};
+    use std::os::unix::fs::symlink;
 
     use super::*;
+
+    fn search_file(folder: &Path, name: &str, needle: &[u8]) -> (u64, u64) {
+        let mut search = Search::new(needle);
+        search.named(&Inside::at(folder).unwrap(), OsStr::new(name)).unwrap();
+        (search.bytes, search.hits)
+    }
 
     #[test]
     fn texts_that_begin_inside_each_other_count_each() {
@@ -169,9 +226,43 @@ mod tests {
         file.seek(std::io::SeekFrom::Start(1 << 30)).unwrap();
         file.write_all(b"ccanary").unwrap();
         drop(file);
-        let (bytes, hits) = search_file(&path, b"canary").unwrap();
+        let (bytes, hits) = search_file(folder.path(), "raw", b"canary");
         assert_eq!(hits, 2);
         assert!(bytes < 1 << 24, "holes are skipped: {bytes}");
-        assert_eq!(search_file(&path, b"parrot").unwrap().1, 0);
+        assert_eq!(search_file(folder.path(), "raw", b"parrot").1, 0);
+    }
+
+    #[test]
+    fn a_search_follows_no_link_reads_no_pipe_and_reads_each_file_once() {
+        let (base, machine) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let tables = base.path().join("pg/base/5");
+        std::fs::create_dir_all(&tables).unwrap();
+        std::fs::write(machine.path().join("shadow"), "canary").unwrap();
+        for (name, target) in
+            [("1", machine.path().join("shadow")), ("2", machine.path().into()), ("3", "/proc".into())]
+        {
+            symlink(target, tables.join(name)).unwrap();
+        }
+        rustix::fs::mknodat(rustix::fs::CWD, tables.join("4"), FileType::Fifo, rustix::fs::Mode::RWXU, 0)
+            .unwrap();
+        std::fs::write(tables.join("5"), "the canary").unwrap();
+        std::fs::hard_link(tables.join("5"), tables.join("6")).unwrap();
+        let search = |needle| search(base.path(), base.path(), Encryption::None, needle);
+        let found = search(b"canary").unwrap();
+        assert_eq!((found.hits, found.hits_in_plaintext, found.bytes), (1, 1, 10));
+
+        // The folder itself becomes a link, as when the host's own processes were searched.
+        std::fs::rename(base.path().join("pg/base"), base.path().join("pg/aside")).unwrap();
+        symlink("/proc", base.path().join("pg/base")).unwrap();
+        let refused = search(b"canary").unwrap_err().to_string();
+        assert!(refused.contains("pg/base") && refused.contains("link"), "{refused}");
+    }
+
+    #[test]
+    fn a_search_ends_however_deep_the_folders_are() {
+        let base = tempfile::tempdir().unwrap();
+        std::fs::create_dir_all(base.path().join("pg/base").join("d/".repeat(DEPTH_MAX + 5))).unwrap();
+        let refused = search(base.path(), base.path(), Encryption::None, b"x").unwrap_err().to_string();
+        assert!(refused.contains("too deeply"), "{refused}");
     }
 }

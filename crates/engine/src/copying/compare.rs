@@ -4,78 +4,98 @@
 //! wrote was not changed since, by the kernel's word, and PostgreSQL checks the checksum of every page that it reads.
 
 use std::collections::HashSet;
+use std::ffi::OsString;
 use std::fs::File;
-use std::os::unix::fs::{FileExt, MetadataExt};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{Advice, fadvise};
+use rustix::fs::{Advice, FileType, Stat, fadvise};
 
 use super::is_temporary;
 use crate::Error;
+use crate::inside::{DEPTH_MAX, Inside};
 
 const PIECE_BYTES: usize = 1 << 20;
 
 /// Compares two trees that nobody writes; the bytes of `written` are read back from the disk.
 pub(crate) fn compare(from: &Path, to: &Path, written: &HashSet<PathBuf>) -> Result<(), Error> {
-    let mut folders = vec![PathBuf::new()];
-    while let Some(folder) = folders.pop() {
-        let (ours, theirs) = (entries(&to.join(&folder))?, entries(&from.join(&folder))?);
-        if let Some(odd) = ours.symmetric_difference(&theirs).next() {
-            return Err(differs(&folder.join(odd), "it is in one of them only"));
+    compare_folder(&Inside::at(from)?, &Inside::at(to)?, Path::new(""), written, 0)
+}
+
+fn compare_folder(
+    from: &Inside,
+    to: &Inside,
+    folder: &Path,
+    written: &HashSet<PathBuf>,
+    depth: usize,
+) -> Result<(), Error> {
+    if depth > DEPTH_MAX {
+        return Err(differs(folder, "its folders are nested too deeply"));
+    }
+    let (ours, theirs) = (entries(to)?, entries(from)?);
+    let one_of_them = "it is in one of them only";
+    if let Some(odd) = ours.symmetric_difference(&theirs).next() {
+        return Err(differs(&folder.join(odd), one_of_them));
+    }
+    for name in theirs {
+        let path = folder.join(&name);
+        let gone = || differs(&path, one_of_them);
+        let original = from.look(&name)?.ok_or_else(gone)?;
+        let copy = to.look(&name)?.ok_or_else(gone)?;
+        let dress = |facts: &Stat| (facts.st_mode, facts.st_uid, facts.st_gid);
+        if dress(&original) != dress(&copy) {
+            return Err(differs(&path, "its kind, owner or mode is another"));
         }
-        for name in theirs {
-            let path = folder.join(name);
-            let (original, copy) = (facts(&from.join(&path))?, facts(&to.join(&path))?);
-            if (original.mode(), original.uid(), original.gid()) != (copy.mode(), copy.uid(), copy.gid()) {
-                return Err(differs(&path, "its kind, owner or mode is another"));
+        match FileType::from_raw_mode(original.st_mode) {
+            FileType::Directory => {
+                compare_folder(&from.below(&name)?, &to.below(&name)?, &path, written, depth + 1)?;
             }
-            if original.is_dir() {
-                folders.push(path);
-            } else if original.is_symlink() {
-                let read = |tree: &Path| std::fs::read_link(tree.join(&path)).ok();
-                if read(from) != read(to) {
-                    return Err(differs(&path, "it leads elsewhere"));
-                }
-            } else if original.len() != copy.len() {
+            FileType::Symlink if from.link(&name)? != to.link(&name)? => {
+                return Err(differs(&path, "it leads elsewhere"));
+            }
+            FileType::RegularFile if original.st_size != copy.st_size => {
                 return Err(differs(&path, "its length is another"));
-            } else if written.contains(&path) && !is_same(&from.join(&path), &to.join(&path))? {
-                return Err(differs(&path, "its bytes are others"));
             }
+            FileType::RegularFile if written.contains(&path) => {
+                let (one, _) = from.file(&name)?.ok_or_else(gone)?;
+                let (other, _) = to.file(&name)?.ok_or_else(gone)?;
+                if !is_same(&one, &other, &path)? {
+                    return Err(differs(&path, "its bytes are others"));
+                }
+            }
+            _ => {}
         }
     }
     Ok(())
 }
 
 /// Names of what is copied: sockets and temporary files are not.
-fn entries(folder: &Path) -> Result<HashSet<std::ffi::OsString>, Error> {
+fn entries(folder: &Inside) -> Result<HashSet<OsString>, Error> {
     let mut found = HashSet::new();
-    for entry in std::fs::read_dir(folder).map_err(Error::file("list", folder))? {
-        let entry = entry.map_err(Error::file("list", folder))?;
-        let kind = entry.file_type().map_err(Error::file("look at", &entry.path()))?;
-        if (kind.is_dir() || kind.is_file() || kind.is_symlink()) && !is_temporary(&entry.file_name()) {
-            found.insert(entry.file_name());
+    for name in folder.names()? {
+        let Some(facts) = folder.look(&name)? else {
+            continue;
+        };
+        let kind = FileType::from_raw_mode(facts.st_mode);
+        let is_copied = matches!(kind, FileType::Directory | FileType::RegularFile | FileType::Symlink);
+        if is_copied && !is_temporary(&name) {
+            found.insert(name);
         }
     }
     Ok(found)
 }
 
-fn facts(path: &Path) -> Result<std::fs::Metadata, Error> {
-    std::fs::symlink_metadata(path).map_err(Error::file("look at", path))
-}
-
-fn is_same(original: &Path, copy: &Path) -> Result<bool, Error> {
-    let open = |path: &Path| File::open(path).map_err(Error::file("read", path));
-    let (one, other) = (open(original)?, open(copy)?);
+fn is_same(one: &File, other: &File, path: &Path) -> Result<bool, Error> {
     // From the disk, not from the memory that was to be written there.
-    let _ = fadvise(&other, 0, None, Advice::DontNeed);
+    let _ = fadvise(other, 0, None, Advice::DontNeed);
     let (mut left, mut right) = (vec![0; PIECE_BYTES], vec![0; PIECE_BYTES]);
     let mut at = 0;
     loop {
-        let count = one.read_at(&mut left, at).map_err(Error::file("read", original))?;
+        let count = one.read_at(&mut left, at).map_err(Error::file("read", path))?;
         if count == 0 {
             return Ok(true);
         }
-        other.read_exact_at(&mut right[..count], at).map_err(Error::file("read", copy))?;
+        other.read_exact_at(&mut right[..count], at).map_err(Error::file("read", path))?;
         if left[..count] != right[..count] {
             return Ok(false);
         }

@@ -2,19 +2,20 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{
-    Advice, FileType, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, fadvise, fchmod, fchown,
-    fdatasync, futimens, openat, seek,
+    Advice, Gid, Mode, OFlags, SeekFrom, Stat, Timespec, Timestamps, Uid, fadvise, fchmod, fchown, fdatasync,
+    futimens, openat, seek,
 };
 use rustix::io::Errno;
 
 use super::Stopped;
 use crate::Error;
+use crate::inside::Inside;
 use crate::places::is_root;
 
 /// Between two looks whether the copy is given up.
@@ -58,19 +59,8 @@ pub(super) fn now() -> i128 {
     i128::from(now.tv_sec) * 1_000_000_000 + i128::from(now.tv_nsec)
 }
 
-/// Opens a plain file to be read; `None` if it is gone or something else by now.
-pub(super) fn open_source(folder: &OwnedFd, name: &OsString) -> Result<Option<File>, Errno> {
-    let flags = OFlags::RDONLY | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::CLOEXEC;
-    let file = match openat(folder, name, flags, Mode::empty()) {
-        Err(Errno::NOENT | Errno::LOOP | Errno::NXIO) => return Ok(None),
-        opened => File::from(opened?),
-    };
-    let facts = rustix::fs::fstat(&file)?;
-    Ok((FileType::from_raw_mode(facts.st_mode) == FileType::RegularFile).then_some(file))
-}
-
-/// Makes or empties a file of the copy.
-pub(super) fn open_target(folder: &OwnedFd, name: &OsString) -> Result<File, Errno> {
+/// Makes or empties a file of the copy, which no engine has seen yet.
+pub(super) fn open_target(folder: &Inside, name: &OsString) -> Result<File, Errno> {
     let flags = OFlags::WRONLY | OFlags::CREATE | OFlags::TRUNC | OFlags::NOFOLLOW | OFlags::CLOEXEC;
     openat(folder, name, flags, Mode::RUSR | Mode::WUSR).map(File::from)
 }

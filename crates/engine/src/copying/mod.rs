@@ -8,28 +8,18 @@ mod tests;
 
 use std::collections::{HashMap, HashSet};
 use std::ffi::OsString;
-use std::os::fd::OwnedFd;
-use std::os::unix::ffi::OsStringExt;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
-use rustix::fs::{
-    AtFlags, Dir, FileType, Gid, Mode, OFlags, Stat, Uid, chmodat, chownat, mkdirat, openat, readlinkat,
-    statat, symlinkat,
-};
-use rustix::io::Errno;
+use rustix::fs::{AtFlags, FileType, Gid, Mode, Stat, Uid, chownat, mkdirat, symlinkat};
 
 use crate::Error;
+use crate::inside::{DEPTH_MAX, ENTRIES_MAX, Inside, failed};
 use crate::jail::VOLUME;
 use crate::places::is_root;
 use file::Look;
 
 pub(crate) use compare::compare;
-
-/// Folders in folders. PostgreSQL's own lie four deep; more is not its work.
-const DEPTH_MAX: usize = 32;
-/// Files and folders of one volume: what is remembered of each stays in memory until the switch.
-const ENTRIES_MAX: usize = 4_000_000;
 
 /// What the copied files looked like before they were read, so that a later pass knows what changed.
 #[derive(Debug, Default)]
@@ -75,8 +65,8 @@ pub(crate) fn pass(
     is_given_up: &AtomicBool,
 ) -> Result<Passed, Stopped> {
     let mut pass = Pass { looks, progress, is_given_up, passed: Passed::default(), entries: 0 };
-    let (source, target) = (open(from)?, open(to)?);
-    let facts = rustix::fs::fstat(&source).map_err(failed("look at", from))?;
+    let (source, target) = (Inside::at(from)?, Inside::at(to)?);
+    let facts = source.facts()?;
     pass.folder(&source, &target, Path::new(""), 0)?;
     // Also the volume's own root, which nobody above it sets.
     file::dress(&target, &facts).map_err(failed("protect", to))?;
@@ -85,23 +75,23 @@ pub(crate) fn pass(
 
 /// The bytes that the files of a volume take on the disk.
 pub(crate) fn used_bytes(base: &Path) -> Result<u64, Error> {
-    fn add(folder: &OwnedFd, path: &Path, depth: usize) -> Result<u64, Error> {
+    fn add(folder: &Inside, depth: usize) -> Result<u64, Error> {
         let mut bytes = 0;
-        for name in names(folder, path)? {
-            let Some(facts) = look(folder, &name, path)? else {
+        for name in folder.names()? {
+            let Some(facts) = folder.look(&name)? else {
                 continue;
             };
             bytes += stored_bytes(&facts);
             if FileType::from_raw_mode(facts.st_mode) == FileType::Directory
                 && depth < DEPTH_MAX
-                && let Some(inner) = enter(folder, &name, path)?
+                && let Some(inner) = folder.enter(&name)?
             {
-                bytes += add(&inner, &path.join(&name), depth + 1)?;
+                bytes += add(&inner, depth + 1)?;
             }
         }
         Ok(bytes)
     }
-    add(&open(base)?, base, 0)
+    add(&Inside::at(base)?, 0)
 }
 
 struct Pass<'a> {
@@ -113,14 +103,13 @@ struct Pass<'a> {
 }
 
 impl Pass<'_> {
-    /// Every name is resolved below an open folder and no link is followed: an engine that was taken over could
-    /// exchange a folder for a link while we read as root.
-    fn folder(&mut self, from: &OwnedFd, to: &OwnedFd, path: &Path, depth: usize) -> Result<(), Stopped> {
+    /// Both trees, whose folders are at `path` in each.
+    fn folder(&mut self, from: &Inside, to: &Inside, path: &Path, depth: usize) -> Result<(), Stopped> {
         if depth > DEPTH_MAX {
             return Err(refused(path, "its folders are nested too deeply").into());
         }
         let mut kept = HashSet::new();
-        for name in names(from, path)? {
+        for name in from.names()? {
             self.check()?;
             self.entries += 1;
             if self.entries > ENTRIES_MAX {
@@ -129,14 +118,14 @@ impl Pass<'_> {
             if is_temporary(&name) {
                 continue;
             }
-            let Some(facts) = look(from, &name, path)? else {
+            let Some(facts) = from.look(&name)? else {
                 continue;
             };
             let inner = path.join(&name);
             let is_kept = match FileType::from_raw_mode(facts.st_mode) {
                 FileType::Directory => self.inner_folder(from, to, &name, &inner, depth)?,
                 FileType::RegularFile => self.file(from, to, &name, &inner)?,
-                FileType::Symlink => link(from, to, &name, &inner)?,
+                FileType::Symlink => link(from, to, &name, &facts, &inner)?,
                 // Sockets and pipes are made anew by who needs them.
                 _ => false,
             };
@@ -144,10 +133,10 @@ impl Pass<'_> {
                 kept.insert(name);
             }
         }
-        for name in names(to, path)? {
+        for name in to.names()? {
             if !kept.contains(&name) {
                 self.looks.0.remove(&path.join(&name));
-                remove(to, &name, path)?;
+                to.remove_tree(&name)?;
             }
         }
         Ok(())
@@ -155,22 +144,22 @@ impl Pass<'_> {
 
     fn inner_folder(
         &mut self,
-        from: &OwnedFd,
-        to: &OwnedFd,
+        from: &Inside,
+        to: &Inside,
         name: &OsString,
         path: &Path,
         depth: usize,
     ) -> Result<bool, Stopped> {
-        let Some(source) = enter(from, name, path)? else {
+        let Some(source) = from.enter(name)? else {
             return Ok(false);
         };
-        let facts = rustix::fs::fstat(&source).map_err(failed("look at", path))?;
-        let mut there = enter(to, name, path)?;
+        let facts = source.facts()?;
+        let mut there = to.enter(name)?;
         if there.is_none() {
             // Nothing, or something else of that name.
-            remove(to, name, path)?;
+            to.remove_tree(name)?;
             mkdirat(to, name, Mode::RWXU).map_err(failed("create", path))?;
-            there = enter(to, name, path)?;
+            there = to.enter(name)?;
         }
         let target = there.ok_or_else(|| refused(path, "somebody else changes the copy"))?;
         self.folder(&source, &target, path, depth + 1)?;
@@ -179,16 +168,15 @@ impl Pass<'_> {
     }
 
     /// Copies a file, unless it looks as it did when it was copied. False if it is gone.
-    fn file(&mut self, from: &OwnedFd, to: &OwnedFd, name: &OsString, path: &Path) -> Result<bool, Stopped> {
+    fn file(&mut self, from: &Inside, to: &Inside, name: &OsString, path: &Path) -> Result<bool, Stopped> {
         let now = file::now();
-        let Some(source) = file::open_source(from, name).map_err(failed("read", path))? else {
+        let Some((source, facts)) = from.file(name)? else {
             return Ok(false);
         };
-        let facts = rustix::fs::fstat(&source).map_err(failed("look at", path))?;
         let look = Look::of(&facts);
-        let there = self::look(to, name, path)?;
+        let there = to.look(name)?;
         if there.is_some_and(|copy| FileType::from_raw_mode(copy.st_mode) != FileType::RegularFile) {
-            remove(to, name, path)?;
+            to.remove_tree(name)?;
         }
         let is_there = there.is_some_and(|copy| copy.st_size == facts.st_size);
         if !is_there || self.looks.0.get(path) != Some(&look) {
@@ -214,10 +202,9 @@ impl Pass<'_> {
 
 /// Copies a link as it is. A tablespace must lie inside the volume, as the engine sees it: what lies elsewhere would not
 /// be encrypted anew, and nobody would notice.
-fn link(from: &OwnedFd, to: &OwnedFd, name: &OsString, path: &Path) -> Result<bool, Stopped> {
-    let target = match readlinkat(from, name, Vec::new()) {
-        Err(Errno::NOENT | Errno::INVAL) => return Ok(false),
-        read => PathBuf::from(OsString::from_vec(read.map_err(failed("read", path))?.into_bytes())),
+fn link(from: &Inside, to: &Inside, name: &OsString, facts: &Stat, path: &Path) -> Result<bool, Stopped> {
+    let Some(target) = from.link(name)? else {
+        return Ok(false);
     };
     let is_inside = target.starts_with(VOLUME)
         && !target.components().any(|part| part == std::path::Component::ParentDir);
@@ -229,10 +216,9 @@ fn link(from: &OwnedFd, to: &OwnedFd, name: &OsString, path: &Path) -> Result<bo
         );
         return Err(refused(path, &reason).into());
     }
-    remove(to, name, path)?;
+    to.remove_tree(name)?;
     symlinkat(&target, to, name).map_err(failed("create", path))?;
     if is_root() {
-        let facts = statat(from, name, AtFlags::SYMLINK_NOFOLLOW).map_err(failed("look at", path))?;
         let (uid, gid) = (Uid::from_raw(facts.st_uid), Gid::from_raw(facts.st_gid));
         chownat(to, name, Some(uid), Some(gid), AtFlags::SYMLINK_NOFOLLOW)
             .map_err(failed("hand over", path))?;
@@ -245,70 +231,10 @@ fn is_temporary(name: &OsString) -> bool {
     name.as_encoded_bytes().starts_with(b"pgsql_tmp")
 }
 
-/// Removes from the copy, which no engine has seen yet.
-fn remove(folder: &OwnedFd, name: &OsString, path: &Path) -> Result<(), Error> {
-    match rustix::fs::unlinkat(folder, name, AtFlags::empty()) {
-        Ok(()) | Err(Errno::NOENT) => return Ok(()),
-        Err(Errno::ISDIR | Errno::PERM) => {}
-        Err(other) => return Err(failed("remove", path)(other)),
-    }
-    // A folder without rights could not be emptied.
-    let _ = chmodat(folder, name, Mode::RWXU, AtFlags::empty());
-    if let Some(inner) = enter(folder, name, path)? {
-        for inside in names(&inner, path)? {
-            remove(&inner, &inside, &path.join(&inside))?;
-        }
-    }
-    rustix::fs::unlinkat(folder, name, AtFlags::REMOVEDIR).map_err(failed("remove", path))
-}
-
-fn open(path: &Path) -> Result<OwnedFd, Error> {
-    rustix::fs::open(path, folder_flags(), Mode::empty()).map_err(failed("open", path))
-}
-
-/// Opens a folder in a folder; `None` if it is gone or is no folder any more.
-fn enter(folder: &OwnedFd, name: &OsString, path: &Path) -> Result<Option<OwnedFd>, Error> {
-    match openat(folder, name, folder_flags(), Mode::empty()) {
-        Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
-        opened => Ok(Some(opened.map_err(failed("open", path))?)),
-    }
-}
-
-fn folder_flags() -> OFlags {
-    OFlags::RDONLY | OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC
-}
-
-fn look(folder: &OwnedFd, name: &OsString, path: &Path) -> Result<Option<Stat>, Error> {
-    match statat(folder, name, AtFlags::SYMLINK_NOFOLLOW) {
-        Err(Errno::NOENT) => Ok(None),
-        seen => Ok(Some(seen.map_err(failed("look at", &path.join(name)))?)),
-    }
-}
-
-fn names(folder: &OwnedFd, path: &Path) -> Result<Vec<OsString>, Error> {
-    let entries = Dir::read_from(folder).map_err(failed("list", path))?;
-    let mut found = Vec::new();
-    for entry in entries {
-        let name = entry.map_err(failed("list", path))?.file_name().to_bytes().to_vec();
-        if name != b"." && name != b".." {
-            found.push(OsString::from_vec(name));
-        }
-        if found.len() > ENTRIES_MAX {
-            return Err(refused(path, "the folder has too many files"));
-        }
-    }
-    Ok(found)
-}
-
 /// What a file takes on the disk, which the kernel counts in blocks of 512 bytes.
 #[allow(clippy::useless_conversion, reason = "the types differ between processors")]
 fn stored_bytes(facts: &Stat) -> u64 {
     u64::try_from(facts.st_blocks).unwrap_or(0) * 512
-}
-
-fn failed(action: &'static str, path: &Path) -> impl FnOnce(Errno) -> Error {
-    let path = path.to_owned();
-    move |cause| Error::file(action, &path)(cause.into())
 }
 
 fn refused(path: &Path, reason: &str) -> Error {

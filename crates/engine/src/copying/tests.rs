@@ -205,3 +205,57 @@ fn a_copy_that_is_given_up_ends_at_once() {
     assert!(matches!(ended, Err(Stopped::GivenUp)));
     assert!(!trees.to("pg/a").exists());
 }
+
+#[test]
+fn folders_without_end_are_refused_and_measured_in_an_end() {
+    let mut trees = Trees::new();
+    fs::create_dir_all(trees.from("pg").join("d/".repeat(DEPTH_MAX + 10))).unwrap();
+    assert!(used_bytes(trees.from.path()).is_ok());
+    let Err(Stopped::Failed(refused)) = trees.pass() else {
+        panic!("it was copied");
+    };
+    assert!(refused.to_string().contains("nested too deeply"), "{refused}");
+}
+
+#[test]
+fn what_becomes_a_link_while_it_is_copied_and_compared_brings_nothing_of_the_machine() {
+    let mut trees = Trees::new();
+    let machine = tempfile::tempdir().unwrap();
+    fs::create_dir(machine.path().join("folder")).unwrap();
+    for name in ["file", "folder/file"] {
+        fs::write(machine.path().join(name), "secret of the machine").unwrap();
+    }
+    let (from, ended) = (trees.from("pg"), AtomicBool::new(false));
+    std::thread::scope(|threads| {
+        threads.spawn(|| {
+            while !ended.load(Ordering::Relaxed) {
+                for name in ["file", "folder"] {
+                    let _ = fs::rename(from.join(name), from.join("aside"));
+                    let _ = symlink(machine.path().join(name), from.join(name));
+                    let _ = fs::remove_file(from.join(name));
+                    let _ = fs::rename(from.join("aside"), from.join(name));
+                }
+                let _ = fs::create_dir(from.join("folder"));
+                let _ = fs::write(from.join("folder/file"), "mine");
+                let _ = fs::write(from.join("file"), "mine");
+            }
+        });
+        for _ in 0..300 {
+            if let Ok(passed) = trees.pass() {
+                let _ = compare(trees.from.path(), trees.to.path(), &passed.written);
+            }
+            for place in ["pg/file", "pg/folder/file", "pg/aside", "pg/aside/file"] {
+                let copy = trees.to(place);
+                let is_link = fs::symlink_metadata(&copy).is_ok_and(|facts| facts.is_symlink())
+                    || fs::symlink_metadata(copy.parent().unwrap()).is_ok_and(|facts| facts.is_symlink());
+                let text =
+                    if is_link { String::new() } else { fs::read_to_string(&copy).unwrap_or_default() };
+                assert!(!text.contains("secret"), "{place} holds a file of the machine's");
+            }
+        }
+        ended.store(true, Ordering::Relaxed);
+    });
+    for name in ["file", "folder/file"] {
+        assert_eq!(fs::read_to_string(machine.path().join(name)).unwrap(), "secret of the machine");
+    }
+}

@@ -6,6 +6,7 @@ use model::{Cluster, ClusterId, RoutingId};
 
 use super::{Host, Slot, blocking, lock, to_its_end};
 use crate::connector::SOCKET;
+use crate::inside::Inside;
 use crate::places::remove_folder;
 use crate::volume::{self, Unlocked};
 use crate::{Error, control_file, inner_network, leftovers};
@@ -38,8 +39,10 @@ impl Host {
         let locked = blocking(move || {
             // Names that it could reach tell about it while it sleeps.
             let _ = inner_network::write_hosts(&etc, &[]);
-            let _ = std::fs::remove_file(run.join(SOCKET));
-            let _ = std::fs::remove_file(run.join(format!("{SOCKET}.lock")));
+            if let Ok(run) = Inside::at(&run) {
+                run.remove(SOCKET);
+                run.remove(&format!("{SOCKET}.lock"));
+            }
             volume.map_or(Ok(()), Unlocked::lock)
         })
         .await;

@@ -8,6 +8,7 @@ use model::{Checkpoint, ClusterId};
 use super::{Host, blocking, lock};
 use crate::cgroup::Group;
 use crate::control_file;
+use crate::inside::Inside;
 use crate::jail::Purpose;
 use crate::places::{Owner, give, make_folder, remove_folder};
 use crate::process;
@@ -20,8 +21,8 @@ const PROBE_MAX: Duration = Duration::from_secs(20);
 impl Host {
     /// Clusters that have anything on the disk.
     pub fn on_disk(&self) -> Vec<ClusterId> {
-        let entries = std::fs::read_dir(self.places.clusters()).into_iter().flatten().flatten();
-        entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect()
+        let names = Inside::at(&self.places.clusters()).and_then(|clusters| clusters.names());
+        names.unwrap_or_default().iter().filter_map(|name| name.to_str()?.parse().ok()).collect()
     }
 
     /// Whether the engine runs.

@@ -16,6 +16,7 @@ use zeroize::Zeroizing;
 
 use super::{FILES, Seen};
 use crate::Error;
+use crate::inside::Inside;
 use crate::places::{Owner, is_root, make_folder, mount_at, mounts_below};
 use crate::process::spawn;
 
@@ -222,8 +223,9 @@ pub(super) fn seen(folder: &Path) -> Seen {
             servers.join(", ")
         )),
         Some(mounted) if mounted.kind == "fuse.gocryptfs" && !servers.is_empty() => {
-            let cipher =
-                cipher_of(&std::fs::read(folder.join(CIPHER).join("gocryptfs.conf")).unwrap_or_default());
+            let config =
+                Inside::open(folder, CIPHER).ok().and_then(|cipher| cipher.read_bytes("gocryptfs.conf"));
+            let cipher = cipher_of(&config.unwrap_or_default());
             let named = cipher.clone().unwrap_or_else(|| "an unknown cipher".to_owned());
             Seen {
                 is_unlocked: true,

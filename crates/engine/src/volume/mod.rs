@@ -7,7 +7,6 @@ mod image;
 mod luks;
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -16,6 +15,7 @@ use model::{ClusterId, Encryption};
 use serde::Serialize;
 
 use crate::Error;
+use crate::inside::Inside;
 use crate::leftovers::{end_processes_of, shred};
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
 
@@ -153,9 +153,7 @@ impl Unlocked {
     pub(crate) fn sync(&self, folder: &Path) -> Result<(), Error> {
         // The volume first: what it writes then lies in a file of the folder, or in several.
         for place in [&self.base, folder] {
-            let failed = Error::file("sync", place);
-            let opened = File::open(place).map_err(Error::file("open", place))?;
-            rustix::fs::syncfs(&opened).map_err(|cause| failed(cause.into()))?;
+            Inside::at(place)?.sync()?;
         }
         Ok(())
     }
@@ -235,8 +233,7 @@ pub(crate) fn destroy(places: &Places, id: ClusterId, generation: u32) -> Result
     for name in [FILES, image::IMAGE, gocryptfs::CIPHER] {
         let path = folder.join(name);
         put_away(&path);
-        let removed = if path.is_dir() { remove_folder(&path) } else { remove_file(&path) };
-        removed?;
+        remove_folder(&path)?;
     }
     // The first volume shares its folder with what belongs to the cluster.
     if generation == 0 { Ok(()) } else { remove_folder(&folder) }
@@ -248,17 +245,11 @@ pub(crate) fn destroy_others(places: &Places, id: ClusterId, current: u32) -> Re
     others.map(|generation| destroy(places, id, generation)).fold(Ok(()), Result::and)
 }
 
-fn remove_file(path: &Path) -> Result<(), Error> {
-    match std::fs::remove_file(path) {
-        Err(other) if other.kind() != std::io::ErrorKind::NotFound => Err(Error::file("remove", path)(other)),
-        _ => Ok(()),
-    }
-}
-
 /// Unmounts everything at or below a folder, whoever left it there.
 pub(crate) fn put_away(folder: &Path) {
     for mounted in mounts_below(folder) {
-        let detached = rustix::mount::unmount(&mounted, rustix::mount::UnmountFlags::DETACH);
+        use rustix::mount::{UnmountFlags, unmount};
+        let detached = unmount(&mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         if detached.is_err() {
             // Without root only FUSE's own helper may unmount.
             let _ = std::process::Command::new("fusermount3").args(["-u", "-z"]).arg(&mounted).status();
@@ -312,13 +303,13 @@ fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), Strin
     let folder = places.cluster(id);
     let tried = (|| -> Result<(), Error> {
         let unlocked = create(&folder, kind, &key, owner)?;
-        let file = unlocked.base.join("trial");
-        std::fs::write(&file, b"trial").map_err(Error::file("write", &file))?;
+        Inside::at(&unlocked.base)?.write("trial", "trial", owner)?;
         unlocked.lock()?;
         let unlocked = unlock(&folder, kind, &key, owner)?;
-        let read = std::fs::read(&file).map_err(Error::file("read", &file));
+        let read = Inside::at(&unlocked.base).map(|base| base.read("trial"));
         unlocked.lock()?;
-        if read? == b"trial" { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
+        let is_same = read?.is_some_and(|read| read == "trial");
+        if is_same { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
     })();
     let removed = destroy_all(places, id);
     tried.and(removed).map_err(|cause| cause.to_string())
@@ -326,9 +317,5 @@ fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), Strin
 
 /// Opens a folder for an ioctl on it; never through a link that somebody left there.
 fn open_folder(path: &Path) -> Result<File, Error> {
-    std::fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_DIRECTORY | libc::O_NOFOLLOW | libc::O_CLOEXEC)
-        .open(path)
-        .map_err(Error::file("open", path))
+    Ok(Inside::at(path)?.into_file())
 }
