@@ -108,7 +108,15 @@ impl Jail<'_> {
             bwrap.arg("--ro-bind").arg(self.etc.join(file)).arg(Path::new("/etc").join(file));
         }
         // Not bubblewrap's own `/dev`: without root it takes away the right to change mounts afterwards.
-        bwrap.args(["--proc", "/proc", "--perms", "0755", "--tmpfs", "/dev"]);
+        bwrap.args(["--proc", "/proc"]);
+        // The first process inside is bubblewrap's own, without a filter. Without root it has the engine's user, and by its files
+        // here whoever is inside could write to its memory.
+        bwrap.args(["--perms", "0555", "--tmpfs", "/proc/1", "--remount-ro", "/proc/1"]);
+        // Names of keys, of the user that all engines share without root.
+        for file in ["/proc/keys", "/proc/key-users"].into_iter().filter(|file| Path::new(file).exists()) {
+            bwrap.args(["--ro-bind", "/dev/null", file]);
+        }
+        bwrap.args(["--perms", "0755", "--tmpfs", "/dev"]);
         for device in DEVICES {
             bwrap.args(["--dev-bind", device, device]);
         }

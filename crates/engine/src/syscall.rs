@@ -230,6 +230,26 @@ pub(crate) fn close_on_exec() -> io::Result<()> {
     if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
+/// Gives this process and its children an empty session keyring in place of the one that came with who started Chitin
+/// (session-keyring(7)).
+///
+/// # Errors
+///
+/// Where the kernel has keyrings and gives none. That a container's own filter refuses the call is no error, since then nobody
+/// inside reaches any; neither is that the user has as many keys as he may have, since the filter of the sandbox lets no call to
+/// keyrings pass.
+pub(crate) fn leave_session_keyring() -> io::Result<()> {
+    const JOIN_SESSION_KEYRING: libc::c_int = 1;
+    // SAFETY: no name is given, so the kernel reads nothing of ours and makes a keyring without one.
+    let answer = unsafe { libc::syscall(libc::SYS_keyctl, JOIN_SESSION_KEYRING, 0_usize) };
+    let cause = io::Error::last_os_error();
+    match cause.raw_os_error() {
+        _ if answer != -1 => Ok(()),
+        Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EDQUOT) => Ok(()),
+        _ => Err(cause),
+    }
+}
+
 /// Makes a call by its number with three arguments, and says only how it went. For calls that are expected to be refused before
 /// the kernel looks at them; in a process that does nothing else.
 pub(crate) fn attempt(number: libc::c_long, arguments: [libc::c_int; 3]) -> Result<(), libc::c_int> {
@@ -243,6 +263,29 @@ pub(crate) fn attempt(number: libc::c_long, arguments: [libc::c_int; 3]) -> Resu
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// What the kernel calls this thread's session keyring.
+    fn session_keyring() -> libc::c_long {
+        const GET_KEYRING_ID: libc::c_int = 0;
+        const OF_THE_SESSION: libc::c_int = -3;
+        // SAFETY: the call takes numbers only.
+        unsafe { libc::syscall(libc::SYS_keyctl, GET_KEYRING_ID, OF_THE_SESSION, 1) }
+    }
+
+    #[test]
+    fn a_session_s_keyring_is_left_behind() {
+        // Each thread has its own; so nothing of the test's program changes.
+        let asked = std::thread::spawn(|| {
+            let before = session_keyring();
+            leave_session_keyring().unwrap();
+            (before, session_keyring())
+        });
+        let (before, after) = asked.join().unwrap();
+        if before == -1 {
+            return crate::skipped::skipped("this kernel has no keyrings");
+        }
+        assert!(after != -1 && before != after, "{before} {after}");
+    }
 
     #[test]
     fn structures_have_the_kernel_s_sizes() {

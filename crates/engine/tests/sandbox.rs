@@ -41,6 +41,8 @@ async fn what_must_not_be_possible_in_a_sandbox_is_tried_from_inside_and_refused
         "the sandbox permits no new namespaces",
         "the sandbox permits no sockets of other families and protocols",
         "the sandbox permits no programs in folders that can be written to",
+        "the sandbox permits no way to the memory and files of other processes",
+        "the sandbox permits no keys of the kernel's keyrings",
         "the engine has the system calls that PostgreSQL needs and no other",
         "no program or library that was brought along can be run",
         "the engine has no privileges and can gain none",
@@ -69,10 +71,54 @@ fn without_root_the_sandbox_is_as_tight() {
     let tried = command
         .args(["--exact", "what_must_not_be_possible_in_a_sandbox_is_tried_from_inside_and_refused"])
         .arg("a_library_that_was_brought_along_is_not_loaded")
+        .arg("code_in_an_engine_finds_no_way_to_the_process_that_holds_its_sandbox")
+        .arg("an_engine_gets_no_key_of_the_session_that_started_chitin")
         .output()
         .unwrap();
     let said = String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
-    assert!(tried.status.success() && said.contains("2 passed"), "{said}");
+    assert!(tried.status.success() && said.contains("4 passed"), "{said}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn code_in_an_engine_finds_no_way_to_the_process_that_holds_its_sandbox() {
+    let place = place(Some(Encryption::None)).await;
+    let cluster = cluster(227);
+    place.host.create(&cluster).await.unwrap();
+    let inside = taken_over(&place, &cluster).await;
+    // The same ways lead to its own process, so that they would be found.
+    let own: Option<i64> = inside
+        .query_one("SELECT size FROM pg_stat_file('/proc/self/status', true)", &[])
+        .await
+        .unwrap()
+        .get(0);
+    assert_eq!(own, Some(0));
+    let names = inside.query("SELECT pg_ls_dir('/proc/1')", &[]).await.unwrap();
+    assert_eq!(names.len(), 0, "files of the first process");
+    let row = inside.query_one("SELECT lo_from_bytea(0, 'written by the engine')", &[]).await.unwrap();
+    let object: u32 = row.get(0);
+    for path in ["/proc/1/mem", "/proc/1/task/1/mem", "/proc/1/oom_score_adj", "/proc/1/new"] {
+        let written = inside.query("SELECT lo_export($1, $2)", &[&object, &path]).await.unwrap_err();
+        let refused = written.as_db_error().unwrap().message().to_owned();
+        assert!(refused.contains("could not create server file"), "{path}: {refused}");
+        let read = inside.query("SELECT pg_read_binary_file($1, 0, 1)", &[&path]).await.unwrap_err();
+        let refused = read.as_db_error().unwrap().message().to_owned();
+        assert!(refused.contains("could not open file"), "{path}: {refused}");
+    }
+    place.host.shutdown().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_gets_no_key_of_the_session_that_started_chitin() {
+    let place = place(Some(Encryption::None)).await;
+    let cluster = cluster(229);
+    place.host.create(&cluster).await.unwrap();
+    let inside = taken_over(&place, &cluster).await;
+    for path in ["/proc/keys", "/proc/key-users"] {
+        let read = inside.query("SELECT pg_read_file($1, 0, 4096)", &[&path]).await;
+        let text: String = read.map(|rows| rows[0].get(0)).unwrap_or_default();
+        assert_eq!(text, "", "{path} tells of keys");
+    }
+    place.host.shutdown().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,8 +1,9 @@
-//! The first program in a sandbox, and where engines have control groups the last one outside: takes away what bubblewrap cannot, and becomes PostgreSQL.
+//! The first program in a sandbox, and where engines have control groups the last one outside: takes away what bubblewrap
+//! cannot, and becomes PostgreSQL.
 //!
 //! Chitin starts itself inside, since on the way from bubblewrap to PostgreSQL more is to be given up than other programs know
-//! of: `noexec` on all that can be written to, the program's own file, root's user, every capability, what Landlock and the
-//! filter of system calls forbid. Whatever cannot be given up ends the start.
+//! of: `noexec` on all that can be written to, the program's own file, the operator's keyring, root's user, every capability,
+//! what Landlock and the filter of system calls forbid. Whatever cannot be given up ends the start.
 
 mod filter;
 mod probe;
@@ -147,6 +148,7 @@ fn launch(orders: &str) -> Result<ExitCode, String> {
     syscall::close_on_exec().map_err(|cause| format!("closing descriptors: {cause}"))?;
     // This file goes on running, and nobody finds it any more.
     unmount(LAUNCHER, UnmountFlags::DETACH).map_err(|cause| format!("unmounting {LAUNCHER}: {cause}"))?;
+    syscall::leave_session_keyring().map_err(|cause| format!("leaving the keyring: {cause}"))?;
     give_up_privileges(owner).map_err(|cause| format!("giving up privileges: {cause}"))?;
     rights::restrict(&executable, &writable)?;
     filter::apply()?;

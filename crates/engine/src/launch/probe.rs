@@ -38,7 +38,7 @@ pub(crate) struct Found {
 }
 
 pub(super) fn run(writable: &[PathBuf]) -> Result<ExitCode, String> {
-    let attempts = vec![calls()?, namespaces(), sockets(), programs(writable)];
+    let attempts = vec![calls()?, namespaces(), sockets(), programs(writable), others(), keyrings()];
     let said = serde_json::to_string(&Found { attempts }).map_err(|cause| cause.to_string())?;
     #[expect(clippy::print_stdout, reason = "the answer")]
     {
@@ -93,6 +93,72 @@ fn sockets() -> Attempt {
     let possible =
         all.iter().filter(|(_, arguments)| is_open(*arguments)).map(|(name, _)| (*name).to_owned()).collect();
     Attempt { what: "sockets of other families and protocols".to_owned(), possible, tried: all.len() }
+}
+
+/// Other processes, by what `/proc` has of them: bubblewrap's own is there beside this one, and has no filter.
+fn others() -> Attempt {
+    let own = std::process::id().to_string();
+    let listed = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let mut others: Vec<String> = listed
+        .filter_map(|entry| entry.file_name().into_string().ok())
+        .filter(|name| *name != own && name.bytes().all(|byte| byte.is_ascii_digit()))
+        .collect();
+    // Whether it is listed or not.
+    others.push("1".to_owned());
+    let mut paths: Vec<String> = Vec::new();
+    for other in others {
+        let all = [
+            "mem",
+            "task/1/mem",
+            "maps",
+            "environ",
+            "fd",
+            "root",
+            "cwd",
+            "ns/pid",
+            "syscall",
+            "oom_score_adj",
+        ];
+        paths.extend(all.map(|name| format!("/proc/{other}/{name}")));
+    }
+    let open =
+        |path: &str, writes: bool| std::fs::OpenOptions::new().read(true).write(writes).open(path).is_ok();
+    let mut possible: Vec<String> =
+        paths.iter().filter(|path| open(path, true) || open(path, false)).cloned().collect();
+    if !open("/proc/self/status", false) {
+        // Then nothing was found out.
+        possible.push("what was tried fails on this very process too".to_owned());
+    }
+    Attempt {
+        what: "way to the memory and files of other processes".to_owned(),
+        possible,
+        tried: paths.len(),
+    }
+}
+
+/// Keys of the kernel's: those that came with a session, those of the user, and their names.
+fn keyrings() -> Attempt {
+    // keyctl(2): to get a keyring, make one for the session, add, describe, link and search; the session's and the user's.
+    let mut calls: Vec<(String, libc::c_long, [libc::c_int; 3])> = Vec::new();
+    for keyring in [-3, -4, -5] {
+        for operation in [0, 1, 3, 6, 8, 9, 10, 11] {
+            let name = format!("keyctl {operation} on keyring {keyring}");
+            calls.push((name, libc::SYS_keyctl, [operation, keyring, 0]));
+        }
+    }
+    calls.push(("add_key".to_owned(), libc::SYS_add_key, [0, 0, 0]));
+    calls.push(("request_key".to_owned(), libc::SYS_request_key, [0, 0, 0]));
+    let tried = calls.len() + 2;
+    let mut possible: Vec<String> = calls
+        .into_iter()
+        .filter(|(_, number, arguments)| syscall::attempt(*number, *arguments) != Err(libc::ENOSYS))
+        .map(|(name, ..)| name)
+        .collect();
+    let is_told = |path: &&str| std::fs::read(path).is_ok_and(|text| !text.is_empty());
+    possible.extend(
+        ["/proc/keys", "/proc/key-users"].iter().filter(|path| is_told(path)).map(|path| (*path).to_owned()),
+    );
+    Attempt { what: "keys of the kernel's keyrings".to_owned(), possible, tried }
 }
 
 /// Programs that were brought along.
