@@ -3,6 +3,7 @@
 mod cancel;
 mod crowd;
 mod hello;
+mod poison;
 mod relay;
 mod rights;
 mod sign_in;
@@ -92,6 +93,7 @@ pub(crate) fn suite() -> Suite {
             hello::t10_aborted_handshakes_leak_nothing,
             hello::t20_a_cancel_request_that_claims_two_gigabytes_is_closed_at_once,
             sign_in::t31_refusals_take_the_same_time_whoever_asks,
+            poison::t31_a_tenant_with_a_slow_engine_makes_no_other_cluster_show,
             sign_in::t38_expired_disabled_and_dropped_roles_are_refused_within_a_second,
             relay::t18_a_long_statement_claimed_and_not_sent_costs_no_memory,
             relay::a_client_that_does_not_read_costs_bounded_memory,

@@ -16,7 +16,6 @@ use crate::directory::{Directory, Waker};
 use crate::door::Door;
 use crate::examine::Examiner;
 use crate::journey::travel;
-use crate::pace::Pace;
 use crate::sign_in::checks::Checks;
 use crate::{Certificates, Crowding, Cut, Sessions, Settings, Unauthenticated};
 
@@ -61,7 +60,6 @@ pub(crate) struct House {
     pub(crate) clear_checks: Arc<Checks>,
     pub(crate) sessions: Arc<Sessions>,
     pub(crate) cancels: Semaphore,
-    pub(crate) pace: Pace,
 }
 
 impl Gateway {
@@ -79,7 +77,6 @@ impl Gateway {
             clear_checks: Checks::new(settings.clear_checks_max),
             sessions: Sessions::new(),
             cancels: Semaphore::new(settings.cancels_max),
-            pace: Pace::default(),
         };
         Self { house: Arc::new(house), tasks: TaskTracker::new() }
     }

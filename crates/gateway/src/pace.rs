@@ -1,73 +1,68 @@
-//! How long look-ups take at present, so that an answer without one takes as long.
+//! When an answer goes out that somebody was looked up for: at a moment that says neither whether anybody was found nor where.
+//!
+//! A look-up in memory takes microseconds, one that asks an engine takes about a millisecond, and both are answered after the
+//! same constant. Nothing that was measured goes into it: what was learnt from one cluster's engine would show in the answers
+//! about others. An engine that takes longer than the constant shows in answers about its own cluster alone, in whole
+//! multiples of it.
 
-use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
-/// Look-ups that are remembered.
-const REMEMBERED: usize = 64;
-/// A look-up that asked an engine takes longer than this; one in memory does not.
-const ASKED_MIN: Duration = Duration::from_micros(150);
+use tokio::time::Instant;
 
-/// What one look-up counts for at most: one tenant's slow engine must not slow everybody down, nor mark those who run.
-const ASKED_MAX: Duration = Duration::from_millis(50);
-
-/// The times of the last look-ups that asked an engine.
-#[derive(Default)]
-pub(crate) struct Pace {
-    recent: Mutex<Recent>,
+/// The moment for the answer to a question that came at `asked` and could be answered `now`. `levelled` is
+/// [`crate::Settings::lookup_levelled`].
+pub(crate) fn answer_at(asked: Instant, now: Instant, levelled: Duration) -> Instant {
+    asked + whole_multiple(now - asked, levelled) + blur(levelled / BLUR_PART)
 }
 
-#[derive(Default)]
-struct Recent {
-    times: Vec<Duration>,
-    next: usize,
+/// The random part is this part of the constant, and so longer than the millisecond on which timers fire.
+const BLUR_PART: u32 = 4;
+
+/// The time in whole multiples of the constant: what took a little longer is answered at the same moment.
+fn whole_multiple(time: Duration, levelled: Duration) -> Duration {
+    let levelled = levelled.as_nanos().max(1);
+    let multiples = time.as_nanos() / levelled + 1;
+    Duration::from_nanos(u64::try_from(multiples.saturating_mul(levelled)).unwrap_or(u64::MAX))
 }
 
-impl Pace {
-    /// The time that a look-up counts for: its own where an engine was asked, else that of one of the last that asked.
-    /// Whoever waits for the answer then waits alike, whether there is such a cluster or not.
-    pub(crate) fn level(&self, taken: Duration) -> Duration {
-        let mut recent = self.recent.lock().unwrap_or_else(PoisonError::into_inner);
-        if taken < ASKED_MIN {
-            let mut die = [0];
-            keys::fill_random(&mut die);
-            let count = recent.times.len().max(1);
-            return recent.times.get(usize::from(die[0]) % count).copied().unwrap_or(taken).max(taken);
-        }
-        let next = recent.next;
-        let taken = taken.min(ASKED_MAX);
-        if recent.times.len() < REMEMBERED {
-            recent.times.push(taken);
-        } else {
-            recent.times[next] = taken;
-        }
-        recent.next = (next + 1) % REMEMBERED;
-        taken
-    }
-}
-
-/// A random part of the step. Timers fire on whole milliseconds, so without it the answer's moment would show where in a
+/// A random time up to the longest. Timers fire on whole milliseconds, so without it the answer's moment would show where in a
 /// millisecond the question fell, and with that what happened before.
-pub(crate) fn blur(step: Duration) -> Duration {
+fn blur(longest: Duration) -> Duration {
     let mut die = [0; 4];
     keys::fill_random(&mut die);
-    step.mul_f64(f64::from(u32::from_be_bytes(die)) / f64::from(u32::MAX))
+    longest.mul_f64(f64::from(u32::from_be_bytes(die)) / f64::from(u32::MAX))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    const LEVELLED: Duration = Duration::from_millis(20);
+
+    /// When the answers to many look-ups go out that took so long, from the earliest to the latest.
+    fn answered(taken: Duration) -> (Duration, Duration) {
+        let asked = Instant::now();
+        let at = || answer_at(asked, asked + taken, LEVELLED) - asked;
+        let all: Vec<Duration> = (0..1_000).map(|_| at()).collect();
+        (all.iter().min().copied().unwrap(), all.iter().max().copied().unwrap())
+    }
+
     #[test]
-    fn an_answer_from_memory_takes_the_time_of_one_that_asked() {
-        let pace = Pace::default();
-        let nothing = Duration::from_micros(5);
-        assert_eq!(pace.level(nothing), nothing, "there is nothing to be like yet");
-        let asked = Duration::from_millis(3);
-        for _ in 0..2 * REMEMBERED {
-            assert_eq!(pace.level(asked), asked);
+    fn a_look_up_in_memory_and_one_that_asked_an_engine_are_answered_alike() {
+        let millisecond = Duration::from_millis(1);
+        for taken in [Duration::ZERO, 3 * millisecond, LEVELLED - Duration::from_nanos(1)] {
+            let (earliest, latest) = answered(taken);
+            assert!(earliest >= LEVELLED && latest <= LEVELLED + LEVELLED / BLUR_PART, "{earliest:?}");
+            assert!(latest - earliest > 4 * millisecond, "the blur is less than a timer's own");
         }
-        assert_eq!(pace.level(nothing), asked);
-        assert_eq!(pace.recent.lock().unwrap().times.len(), REMEMBERED);
+    }
+
+    #[test]
+    fn a_slow_look_up_changes_no_other_answer() {
+        let before = answered(Duration::ZERO);
+        let (earliest, _) = answered(Duration::from_millis(73));
+        assert!(earliest >= 4 * LEVELLED, "the slow one itself waits in whole multiples");
+        let after = answered(Duration::ZERO);
+        assert!(before.0 >= LEVELLED && after.1 <= LEVELLED + LEVELLED / BLUR_PART);
     }
 }

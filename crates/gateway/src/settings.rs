@@ -27,8 +27,9 @@ pub struct Settings {
     pub unauthenticated_per_network_max: usize,
     /// Cancel requests at work at a time; more are dropped, as PostgreSQL allows.
     pub cancels_max: usize,
-    /// Before the salt is sent, time passes in steps of this, so that a look-up's own time does not show.
-    pub answer_step: Duration,
+    /// Who was looked up is answered so long after the question, whether there is an engine that had to be asked or not. A
+    /// constant: to be more than an engine takes on a busy machine, and no more than people notice.
+    pub lookup_levelled: Duration,
 }
 
 impl Default for Settings {
@@ -45,7 +46,7 @@ impl Default for Settings {
             unauthenticated_max: 16_384,
             unauthenticated_per_network_max: 1_024,
             cancels_max: 64,
-            answer_step: Duration::from_millis(4),
+            lookup_levelled: Duration::from_millis(20),
         }
     }
 }

@@ -130,7 +130,7 @@ pub fn t31_the_stand_in_for_unknown_people_is_steady() {
 }
 
 /// Nanoseconds from the proof to the refusal, each measured on a connection of its own.
-fn refusal_time(asked: &house::Cluster<'_>) -> u128 {
+pub(super) fn refusal_time(asked: &house::Cluster<'_>) -> u128 {
     let mut wire = asked.knock();
     let begun = Instant::now();
     wire.expect_message().unwrap();
@@ -141,7 +141,7 @@ fn refusal_time(asked: &house::Cluster<'_>) -> u128 {
 }
 
 /// The chance that a value of `left` is larger than one of `right`; a half when nothing tells them apart.
-fn superiority(left: &[u128], right: &[u128]) -> f64 {
+pub(super) fn superiority(left: &[u128], right: &[u128]) -> f64 {
     let wins: f64 = left
         .iter()
         .flat_map(|a| {

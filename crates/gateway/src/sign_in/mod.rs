@@ -9,7 +9,7 @@ mod clear;
 mod scram;
 
 use std::sync::Arc;
-use std::time::{Duration, Instant as Moment};
+use std::time::Instant as Moment;
 
 use identity::hba::{Client, Method, RuleOptions};
 use identity::throttle::{Attempt, Verdict};
@@ -195,13 +195,11 @@ async fn attempt_once(
     if let Account::Unknown = account {
         return Err(Refusal::NotReady(NotReady::Unasked));
     }
-    let counted = house.pace.level(asked.elapsed());
-    let step = house.settings.answer_step;
     let rules = match &claim.cluster {
         Some(cluster) => house.directory.rules(cluster.id),
         None => house.standard.clone(),
     };
-    sleep_until(asked + whole_steps(counted, step) + pace::blur(step)).await;
+    sleep_until(pace::answer_at(asked, Instant::now(), house.settings.lookup_levelled)).await;
 
     let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
     let facts = Client {
@@ -290,15 +288,10 @@ fn place(claim: &Claim<'_>) -> Option<(Found, RoleName)> {
     (!claim.user.is_reserved()).then(|| (cluster, claim.user.clone()))
 }
 
-/// The time in whole steps: a look-up that took a little longer answers at the same moment.
-fn whole_steps(time: Duration, step: Duration) -> Duration {
-    let step = step.as_nanos().max(1);
-    let steps = time.as_nanos() / step + 1;
-    Duration::from_nanos(u64::try_from(steps * step).unwrap_or(u64::MAX))
-}
-
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use identity::throttle::{Settings, Throttle};
     use model::ClusterId;
 
