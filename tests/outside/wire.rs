@@ -2,6 +2,7 @@
 
 mod cancel;
 mod crowd;
+mod forms;
 mod hello;
 mod poison;
 mod relay;
@@ -52,6 +53,7 @@ pub(crate) fn suite() -> Suite {
             sign_in::t28_saying_that_the_server_has_no_plus_is_a_downgrade,
             sign_in::t29_another_certificate_does_not_match_the_binding,
             sign_in::t31_the_stand_in_for_unknown_people_is_steady,
+            forms::t31_iterations_and_salts_of_any_form_tell_nobody_who_exists,
             sign_in::t32_iterations_above_the_ceiling_are_refused,
             sign_in::t33_salts_and_iterations_of_every_reasonable_kind_sign_in,
             sign_in::t34_anything_else_between_sasl_messages_is_refused,
@@ -93,6 +95,7 @@ pub(crate) fn suite() -> Suite {
             hello::t10_aborted_handshakes_leak_nothing,
             hello::t20_a_cancel_request_that_claims_two_gigabytes_is_closed_at_once,
             sign_in::t31_refusals_take_the_same_time_whoever_asks,
+            forms::t31_many_who_ask_at_once_do_not_make_a_running_cluster_show,
             poison::t31_a_tenant_with_a_slow_engine_makes_no_other_cluster_show,
             sign_in::t38_expired_disabled_and_dropped_roles_are_refused_within_a_second,
             relay::t18_a_long_statement_claimed_and_not_sent_costs_no_memory,

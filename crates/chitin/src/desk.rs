@@ -172,7 +172,8 @@ impl Desk {
         policy: &Policy,
         user: &RoleName,
     ) -> Option<Vouched> {
-        let account = self.directory.account(cluster, user).await;
+        let named = policy.rules.roles_named(DEFAULT_DATABASE);
+        let account = self.directory.account(cluster, user, &named).await;
         let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
         let facts = Client { user: user.as_str(), database: DEFAULT_DATABASE, roles: &roles, address: from };
         let rule = policy.rules.find(&facts)?;
@@ -299,7 +300,7 @@ impl SignInDesk for Desk {
         // The session stays, for the addresses that are let in: its owner may only have come another way this time.
         from.filter(|from| self.directory.admits_to(cluster, from, Surface::Web))?;
         let user: RoleName = session.user.parse().ok()?;
-        match self.directory.account(cluster, &user).await {
+        match self.directory.account(cluster, &user, &[]).await {
             Account::Open(_) => Some(session),
             // Nobody can say now; the session may be good again in a moment.
             Account::Unknown => None,

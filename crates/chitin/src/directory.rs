@@ -5,27 +5,26 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use async_trait::async_trait;
-use engine::{Administration, Host, RoleNow};
+use engine::{Administration, Host, RoleNow, VERIFIERS_SAMPLED};
 use futures::FutureExt;
 use futures::future::BoxFuture;
 use gateway::directory::{Account, Found, Person};
 use identity::hba::Rules;
-use identity::scram::Verifier;
+use identity::scram::{Forms, Verifier};
 use keys::Fingerprints;
 use model::{
     CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Clock, ClusterHandle, ClusterId, EndpointId,
-    Origin, RoleName, Surface, Way, Wish,
+    Origin, RoleName, SqlRoles, Surface, Way, Wish,
 };
 use store::{Entry, Store};
 use time::OffsetDateTime;
-use tokio::time::{Instant, timeout, timeout_at};
+use tokio::time::{Instant, timeout_at};
 
 use crate::admission::{Admissions, is_visible};
 use crate::knocks::Knocks;
+use crate::lines::{Lines, Unanswered};
 use crate::policy::Policies;
 
-/// For a running engine to tell one role.
-const READ_MAX: Duration = Duration::from_secs(2);
 /// For an engine to start or to stop while somebody waits to be let in. Proving who one is must still fit after it.
 const DECIDED_MAX: Duration = Duration::from_secs(6);
 /// Should a change be missed, it is looked again after this.
@@ -34,23 +33,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The directory of clusters and their users.
 pub struct Directory {
     store: Arc<Store>,
-    host: Arc<Host>,
     clock: Arc<dyn Clock>,
     policies: Arc<Policies>,
     stand_ins: Fingerprints,
     admissions: Admissions,
     knocks: Knocks,
-    lines: Lines,
+    lines: Arc<Lines>,
+    copied_forms: Mutex<CopiedForms>,
 }
 
-/// An open line to each running engine: a sign-in costs one question, not one connection.
-#[derive(Default)]
-struct Lines(Mutex<HashMap<ClusterId, Line>>);
-
-/// What an engine says to one question.
-type Answer<T> = BoxFuture<'static, Result<T, engine::Error>>;
-
-type Line = Arc<tokio::sync::Mutex<Option<Arc<Administration>>>>;
+/// The forms of the verifiers in the copies of roles that were asked for, as long as those are current.
+type CopiedForms = HashMap<ClusterId, (Arc<SqlRoles>, Arc<Forms>)>;
 
 impl Directory {
     /// Puts the directory together. The fingerprints make stand-ins for users who do not exist.
@@ -62,8 +55,9 @@ impl Directory {
         stand_ins: Fingerprints,
         knocks: Knocks,
     ) -> Arc<Self> {
-        let (admissions, lines) = (Admissions::default(), Lines::default());
-        Arc::new(Self { store, host, clock, policies, stand_ins, admissions, knocks, lines })
+        let (admissions, lines) = (Admissions::default(), Lines::new(host));
+        let copied_forms = Mutex::default();
+        Arc::new(Self { store, clock, policies, stand_ins, admissions, knocks, lines, copied_forms })
     }
 
     /// The cluster of this name, if there is one that can be seen on this way.
@@ -90,18 +84,19 @@ impl Directory {
 
     /// Closes the lines to engines that no longer run and forgets clusters that are gone.
     pub fn tidy(&self) {
-        self.lines.all().retain(|id, _| self.host.is_running(*id));
+        self.lines.tidy();
         let snapshot = self.store.snapshot();
         self.admissions.retain(|id| snapshot.get(id).is_some());
+        self.copied_forms().retain(|id, _| snapshot.get(id).is_some());
     }
 
     /// Asks what decides at this moment: the copy of the roles while it is whole, else the engine. `None` where neither can
     /// say. A moment in which an engine starts or stops is waited out.
-    async fn decided<T>(
-        &self,
+    async fn decided<'a, T>(
+        &'a self,
         cluster: ClusterId,
         by_copy: impl Fn(&Entry) -> T + Send,
-        by_engine: impl Fn(Arc<Administration>) -> Answer<T> + Send + Sync,
+        by_engine: impl Fn() -> BoxFuture<'a, Result<T, Unanswered>> + Send,
     ) -> Option<T> {
         let until = Instant::now() + DECIDED_MAX;
         let mut changes = self.store.changes();
@@ -112,7 +107,7 @@ impl Directory {
             if entry.seen.is_copy_whole() {
                 return Some(by_copy(&entry));
             }
-            match self.ask(cluster, &by_engine).await {
+            match by_engine().await {
                 Ok(answer) => return Some(answer),
                 Err(Unanswered::TooSlow) => break,
                 Err(Unanswered::Unreachable) => {}
@@ -130,57 +125,29 @@ impl Directory {
         None
     }
 
-    /// Asks the engine, on the open line to it.
-    async fn ask<T>(
-        &self,
-        cluster: ClusterId,
-        question: &(impl Fn(Arc<Administration>) -> Answer<T> + Sync),
-    ) -> Result<T, Unanswered> {
-        if !self.host.is_running(cluster) {
-            return Err(Unanswered::Unreachable);
+    /// What stand-ins of the cluster look like: its users' verifiers, as the engine has them where it runs, else as in the
+    /// copy.
+    fn forms(&self, cluster: ClusterId) -> Arc<Forms> {
+        if let Some(forms) = self.lines.forms(cluster) {
+            return forms;
         }
-        // A line that was open may have died with an earlier engine: one more try with a new one.
-        for _ in 0..2 {
-            let line = self.lines.all().entry(cluster).or_default().clone();
-            let asked = async {
-                let open = {
-                    let mut line = line.lock().await;
-                    match &*line {
-                        Some(open) => open.clone(),
-                        None => line.insert(Arc::new(self.host.administration(cluster).await?)).clone(),
-                    }
-                };
-                question(open).await
-            };
-            match timeout(READ_MAX, asked).await {
-                Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(cause)) => {
-                    tracing::debug!(%cluster, %cause, "the line to the engine is opened anew");
-                    self.lines.all().remove(&cluster);
-                }
-                Err(_) => {
-                    tracing::warn!(%cluster, "the engine was too slow to tell a role");
-                    self.lines.all().remove(&cluster);
-                    return Err(Unanswered::TooSlow);
-                }
-            }
+        let Some(roles) = self.store.snapshot().get(&cluster).map(|entry| entry.roles.clone()) else {
+            return Arc::default();
+        };
+        if let Some((of, forms)) = self.copied_forms().get(&cluster)
+            && Arc::ptr_eq(of, &roles)
+        {
+            return forms.clone();
         }
-        Err(Unanswered::Unreachable)
+        let users = roles.as_slice().iter().filter(|role| role.can_login).take(VERIFIERS_SAMPLED);
+        let forms = Arc::new(Forms::of(users.filter_map(|role| role.verifier.as_deref())));
+        self.copied_forms().insert(cluster, (roles, forms.clone()));
+        forms
     }
-}
 
-/// Why an engine told nothing.
-enum Unanswered {
-    /// It took too long. Whoever waits longer would wait for nothing.
-    TooSlow,
-    /// It does not run, starts, stops, or refuses.
-    Unreachable,
-}
-
-impl Lines {
-    fn all(&self) -> MutexGuard<'_, HashMap<ClusterId, Line>> {
+    fn copied_forms(&self) -> MutexGuard<'_, CopiedForms> {
         // Single inserts and removals.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.copied_forms.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -210,15 +177,12 @@ impl gateway::directory::Directory for Directory {
         self.policies.of(cluster).rules.clone()
     }
 
-    async fn account(&self, cluster: ClusterId, user: &RoleName) -> Account {
+    async fn account(&self, cluster: ClusterId, user: &RoleName, named: &[String]) -> Account {
         let by_copy = |entry: &Entry| {
             let role = entry.role(user.as_str())?.clone();
-            Some(RoleNow { role, inherited: entry.roles.inherited([user.as_str()]) })
+            Some(RoleNow { role, inherited: entry.roles.inherited_of(user.as_str(), named) })
         };
-        let by_engine = |engine: Arc<Administration>| {
-            let user = user.clone();
-            async move { engine.role(&user).await }.boxed()
-        };
+        let by_engine = || self.lines.role(cluster, user, named).boxed();
         let Some(found) = self.decided(cluster, by_copy, by_engine).await else {
             return Account::Unknown;
         };
@@ -237,18 +201,21 @@ impl gateway::directory::Directory for Directory {
 
     async fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Option<Vec<String>> {
         let by_copy = |entry: &Entry| entry.roles.inherited(roles.iter().map(RoleName::as_str));
-        let by_engine = |engine: Arc<Administration>| {
+        let question = |engine: Arc<Administration>| {
             let roles = roles.to_vec();
             async move { engine.inherited(&roles).await }.boxed()
         };
+        let by_engine = || self.lines.ask(cluster, &question).boxed();
         let inherited = self.decided(cluster, by_copy, by_engine).await?;
         let mut all: BTreeSet<String> = roles.iter().map(|role| role.as_str().to_owned()).collect();
         all.extend(inherited);
         Some(all.into_iter().collect())
     }
 
-    fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32] {
-        self.stand_ins.of(&[handle.to_string().as_bytes(), user.as_bytes()])
+    fn stand_in(&self, handle: &ClusterHandle, cluster: Option<ClusterId>, user: &str) -> Verifier {
+        let seed = self.stand_ins.of(&[handle.to_string().as_bytes(), user.as_bytes()]);
+        let form = cluster.map(|cluster| self.forms(cluster).choose(&seed)).unwrap_or_default();
+        Verifier::stand_in(&seed, form)
     }
 }
 

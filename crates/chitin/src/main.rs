@@ -19,6 +19,7 @@ mod knocks;
 #[cfg(test)]
 #[path = "../../../tests/launcher.rs"]
 mod launcher;
+mod lines;
 mod logging;
 mod memory;
 mod operator;

@@ -50,7 +50,7 @@ pub use launch::{Launcher, launch_if_asked};
 pub use pinned::pinned_settings;
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};
-pub use roles::RoleNow;
+pub use roles::{RoleNow, VERIFIERS_SAMPLED, VerifierForm};
 pub use running::Run;
 pub use search::SearchReport;
 pub use users::User;

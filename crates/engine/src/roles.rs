@@ -15,13 +15,27 @@ const ROLES: AnswerMax = AnswerMax { rows: SQL_ROLES_MAX, bytes: 16 << 20 };
 /// For all memberships: two numbers each.
 const MEMBERSHIPS: AnswerMax = AnswerMax { rows: SQL_MEMBERSHIPS_MAX, bytes: 8 << 20 };
 
-/// One role, with all that it may count as.
+/// Roles that [`Administration::verifier_forms`] looks at, the first by name: it is asked while somebody waits to be let in.
+pub const VERIFIERS_SAMPLED: usize = 2_000;
+
+/// One role, with what it counts as.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RoleNow {
-    /// The role, with its direct memberships.
+    /// The role. Its direct memberships are there only where it was asked for alone.
     pub role: SqlRole,
-    /// Every role that it is a member of, directly or through others, sorted.
+    /// The roles that it is a member of, directly or through others, sorted: every one, or those of them that were named.
     pub inherited: Vec<String>,
+}
+
+/// What clients see of verifiers before they have proven anything, and how many users have such a one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct VerifierForm {
+    /// How often a client must hash its password.
+    pub iterations: u32,
+    /// Length of the salt.
+    pub salt_bytes: usize,
+    /// Users whose verifiers have this form.
+    pub users: u32,
 }
 
 impl Administration {
@@ -90,6 +104,44 @@ impl Administration {
         Ok(found)
     }
 
+    /// Those of these roles that exist, each with those of the named roles that it is a member of, directly or through
+    /// others. The memberships are walked from the named roles down, and not at all where none is named; so what it costs
+    /// depends on whom somebody asks for no more than on whether they exist.
+    pub async fn roles_named(&self, of: &[RoleName], named: &[String]) -> Result<Vec<RoleNow>, Error> {
+        let of: Vec<&str> = of.iter().map(RoleName::as_str).collect();
+        let max = AnswerMax { rows: of.len(), ..AnswerMax::LIST };
+        let mut found = Vec::new();
+        self.each(&format!("{BELOW} SELECT {COLUMNS}, coalesce(held, '{{}}'), rolname FROM pg_authid LEFT JOIN holders ON holder = oid
+                            WHERE rolname = ANY($1::name[])"), &[&of, &named], max, |row| {
+            let Some(name) = get::<RawName>(row, 6)?.0 else { return Ok(()) };
+            found.push(RoleNow { role: role(row, name)?, inherited: names(row, 5)? });
+            Ok(())
+        })
+        .await?;
+        Ok(found)
+    }
+
+    /// The forms of the verifiers of the first [`VERIFIERS_SAMPLED`] users by name, the most frequent first.
+    pub async fn verifier_forms(&self) -> Result<Vec<VerifierForm>, Error> {
+        let sql = format!(
+            "SELECT iterations, salt_bytes, count(*)::int4 FROM (
+               SELECT substring(rolpassword FROM '^SCRAM-SHA-256[$]([0-9]{{1,9}}):')::int4 AS iterations,
+                      length(decode(substring(rolpassword FROM '^SCRAM-SHA-256[$][0-9]{{1,9}}:([^$]*)[$]'), 'base64')) AS salt_bytes
+               FROM (SELECT rolpassword FROM pg_authid WHERE rolcanlogin ORDER BY rolname LIMIT {VERIFIERS_SAMPLED}) AS users
+               WHERE rolpassword LIKE 'SCRAM-SHA-256$%' AND length(rolpassword) <= 512) AS forms
+             WHERE iterations > 0 AND salt_bytes > 0 GROUP BY 1, 2 ORDER BY 3 DESC, 1, 2"
+        );
+        let mut forms = Vec::new();
+        self.each(&sql, &[], AnswerMax { rows: VERIFIERS_SAMPLED, ..AnswerMax::FEW }, |row| {
+            let number = |column| Ok::<_, Error>(get::<i32>(row, column)?.unsigned_abs());
+            let salt_bytes = usize::try_from(number(1)?).unwrap_or(usize::MAX);
+            forms.push(VerifierForm { iterations: number(0)?, salt_bytes, users: number(2)? });
+            Ok(())
+        })
+        .await?;
+        Ok(forms)
+    }
+
     /// Every role that one of these is a member of, directly or through others, sorted.
     pub async fn inherited(&self, of: &[RoleName]) -> Result<Vec<String>, Error> {
         let of: Vec<&str> = of.iter().map(RoleName::as_str).collect();
@@ -120,6 +172,14 @@ const INHERITED: &str = "WITH RECURSIVE of (id) AS (
     SELECT roleid FROM pg_auth_members WHERE member IN (SELECT oid FROM pg_authid WHERE rolname::text = ANY($1))
     UNION SELECT roleid FROM pg_auth_members JOIN of ON member = of.id)
   SELECT rolname FROM of JOIN pg_authid ON oid = of.id";
+
+/// Who is a member of which of the named roles, `$2`.
+const BELOW: &str = "WITH RECURSIVE below (named, id) AS (
+    SELECT oid, oid FROM pg_authid WHERE rolname = ANY($2::name[])
+    UNION SELECT named, member FROM below JOIN pg_auth_members ON roleid = below.id),
+  holders (holder, held) AS (
+    SELECT id, array_agg(DISTINCT held.rolname::text) FROM below JOIN pg_authid AS held ON held.oid = named
+    WHERE id <> named GROUP BY id)";
 
 fn role(row: &Row, name: String) -> Result<SqlRole, Error> {
     // What lies beyond the year 9999 is as good as for ever.

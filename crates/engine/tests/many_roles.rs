@@ -73,6 +73,26 @@ async fn twenty_thousand_roles_with_a_hundred_thousand_memberships_are_read_in_b
         assert_eq!(now.inherited, administration.inherited(&[role]).await.unwrap(), "{name}");
         assert_eq!(Some(&now.role), roles.get(name), "{name}");
     }
+
+    // At sign-in many are asked for at once, about the roles that rules name; nobody has proven anything yet.
+    let users: Vec<RoleName> =
+        ["u1", "u777", "g0", "maria", "nobody_here"].map(|name| name.parse().unwrap()).into();
+    let named = ["g7", "g49", "u5", "admin", "no_such_role"].map(str::to_owned);
+    let began = Instant::now();
+    let found = administration.roles_named(&users, &named).await.unwrap();
+    println!("{} of {} users, asked about 5 roles: {:?}", found.len(), users.len(), began.elapsed());
+    assert_eq!(found.len(), 4, "who does not exist is not there");
+    for now in found {
+        let name = &now.role.name;
+        assert_eq!(now.inherited, roles.inherited_of(name, &named), "{name}");
+        let all = roles.inherited([name.as_str()]);
+        let expected: Vec<String> = all.into_iter().filter(|role| named.contains(role)).collect();
+        assert_eq!(now.inherited, expected, "{name}");
+        assert_eq!(now.role.verifier, roles.get(name).unwrap().verifier);
+    }
+    assert!(
+        administration.roles_named(&users, &[]).await.unwrap().iter().all(|now| now.inherited.is_empty())
+    );
     assert!(administration.users().await.unwrap().iter().any(|user| user.name == "maria"));
 
     // More than are kept: said as that, and one that is asked for is told all the same.

@@ -29,7 +29,7 @@ pub struct Person {
     pub verifier: Option<Verifier>,
     /// The role's own connection limit, if it has one.
     pub connections_max: Option<u32>,
-    /// Every role that it is a member of, directly or through others.
+    /// Those of the roles that were named which it is a member of, directly or through others.
     pub member_of: Vec<String>,
 }
 
@@ -76,14 +76,16 @@ pub trait Directory: Send + Sync + 'static {
     /// The rules by which the cluster lets people in. Answers at once, from memory.
     fn rules(&self, cluster: ClusterId) -> Arc<Rules>;
 
-    /// Who the user is at this moment. Fresh while the engine runs; never wakes it.
-    async fn account(&self, cluster: ClusterId, user: &RoleName) -> Account;
+    /// Who the user is at this moment, and of which of the named roles it is a member. Fresh while the engine runs; never
+    /// wakes it. What it costs must not depend on whether there is such a user.
+    async fn account(&self, cluster: ClusterId, user: &RoleName, named: &[String]) -> Account;
 
     /// The roles and every role that they are members of at this moment; `None` where nobody can say.
     async fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Option<Vec<String>>;
 
-    /// A secret value, always the same for the same names, from which the stand-in for a missing user is made.
-    fn stand_in_seed(&self, handle: &ClusterHandle, user: &str) -> [u8; 32];
+    /// The stand-in for a user without a verifier: always the same for the same names, and of a form that verifiers of the
+    /// cluster have; where there is no such cluster, of the usual form. Answers at once, from memory.
+    fn stand_in(&self, handle: &ClusterHandle, cluster: Option<ClusterId>, user: &str) -> Verifier;
 }
 
 /// Why there is no engine to attach to.

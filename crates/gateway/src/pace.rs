@@ -39,7 +39,7 @@ mod tests {
 
     const LEVELLED: Duration = Duration::from_millis(20);
 
-    /// When the answers to many look-ups go out that took so long, from the earliest to the latest.
+    /// After what time the answers to many look-ups go out that took so long: the earliest and the latest.
     fn answered(taken: Duration) -> (Duration, Duration) {
         let asked = Instant::now();
         let at = || answer_at(asked, asked + taken, LEVELLED) - asked;
@@ -50,10 +50,10 @@ mod tests {
     #[test]
     fn a_look_up_in_memory_and_one_that_asked_an_engine_are_answered_alike() {
         let millisecond = Duration::from_millis(1);
-        for taken in [Duration::ZERO, 3 * millisecond, LEVELLED - Duration::from_nanos(1)] {
+        for taken in [Duration::ZERO, 3 * millisecond, 19 * millisecond] {
             let (earliest, latest) = answered(taken);
             assert!(earliest >= LEVELLED && latest <= LEVELLED + LEVELLED / BLUR_PART, "{earliest:?}");
-            assert!(latest - earliest > 4 * millisecond, "the blur is less than a timer's own");
+            assert!(latest > earliest + 4 * millisecond, "the blur is less than a timer's own");
         }
     }
 

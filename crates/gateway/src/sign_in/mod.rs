@@ -187,18 +187,21 @@ async fn attempt_once(
     // Looked up for every claim that could exist, so that the work is the same for a good one and a bad one.
     let asked = Instant::now();
     let place = place(claim);
+    let rules = match &claim.cluster {
+        Some(cluster) => house.directory.rules(cluster.id),
+        None => house.standard.clone(),
+    };
+    let named = rules.roles_named(claim.database.as_str());
     let account = match &place {
-        Some((cluster, user)) => timeout_at(deadline, house.directory.account(cluster.id, user)).await?,
+        Some((cluster, user)) => {
+            timeout_at(deadline, house.directory.account(cluster.id, user, &named)).await?
+        }
         None => Account::Missing,
     };
     // Before the rules, which may ask for roles, and before any proof: it is the same for everybody.
     if let Account::Unknown = account {
         return Err(Refusal::NotReady(NotReady::Unasked));
     }
-    let rules = match &claim.cluster {
-        Some(cluster) => house.directory.rules(cluster.id),
-        None => house.standard.clone(),
-    };
     sleep_until(pace::answer_at(asked, Instant::now(), house.settings.lookup_levelled)).await;
 
     let roles = account.person().map(|person| person.member_of.clone()).unwrap_or_default();
@@ -237,6 +240,10 @@ async fn attempt_once(
             .ok_or(Refusal::NotReady(NotReady::Unasked))?,
     };
     let rules = house.directory.rules(cluster.id);
+    // What new rules ask of memberships was not found out.
+    if given.is_none() && rules.roles_named(claim.database.as_str()) != named {
+        return Err(Refusal::Rejected);
+    }
     let decides = rules.find(&Client { roles: &roles, ..facts });
     if decides.map(|rule| (rule.method(), rule.options())) != Some((method, &case.rule)) {
         return Err(Refusal::Rejected);

@@ -55,5 +55,6 @@ pub(super) fn verifier(case: &Case<'_>) -> Option<Verifier> {
 /// What nothing fits, always the same for the same names.
 pub(super) fn stand_in(case: &Case<'_>) -> Verifier {
     let claim = case.claim;
-    Verifier::stand_in(&case.house.directory.stand_in_seed(claim.handle, claim.user.as_str()))
+    let cluster = claim.cluster.as_ref().map(|cluster| cluster.id);
+    case.house.directory.stand_in(claim.handle, cluster, claim.user.as_str())
 }

@@ -129,6 +129,16 @@ impl Rule {
         None
     }
 
+    /// The roles whose members it treats differently where this database is asked for.
+    pub(super) fn roles_named<'a>(&'a self, database: &'a str) -> impl Iterator<Item = String> + 'a {
+        let is_same_role = self.databases.iter().any(|databases| matches!(databases, Databases::SameRole));
+        let of_users = self.users.iter().filter_map(|users| match users {
+            Users::MemberOf(role) => Some(role.clone()),
+            Users::All | Users::Named(_) | Users::Like(_) => None,
+        });
+        is_same_role.then(|| database.to_owned()).into_iter().chain(of_users)
+    }
+
     /// Whether it matches every client.
     pub(super) fn matches_everybody(&self) -> bool {
         self.transport == Transport::Ours

@@ -73,7 +73,8 @@ pub struct Client<'a> {
     pub user: &'a str,
     /// The database that it asks for. It need not exist.
     pub database: &'a str,
-    /// Every role that the user is a member of, directly or through others.
+    /// The roles that the user is a member of, directly or through others: every one, or at least those of
+    /// [`Rules::roles_named`].
     pub roles: &'a [String],
     /// Where it comes from. IPv4 inside IPv6 counts as IPv4.
     pub address: IpAddr,
@@ -99,6 +100,15 @@ impl Rules {
     /// All rules, in their order.
     pub fn iter(&self) -> impl Iterator<Item = &Rule> {
         self.rules.iter()
+    }
+
+    /// The roles whose members the rules treat differently where this database is asked for, sorted. Whoever looks a client up
+    /// need not find out about other memberships.
+    pub fn roles_named(&self, database: &str) -> Vec<String> {
+        let mut named: Vec<String> = self.rules.iter().flat_map(|rule| rule.roles_named(database)).collect();
+        named.sort();
+        named.dedup();
+        named
     }
 
     /// The rule that decides about the client: the first that matches.
