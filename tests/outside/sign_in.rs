@@ -67,6 +67,7 @@ pub(crate) fn suite() -> Suite {
             revocation::t45_every_certificate_of_the_chain_is_asked_for,
             revocation::t45_answers_are_kept_as_long_as_they_say,
             revocation::t45_a_list_refuses_whom_it_names_and_a_stale_one_everybody,
+            revocation::t45_every_authority_of_a_chain_needs_a_list_where_lists_are_set,
             revocation::t46_a_session_ends_within_five_seconds_when_its_certificate_is_revoked,
             revocation::t46_a_session_ends_when_its_certificate_comes_on_a_list_or_expires,
             revocation::a_stranger_never_makes_us_ask_anybody,

@@ -194,6 +194,12 @@ impl Cluster<'_> {
         self.cloud.call("PUT", &self.own("/crls"), Some(&json!({ "pem": pem })))
     }
 
+    /// Sets revocation lists, and that authorities need none.
+    pub fn set_lists_and_accept_without(&self, pem: &str) -> Answer {
+        let body = json!({ "pem": pem, "accept_without_list": true });
+        self.cloud.call("PUT", &self.own("/crls"), Some(&body))
+    }
+
     /// Takes the revocation lists away.
     #[track_caller]
     pub fn forget_lists(&self) {

@@ -72,8 +72,8 @@ impl Client {
     }
 
     /// Sets the revocation lists of a cluster, in PEM.
-    pub async fn set_crls(&self, id: ClusterId, pem: String) -> Result<Crls, Error> {
-        self.call(Method::PUT, &own(id, "crls"), Some(&SetCrls { pem })).await
+    pub async fn set_crls(&self, id: ClusterId, lists: SetCrls) -> Result<Crls, Error> {
+        self.call(Method::PUT, &own(id, "crls"), Some(&lists)).await
     }
 
     /// Takes the revocation lists away.

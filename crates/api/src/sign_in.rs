@@ -188,6 +188,9 @@ impl From<&model::Ocsp> for Ocsp {
 pub struct SetCrls {
     /// One or several revocation lists in PEM, after each other.
     pub pem: String,
+    /// Whether a certificate counts all the same that an authority without a list among these issued.
+    #[serde(default)]
+    pub accept_without_list: bool,
 }
 
 /// `GET`, `PUT` and `DELETE /chitin/clusters/{id}/crls`.
@@ -197,6 +200,13 @@ pub struct Crls {
     pub pem: String,
     /// What is in them, in their order.
     pub lists: Vec<Crl>,
+    /// Whether a certificate counts all the same that an authority without a list among these issued.
+    #[serde(default)]
+    pub accept_without_list: bool,
+    /// The cluster's client authorities that have no list among these, where there are any lists: unless
+    /// `accept_without_list`, nobody signs in by whom they certified. Authorities that clients bring are not known here.
+    #[serde(default)]
+    pub authorities_without_list: Vec<String>,
 }
 
 /// One revocation list.

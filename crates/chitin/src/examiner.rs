@@ -121,7 +121,12 @@ impl gateway::examine::Examiner for Examiner {
             Err(refused) => {
                 tracing::info!(%cluster, %refused, "a client certificate was refused");
                 let message = format!("client certificate refused: {refused}");
-                return Certificate::Bad(NotVouched { message, hint: None, is_wrong: true });
+                let hint = (refused == CertRefused::NoCrl).then_some(
+                    "The cluster's operator sets a list of every authority, or permits that one has none: chitin crl set --accept-without-list",
+                );
+                // Who holds a certificate that nobody's list is about has not guessed.
+                let is_wrong = refused != CertRefused::NoCrl;
+                return Certificate::Bad(NotVouched { message, hint, is_wrong });
             }
         };
         match self.revocation.check(cluster, &verified, &policy.ocsp).await {

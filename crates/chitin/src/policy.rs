@@ -98,7 +98,7 @@ impl Policy {
             rules: Arc::new(rules),
             map,
             authorities,
-            crls,
+            crls: crls.accepting_without_list(source.accept_without_list),
             ocsp: source.ocsp.clone(),
             source: source.clone(),
         }

@@ -20,7 +20,7 @@ pub use network::{
     PeeringCommand, PeeringCreate,
 };
 pub use sign_in::{
-    ClientCaCommand, CrlCommand, HbaCommand, HbaTest, IdentityMapCommand, OcspCommand, OcspSet,
+    ClientCaCommand, CrlCommand, CrlSet, HbaCommand, HbaTest, IdentityMapCommand, OcspCommand, OcspSet,
     ProviderCommand, ProviderSet, ThrottleCommand,
 };
 

@@ -1,10 +1,12 @@
 //! `chitin crl`: show, set, delete.
 
-use api::Crl;
+use std::fmt::Write as _;
+
+use api::{Crls, SetCrls};
 use time::OffsetDateTime;
 
 use crate::cloud::Cloud;
-use crate::command::CrlCommand;
+use crate::command::{CrlCommand, CrlSet};
 use crate::failure::Failure;
 use crate::output::{self, Printer, table};
 use crate::text;
@@ -23,14 +25,14 @@ pub async fn run(cloud: &Cloud, command: CrlCommand, printer: Printer) -> Result
                 return Ok(());
             }
             printer.result(&crls, || {
-                if one.pem { text::shown(&crls.pem) } else { listed(&crls.lists, OffsetDateTime::now_utc()) }
+                if one.pem { text::shown(&crls.pem) } else { listed(&crls, OffsetDateTime::now_utc()) }
             })
         }
-        CrlCommand::Set(bundle) => {
+        CrlCommand::Set(CrlSet { bundle, accept_without_list }) => {
             let pem = text::read(&bundle.file, model::CRL_TEXT_BYTES_MAX)?;
             let cluster = cloud.cluster(&bundle.cluster).await?;
-            let crls = cloud.api.set_crls(cluster.id, pem).await?;
-            printer.result(&crls, || listed(&crls.lists, OffsetDateTime::now_utc()))
+            let crls = cloud.api.set_crls(cluster.id, SetCrls { pem, accept_without_list }).await?;
+            printer.result(&crls, || listed(&crls, OffsetDateTime::now_utc()))
         }
         CrlCommand::Delete(one) => {
             let cluster = cloud.cluster(&one.cluster).await?;
@@ -40,13 +42,23 @@ pub async fn run(cloud: &Cloud, command: CrlCommand, printer: Printer) -> Result
     }
 }
 
-fn listed(lists: &[Crl], now: OffsetDateTime) -> String {
-    let rows = lists.iter().map(|list| {
+fn listed(crls: &Crls, now: OffsetDateTime) -> String {
+    let rows = crls.lists.iter().map(|list| {
         let next = instant(list.next_update);
         let next = if list.next_update <= now { format!("{next} (PASSED: nobody is let in)") } else { next };
         [list.issuer.clone(), list.revoked.to_string(), instant(list.this_update), next]
     });
-    table(["AUTHORITY", "REVOKED", "MADE", "HOLDS UNTIL"], rows)
+    let mut shown = table(["AUTHORITY", "REVOKED", "MADE", "HOLDS UNTIL"], rows);
+    for authority in &crls.authorities_without_list {
+        let comes_of_it = if crls.accept_without_list {
+            "whom it certified is let in (--accept-without-list)"
+        } else {
+            "NOBODY whom it certified is let in; set a list of it too, or permit that with --accept-without-list"
+        };
+        // A text takes whatever is written to it.
+        let _ = write!(shown, "\n{authority} has no list: {comes_of_it}");
+    }
+    shown
 }
 
 fn instant(at: OffsetDateTime) -> String {
@@ -55,6 +67,7 @@ fn instant(at: OffsetDateTime) -> String {
 
 #[cfg(test)]
 mod tests {
+    use api::Crl;
     use time::Duration;
 
     use super::*;
@@ -68,9 +81,18 @@ mod tests {
             next_update: made + Duration::DAY,
             revoked: 3,
         };
-        let fresh = listed(std::slice::from_ref(&list), made);
+        let of = |accept_without_list, without: &[&str]| Crls {
+            pem: String::new(),
+            lists: vec![list.clone()],
+            accept_without_list,
+            authorities_without_list: without.iter().map(|&name| name.to_owned()).collect(),
+        };
+        let fresh = listed(&of(false, &[]), made);
         assert!(fresh.contains("1970-01-02T00:00:00Z") && !fresh.contains("PASSED"), "{fresh}");
-        let stale = listed(std::slice::from_ref(&list), made + Duration::DAY);
+        let stale = listed(&of(false, &[]), made + Duration::DAY);
         assert!(stale.contains("PASSED"), "{stale}");
+        let without = listed(&of(false, &["CN=Other"]), made);
+        assert!(without.contains("CN=Other has no list: NOBODY"), "{without}");
+        assert!(listed(&of(true, &["CN=Other"]), made).contains("is let in"));
     }
 }

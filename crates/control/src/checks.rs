@@ -12,7 +12,7 @@ use url::{Host, Url};
 
 use crate::Refusal;
 
-pub(crate) use certificates::{client_ca, crls, roots};
+pub(crate) use certificates::{authorities, client_ca, crls, roots};
 pub(crate) use keys::{key, key_service};
 pub(crate) use rules::{Client, Surroundings, hba, hba_test, identity_map};
 

@@ -34,6 +34,9 @@ pub struct SignIn {
     /// Revocation lists in PEM, several after each other.
     #[serde(default)]
     pub crls: Option<String>,
+    /// Whether, with revocation lists set, a certificate counts that an authority without one among them issued.
+    #[serde(default)]
+    pub accept_without_list: bool,
     /// How revocation is asked for.
     #[serde(default)]
     pub ocsp: Ocsp,

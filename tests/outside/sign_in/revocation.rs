@@ -62,6 +62,7 @@ impl Stage {
 
 const STRICT: &str = "OCSP check failed in strict mode";
 const REVOKED: &str = "revoked";
+const WITHOUT_LIST: &str = "has no revocation list";
 
 pub fn t45_good_revoked_and_unknown_in_every_mode() {
     let stage = stage("ocsp-answers");
@@ -264,8 +265,11 @@ pub fn t45_a_list_refuses_whom_it_names_and_a_stale_one_everybody() {
     stage.refuses("a stale list", &revoked, "");
     // A list of another authority, and one that somebody else signed under the same name.
     let other = Authority::root(stage.scratch.path(), "other");
-    stage.cluster.try_set_lists(&other.list()).ok();
-    stage.lets_in("the list of another authority", &good);
+    let set = stage.cluster.try_set_lists(&other.list()).ok();
+    assert_eq!(set["authorities_without_list"].as_array().map(Vec::len), Some(1), "{set}");
+    stage.refuses("the list of another authority only", &good, WITHOUT_LIST);
+    stage.cluster.set_lists_and_accept_without(&other.list()).ok();
+    stage.lets_in("an authority that needs no list", &good);
     let below = stage.scratch.path().join("forged");
     std::fs::create_dir(&below).unwrap();
     let namesake = Authority::root(&below, "root");
@@ -289,6 +293,29 @@ pub fn t45_a_list_refuses_whom_it_names_and_a_stale_one_everybody() {
     stage.lets_in("no list", &leaf);
     stage.cluster.try_set_lists(&format!("{}{}", stage.root.list(), middle.list())).ok();
     stage.refuses("an intermediate on the list", &leaf, REVOKED);
+}
+
+pub fn t45_every_authority_of_a_chain_needs_a_list_where_lists_are_set() {
+    let stage = stage("crl-chain");
+    let middle = stage.root.intermediate("middle", &[]);
+    let (leaf, fired) = (middle.issue(&Leaf::of("maria")), middle.issue(&Leaf::of("maria")));
+    let direct = stage.root.issue(&Leaf::of("maria"));
+    middle.revoke(&fired);
+    stage.lets_in("no list", &leaf);
+    // The operator revoked somebody at the intermediate authority and set the root's list only.
+    stage.cluster.try_set_lists(&stage.root.list()).ok();
+    stage.lets_in("whom the root certified", &direct);
+    stage.refuses("an intermediate without a list", &leaf, WITHOUT_LIST);
+    stage.refuses("an intermediate without a list, revoked there", &fired, WITHOUT_LIST);
+    stage.cluster.try_set_lists(&middle.list()).ok();
+    stage.refuses("a root without a list", &leaf, WITHOUT_LIST);
+    stage.cluster.try_set_lists(&format!("{}{}", stage.root.list(), middle.list())).ok();
+    stage.lets_in("a list of each", &leaf);
+    stage.refuses("a list of each", &fired, REVOKED);
+    // The operator's own word.
+    let said = stage.cluster.set_lists_and_accept_without(&stage.root.list()).ok();
+    assert_eq!(said["accept_without_list"], json!(true));
+    stage.lets_in("accepted without a list", &leaf);
 }
 
 /// How long the session lived on after `begun`.

@@ -191,13 +191,24 @@ pub enum CrlCommand {
     Show(ShowBundle),
     /// Set or replace the lists; whoever is on one is refused
     #[command(
-        long_about = "Set or replace the lists; whoever is on one is refused.\n\nA list holds until its next update. When that has passed, everybody whom its authority certified is refused until you set a newer one.",
+        long_about = "Set or replace the lists; whoever is on one is refused.\n\nA list holds until its next update. When that has passed, everybody whom its authority certified is refused until you set a newer one. Where lists are set, every authority of a certificate's chain but the root's own issuer needs one; --accept-without-list permits that one has none.",
         after_help = "Example:  chitin crl set my-shop crl.pem\n          cat root.crl intermediate.crl | chitin crl set my-shop -\nNext:     chitin crl show my-shop"
     )]
-    Set(Bundle),
+    Set(CrlSet),
     /// Take the lists away
     #[command(after_help = "Example:  chitin crl delete my-shop\nNext:     chitin ocsp show my-shop")]
     Delete(OneCluster),
+}
+
+/// `chitin crl set`
+#[derive(Args, Clone, Debug)]
+pub struct CrlSet {
+    /// What is set, and where it is.
+    #[command(flatten)]
+    pub bundle: Bundle,
+    /// A certificate counts all the same that an authority without a list among these issued
+    #[arg(long)]
+    pub accept_without_list: bool,
 }
 
 /// `chitin provider`

@@ -1,6 +1,6 @@
 //! Attacks with client certificates: of another authority, for another user, on a list, revoked by a responder.
 
-use api::Ocsp;
+use api::{Ocsp, SetCrls};
 use model::OcspMode;
 use rcgen::{
     BasicConstraints, CertificateParams, CertificateRevocationListParams, CertifiedIssuer, DnType,
@@ -82,7 +82,9 @@ async fn identities(stage: &Stage<'_>, office: &Office) -> Result<Verdict, Fault
 
 async fn listed(stage: &Stage<'_>, office: &Office) -> Result<Verdict, Fault> {
     let api = &stage.cloud.api;
-    api.set_crls(stage.id, office.list()?).await.map_err(setup)?;
+    api.set_crls(stage.id, SetCrls { pem: office.list()?, accept_without_list: false })
+        .await
+        .map_err(setup)?;
     let good = show(stage, USER, &office.card(USER, &GOOD_SERIAL)?).await;
     let listed = show(stage, USER, &office.card(USER, &REVOKED_SERIAL)?).await;
     api.delete_crls(stage.id).await.map_err(setup)?;

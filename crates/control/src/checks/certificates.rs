@@ -20,6 +20,12 @@ pub(crate) fn client_ca(pem: &str, own_root_pem: &str) -> Result<Vec<ClientAutho
     Ok(read.describe().into_iter().map(shape).collect())
 }
 
+/// The names of client authorities that were checked when they were set.
+pub(crate) fn authorities(pem: &str) -> Vec<String> {
+    let read = ClientAuthorities::parse(pem).map(|read| read.describe()).unwrap_or_default();
+    read.into_iter().map(|authority| authority.subject).collect()
+}
+
 /// Reads roots to trust for somebody's addresses: what the library that connects will take.
 pub(crate) fn roots(what: &str, pem: &str) -> Result<(), Refusal> {
     let wrong =

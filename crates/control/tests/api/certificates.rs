@@ -105,7 +105,8 @@ async fn what_is_no_authority_or_is_ours_is_refused_and_changes_nothing() {
 async fn revocation_lists_are_set_shown_and_deleted() {
     let world = World::new();
     let path = format!("/chitin/clusters/{}/crls", world.made("shop-one").await);
-    let nothing = json!({"pem": "", "lists": []});
+    let nothing =
+        json!({"pem": "", "lists": [], "accept_without_list": false, "authorities_without_list": []});
     assert_eq!(world.get(&path).await.json(), nothing);
     let tomorrow = OffsetDateTime::now_utc() + Duration::DAY;
     let pem = list(&authority("one"), tomorrow) + &list(&authority("two"), tomorrow);
@@ -115,6 +116,12 @@ async fn revocation_lists_are_set_shown_and_deleted() {
     assert_eq!((lists.as_array().unwrap().len(), &lists[0]["revoked"]), (2, &json!(1)));
     assert!(lists[1]["issuer"].as_str().unwrap().contains("two"), "{lists}");
     assert!(lists[0]["next_update"].is_string());
+    assert_eq!(set.json()["accept_without_list"], json!(false));
+    let accepting = world.call("PUT", &path, json!({"pem": pem, "accept_without_list": true})).await;
+    assert_eq!(accepting.json()["accept_without_list"], json!(true));
+    // Setting lists without a word goes back to what is safe.
+    let set = world.call("PUT", &path, json!({"pem": pem})).await;
+    assert_eq!(set.json()["accept_without_list"], json!(false));
     assert_eq!(world.get(&path).await.json(), set.json());
     for wrong in ["", "nonsense", &authority("one").pem()] {
         assert_eq!(world.call("PUT", &path, json!({"pem": wrong})).await.refusal(), (400, 3), "{wrong:.40}");

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use api::{
     AcceptPeering, AddPrivateEndpointConnection, Client, ClientCaStatus, CreateCluster, CreatePeering,
     CreateServerless, CreateSpec, EndpointDecision, EndpointStatus, Error, HbaOutcome, JoinWith,
-    NetworkState, PeeringState, PutIdentityProvider, PutNetwork, TestHba, ThrottleFilter,
+    NetworkState, PeeringState, PutIdentityProvider, PutNetwork, SetCrls, TestHba, ThrottleFilter,
 };
 use axum::Router;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -145,7 +145,9 @@ async fn the_client_sets_how_people_sign_in() {
     assert_eq!(cloud.delete_client_ca(id).await.unwrap().status, ClientCaStatus::NotSet);
     let ocsp = api::Ocsp { mode: model::OcspMode::Lax, ..cloud.ocsp(id).await.unwrap() };
     assert_eq!(cloud.set_ocsp(id, &ocsp).await.unwrap(), ocsp);
-    assert!(cloud.set_crls(id, "none".to_owned()).await.is_err());
+    assert!(
+        cloud.set_crls(id, SetCrls { pem: "none".to_owned(), accept_without_list: false }).await.is_err()
+    );
     assert_eq!(cloud.delete_crls(id).await.unwrap(), cloud.crls(id).await.unwrap());
 
     let issuer = "https://login.example.org".to_owned();

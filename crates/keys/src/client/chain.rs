@@ -72,6 +72,8 @@ impl ClientAuthorities {
             .map_err(|cause| refusal(&cause))
         };
         let lists = if crls.has_namesakes() { crls.of_issuers(&issuers(&find(None)?)) } else { crls.all() };
+        let unknown =
+            if crls.accepts_without_list() { UnknownStatusPolicy::Allow } else { UnknownStatusPolicy::Deny };
         let revocation = if crls.is_empty() {
             None
         } else {
@@ -79,7 +81,7 @@ impl ClientAuthorities {
             Some(
                 builder
                     .with_depth(RevocationCheckDepth::Chain)
-                    .with_status_policy(UnknownStatusPolicy::Allow)
+                    .with_status_policy(unknown)
                     .with_expiration_policy(ExpirationPolicy::Enforce)
                     .build(),
             )
@@ -226,8 +228,8 @@ fn refusal(cause: &Error) -> CertRefused {
         | Error::InvalidCrlSignatureForPublicKey
         | Error::UnsupportedCrlSignatureAlgorithmContext(_)
         | Error::UnsupportedCrlSignatureAlgorithmForPublicKeyContext(_)
-        | Error::UnsupportedCrlIssuingDistributionPoint
-        | Error::UnknownRevocationStatus => CertRefused::UnusableCrl,
+        | Error::UnsupportedCrlIssuingDistributionPoint => CertRefused::UnusableCrl,
+        Error::UnknownRevocationStatus => CertRefused::NoCrl,
         Error::RequiredEkuNotFoundContext(_) | Error::EmptyEkuExtension | Error::CaUsedAsEndEntity => {
             CertRefused::WrongUse
         }

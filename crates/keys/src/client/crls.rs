@@ -15,8 +15,8 @@ use crate::signed::Signed;
 /// Most lists of one cluster.
 pub const CRLS_MAX: usize = 64;
 
-/// The revocation lists of one cluster. Whoever has a list is protected by it; a certificate whose issuer has none is
-/// not refused for that, because lists are for those who have them. A list whose time has passed refuses everybody whom
+/// The revocation lists of one cluster. Where there are any, each authority of a certificate's chain needs one, unless
+/// [`Crls::accepting_without_list`]: what nobody says anything about is not known to be good. A list whose time has passed refuses everybody whom
 /// its authority certified, until a newer one is set.
 pub struct Crls {
     /// Newest first: the first list that answers for a certificate decides.
@@ -24,6 +24,7 @@ pub struct Crls {
     facts: Vec<CrlFacts>,
     /// Whether several lists are of authorities with the same name, which may have different keys.
     has_namesakes: bool,
+    accepts_without_list: bool,
 }
 
 struct List {
@@ -64,7 +65,7 @@ pub enum UnusableCrl {
 impl Crls {
     /// No lists.
     pub fn empty() -> Self {
-        Self { lists: Vec::new(), facts: Vec::new(), has_namesakes: false }
+        Self { lists: Vec::new(), facts: Vec::new(), has_namesakes: false, accepts_without_list: false }
     }
 
     /// Reads revocation lists in PEM, 1 to 64. Delta lists, indirect lists and lists by reason are refused, because what
@@ -98,7 +99,13 @@ impl Crls {
         let has_namesakes = lists.iter().enumerate().any(|(index, list)| {
             lists[..index].iter().any(|other| other.parsed.issuer() == list.parsed.issuer())
         });
-        Ok(Self { lists, facts, has_namesakes })
+        Ok(Self { lists, facts, has_namesakes, accepts_without_list: false })
+    }
+
+    /// Whether a certificate counts all the same that an authority without a list issued.
+    #[must_use]
+    pub fn accepting_without_list(self, accepts_without_list: bool) -> Self {
+        Self { accepts_without_list, ..self }
     }
 
     /// The lists in the order in which they were given.
@@ -123,6 +130,10 @@ impl Crls {
 
     pub(super) fn is_empty(&self) -> bool {
         self.lists.is_empty()
+    }
+
+    pub(super) fn accepts_without_list(&self) -> bool {
+        self.accepts_without_list
     }
 
     pub(super) fn has_namesakes(&self) -> bool {

@@ -123,6 +123,9 @@ pub enum CertRefused {
     /// The revocation list of its authority is not signed by that authority, or by one that may not sign lists.
     #[error("the revocation list of its authority cannot be used")]
     UnusableCrl,
+    /// Revocation lists are set, and none of them is of its authority, or of one between it and the root.
+    #[error("an authority of its chain has no revocation list among those that are set")]
+    NoCrl,
     /// It has no extensions (X.509 version 1), so that nothing says what it is for.
     #[error("it is an X.509 version 1 certificate; issue it again with extensions (version 3)")]
     OldVersion,

@@ -359,8 +359,16 @@ fn t45_revocation_lists_refuse_whom_they_name_and_stale_ones_everybody() {
     assert_eq!(verify_with(&ca, &[&maria.der], &crls).unwrap_err(), CertRefused::Revoked);
     let good = verify_with(&ca, &[&paul.der], &crls).unwrap();
     assert!(!crls.revokes(&good));
-    // The same serial of another issuer is another certificate; an issuer without a list refuses nobody.
-    let verified = verify_with(&ca, &[&under.der, middle.der()], &crls).unwrap();
+    // The same serial of another issuer is another certificate. An issuer without a list counts only if that was said.
+    let chain: [&CertificateDer<'_>; 2] = [&under.der, middle.der()];
+    assert_eq!(verify_with(&ca, &chain, &crls).unwrap_err(), CertRefused::NoCrl);
+    let of_middle = list(&middle, &[9], now() - Duration::HOUR, now() + Duration::DAY);
+    let only_middle = Crls::parse(&of_middle).unwrap();
+    assert_eq!(verify_with(&ca, &chain, &only_middle).unwrap_err(), CertRefused::NoCrl, "nor one between");
+    let of_root = list(&ca, &[7], now() - Duration::HOUR, now() + Duration::DAY);
+    assert!(verify_with(&ca, &chain, &Crls::parse(&format!("{of_root}{of_middle}")).unwrap()).is_ok());
+    let crls = crls.accepting_without_list(true);
+    let verified = verify_with(&ca, &chain, &crls).unwrap();
     assert!(!crls.revokes(&verified));
     // An intermediate one that is revoked takes all below it with it.
     let serial = parsed(middle.der()).unwrap().raw_serial().to_vec();
@@ -385,8 +393,10 @@ fn t45_revocation_lists_refuse_whom_they_name_and_stale_ones_everybody() {
         Crls::parse(&list(&ca, &[7], now() - Duration::days(2), now() - Duration::seconds(1))).unwrap();
     assert_eq!(verify_with(&ca, &[&paul.der], &stale).unwrap_err(), CertRefused::StaleCrl);
     assert!(!stale.revokes(&good));
-    // Another authority's list means nothing here; one that another made in this one's name refuses everybody.
-    assert!(verify_with(&ca, &[&maria.der], &fresh_list(&other, &[7])).is_ok());
+    // Another authority's list says nothing about this one's certificates; one that another made in this one's name refuses everybody.
+    let of_other = fresh_list(&other, &[7]);
+    assert_eq!(verify_with(&ca, &[&maria.der], &of_other).unwrap_err(), CertRefused::NoCrl);
+    assert!(verify_with(&ca, &[&maria.der], &of_other.accepting_without_list(true)).is_ok());
     let forged = fresh_list(&root("ours"), &[8]);
     assert_eq!(verify_with(&ca, &[&paul.der], &forged).unwrap_err(), CertRefused::UnusableCrl);
     assert!(!forged.revokes(&good), "a forged list cuts nobody");
