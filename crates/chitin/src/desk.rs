@@ -14,9 +14,7 @@ use identity::oidc::{Begun, Flows};
 use identity::ticket::TicketFacts;
 use identity::token::Claims;
 use keys::SecretText;
-use model::{
-    Clock, ClusterHandle, ClusterId, DEFAULT_DATABASE, IdentityProvider, Origin, RoleName, Surface, Way,
-};
+use model::{Clock, ClusterHandle, ClusterId, DEFAULT_DATABASE, IdentityProvider, Origin, RoleName, Surface};
 use store::Store;
 
 use crate::directory::Directory;
@@ -90,10 +88,10 @@ impl Desk {
         &self,
         provider: Arc<IdentityProvider>,
         purpose: Purpose,
-        way: &Way,
+        from: &Origin,
     ) -> Result<Departure, DeskRefused> {
-        let redirect_url = format!("{}{CALLBACK}", self.pages.origin(way));
-        match self.flows.begin(provider, &redirect_url, purpose).await {
+        let redirect_url = format!("{}{CALLBACK}", self.pages.origin(&from.way));
+        match self.flows.begin(provider, &redirect_url, from, purpose).await {
             Ok(Begun { location, state_cookie }) => {
                 Ok(Departure { location: location.to_string(), state_cookie })
             }
@@ -239,7 +237,7 @@ impl SignInDesk for Desk {
             provider.client_id.is_some()
                 && login.provider.as_ref().is_none_or(|name| name == provider.name.as_str())
         });
-        self.depart(provider.ok_or(DeskRefused::NotBegun)?, purpose, &from.way).await
+        self.depart(provider.ok_or(DeskRefused::NotBegun)?, purpose, &from).await
     }
 
     async fn finish(&self, callback: Callback) -> Result<Arrival, DeskRefused> {
@@ -286,10 +284,10 @@ impl SignInDesk for Desk {
 
     async fn begin_ticket(&self, id: &str, from: Option<&Origin>) -> Result<Departure, DeskRefused> {
         let (facts, _) = self.look(id, from)?;
-        let way = from.map_or(&Way::Public, |from| &from.way);
+        let from = from.ok_or(DeskRefused::Gone)?;
         let providers = self.store.snapshot().providers(facts.cluster);
         let provider = providers.into_iter().find(|provider| facts.accepts(provider));
-        self.depart(provider.ok_or(DeskRefused::NotBegun)?, Purpose::Ticket { id: id.to_owned() }, way).await
+        self.depart(provider.ok_or(DeskRefused::NotBegun)?, Purpose::Ticket { id: id.to_owned() }, from).await
     }
 
     async fn session(&self, token: &SecretText, from: Option<&Origin>) -> Option<WebSession> {

@@ -9,6 +9,7 @@ pub mod oidc;
 pub mod password;
 pub mod revocation;
 pub mod scram;
+mod shares;
 pub mod throttle;
 pub mod ticket;
 pub mod token;

@@ -12,18 +12,19 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
-use model::{ClusterHandle, ClusterId, IdentityProvider, ProviderName, RoleName, neighbourhood};
+use model::{ClusterHandle, ClusterId, IdentityProvider, ProviderName, RoleName};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
 use crate::digest_of;
+use crate::shares::{Part, Shares};
 
 /// For how long a ticket is open.
 pub const LIFE: Duration = Duration::from_secs(120);
-/// Most open tickets.
+/// Most open tickets. Where there are more, the oldest of the most crowded network at the most crowded cluster goes.
 pub const TICKETS_MAX: usize = 10_000;
-/// Most open tickets of one cluster.
+/// Most open tickets of one cluster. Where there are more, the oldest of its most crowded network goes.
 pub const PER_CLUSTER_MAX: usize = 200;
 /// Most open tickets of one cluster from one address (an IPv6 network of 64 bits), so that one cannot take all.
 pub const PER_ADDRESS_MAX: usize = 20;
@@ -107,7 +108,12 @@ pub struct Tickets<V> {
 }
 
 type Key = [u8; 32];
-type Open<V> = HashMap<Key, Entry<V>>;
+
+struct Open<V> {
+    entries: HashMap<Key, Entry<V>>,
+    /// By cluster and by where the terminals are.
+    shares: Shares<Key>,
+}
 
 struct Entry<V> {
     facts: TicketFacts,
@@ -126,7 +132,7 @@ pub struct Ticket<V> {
 
 impl<V> Default for Tickets<V> {
     fn default() -> Self {
-        Self { open: Arc::default() }
+        Self { open: Arc::new(Mutex::new(Open { entries: HashMap::new(), shares: Shares::default() })) }
     }
 }
 
@@ -136,26 +142,28 @@ impl<V> Tickets<V> {
         Self::default()
     }
 
-    /// Opens a ticket. Must be called inside a tokio runtime.
+    /// Opens a ticket, at the cost of another where there are too many: whoever waits for that one hears that it is over.
+    /// Must be called inside a tokio runtime.
     pub fn open(&self, facts: TicketFacts, now: OffsetDateTime) -> Result<Opened<V>, TooMany> {
         let id = TicketId(crate::random_text(ID_LENGTH, ALPHABET));
         let letters = crate::random_text(8, CODE_ALPHABET);
         let code = format!("{}-{}", &letters[..4], &letters[4..]);
         let key = digest_of(id.as_str());
         let (sender, receiver) = oneshot::channel();
+        let [network, address] = Part::of_address(facts.address);
+        let path = vec![Part::Cluster(facts.cluster), network, address];
         let mut open = lock(&self.open);
-        if open.len() >= TICKETS_MAX {
-            open.retain(|_, entry| now < entry.until);
-        }
-        let (mut of_cluster, mut of_address) = (0, 0);
-        for entry in open.values().filter(|entry| entry.facts.cluster == facts.cluster) {
-            of_cluster += 1;
-            of_address += usize::from(neighbourhood(entry.facts.address) == neighbourhood(facts.address));
-        }
-        if open.len() >= TICKETS_MAX || of_cluster >= PER_CLUSTER_MAX || of_address >= PER_ADDRESS_MAX {
+        if open.shares.count(&path) >= PER_ADDRESS_MAX {
             return Err(TooMany);
         }
-        open.insert(key, Entry { facts, code: code.clone(), until: now + LIFE, sender });
+        if open.shares.count(&path[..1]) >= PER_CLUSTER_MAX {
+            open.evict(&path[..1]);
+        }
+        if open.entries.len() >= TICKETS_MAX {
+            open.evict(&[]);
+        }
+        open.shares.insert(key, path);
+        open.entries.insert(key, Entry { facts, code: code.clone(), until: now + LIFE, sender });
         drop(open);
         let lapse = Box::pin(tokio::time::sleep(LIFE));
         Ok(Opened { id, code, ticket: Ticket { open: self.open.clone(), key, receiver, lapse } })
@@ -164,14 +172,14 @@ impl<V> Tickets<V> {
     /// Who waits under this id, and the code that the terminal shows. Changes nothing.
     pub fn look(&self, id: &str, now: OffsetDateTime) -> Option<(TicketFacts, String)> {
         let open = lock(&self.open);
-        let entry = open.get(&digest_of(id)).filter(|entry| now < entry.until)?;
+        let entry = open.entries.get(&digest_of(id)).filter(|entry| now < entry.until)?;
         Some((entry.facts.clone(), entry.code.clone()))
     }
 
     /// Hands the outcome to whoever waits. Only the first one counts. Whoever calls has seen to it that the outcome comes
     /// from a provider that the ticket accepts ([`TicketFacts::accepts`]).
     pub fn complete(&self, id: &str, outcome: V, now: OffsetDateTime) -> Result<(), Gone> {
-        let entry = lock(&self.open).remove(&digest_of(id)).ok_or(Gone)?;
+        let entry = lock(&self.open).take(&digest_of(id)).ok_or(Gone)?;
         if now >= entry.until {
             return Err(Gone);
         }
@@ -180,7 +188,26 @@ impl<V> Tickets<V> {
 
     /// How many are open.
     pub fn count(&self) -> usize {
-        lock(&self.open).len()
+        lock(&self.open).entries.len()
+    }
+}
+
+impl<V> Open<V> {
+    fn take(&mut self, key: &Key) -> Option<Entry<V>> {
+        self.shares.remove(key);
+        self.entries.remove(key)
+    }
+
+    /// Ends the ticket that goes first of those there.
+    fn evict(&mut self, path: &[Part]) {
+        if let Some(key) = self.shares.first_to_go(path)
+            && let Some(entry) = self.take(&key)
+        {
+            tracing::warn!(
+                cluster = %entry.facts.handle, from = %entry.facts.address,
+                "too many people are signing in with a browser; the oldest of the most crowded network has to begin again"
+            );
+        }
     }
 }
 
@@ -203,7 +230,7 @@ impl<V> Future for Ticket<V> {
 
 impl<V> Drop for Ticket<V> {
     fn drop(&mut self) {
-        lock(&self.open).remove(&self.key);
+        lock(&self.open).take(&self.key);
     }
 }
 
@@ -214,7 +241,7 @@ impl<V> fmt::Debug for Ticket<V> {
 }
 
 fn lock<V>(open: &Mutex<Open<V>>) -> MutexGuard<'_, Open<V>> {
-    // Single inserts and removals.
+    // No step in between can panic.
     open.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -339,9 +366,24 @@ mod tests {
         for index in PER_ADDRESS_MAX..PER_CLUSTER_MAX {
             kept.push(from(cluster, u8::try_from(index / PER_ADDRESS_MAX + 1).unwrap()).unwrap());
         }
-        assert!(from(cluster, 99).is_err());
         assert!(from(other, 99).is_ok());
-        drop(kept);
+        // The cluster is full with one network's. Somebody from elsewhere comes in all the same, and stays, whatever comes
+        // from there afterwards.
+        let elsewhere = |text: &str| {
+            tickets.open(TicketFacts { address: text.parse().unwrap(), ..facts(cluster) }, NOW).unwrap()
+        };
+        let person = elsewhere("198.51.100.9");
+        assert_eq!(tickets.count(), PER_CLUSTER_MAX);
+        for index in 0..3 * PER_CLUSTER_MAX {
+            let last = u8::try_from(100 + index % 100).unwrap();
+            kept.extend(from(cluster, last));
+            assert_eq!(tickets.count(), PER_CLUSTER_MAX);
+        }
+        assert!(tickets.look(person.id.as_str(), NOW).is_some(), "a flood of others pushed a person out");
+        let gone = kept.iter().filter(|one| tickets.look(one.id.as_str(), NOW).is_none()).count();
+        assert_eq!(gone, kept.len() + 1 - PER_CLUSTER_MAX);
+        assert_eq!(kept.remove(0).ticket.await, Err(Gone), "whoever waited hears of it");
+        drop((kept, person));
         assert!(from(cluster, 1).is_ok());
         let from =
             |text: &str| tickets.open(TicketFacts { address: text.parse().unwrap(), ..facts(cluster) }, NOW);

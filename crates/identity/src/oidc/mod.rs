@@ -5,7 +5,7 @@
 
 mod trial;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::HashMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,7 +14,7 @@ use aws_lc_rs::constant_time;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use keys::{SecretText, fill_random};
-use model::{Clock, FetchBody, Fetcher, Hidden, IdentityProvider};
+use model::{Clock, FetchBody, Fetcher, Hidden, IdentityProvider, Origin};
 use oauth2::basic::{
     BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
 };
@@ -29,12 +29,13 @@ use time::OffsetDateTime;
 use url::Url;
 
 use crate::digest_of;
+use crate::shares::{Part, Shares};
 use crate::token::{Claims, Discovery, Kind, Question, Tokens, fetch, quoted};
 pub use trial::try_out;
 
 /// For how long a flow may take, from its beginning to its end.
 pub const FLOW_LIFE: Duration = Duration::from_secs(600);
-/// Most flows under way. When there are more, the oldest is forgotten.
+/// Most flows under way. When there are more, the oldest of the most crowded network is forgotten.
 pub const FLOWS_MAX: usize = 10_000;
 /// Longest code, state, cookie or issuer that is looked at, in bytes.
 pub const PARAMETER_BYTES_MAX: usize = 4_096;
@@ -47,11 +48,10 @@ pub struct Flows<P> {
     pending: Mutex<Pending<P>>,
 }
 
-/// By the digest of their state, so that the time of a look-up tells nothing of a state; and in the order in which they
-/// began. The order may name flows that ended.
+/// By the digest of their state, so that the time of a look-up tells nothing of a state; and by where their browsers are.
 struct Pending<P> {
     flows: HashMap<[u8; 32], Flow<P>>,
-    order: VecDeque<([u8; 32], OffsetDateTime)>,
+    shares: Shares<[u8; 32]>,
 }
 
 struct Flow<P> {
@@ -132,15 +132,17 @@ type OidcClient = Client<
 impl<P: Send> Flows<P> {
     /// None yet.
     pub fn new(tokens: Arc<Tokens>, fetcher: Arc<dyn Fetcher>, clock: Arc<dyn Clock>) -> Self {
-        let pending = Pending { flows: HashMap::new(), order: VecDeque::new() };
+        let pending = Pending { flows: HashMap::new(), shares: Shares::default() };
         Self { tokens, fetcher, clock, pending: Mutex::new(pending) }
     }
 
-    /// Begins a flow. `redirect_url` is our own callback, as it is registered with the provider.
+    /// Begins a flow for a browser that comes from there. `redirect_url` is our own callback, as it is registered with the
+    /// provider.
     pub async fn begin(
         &self,
         provider: Arc<IdentityProvider>,
         redirect_url: &str,
+        from: &Origin,
         purpose: P,
     ) -> Result<Begun, OidcRefused> {
         let failed = |why: String| OidcRefused::Initiate(format!("{}: {why}", quoted(&provider.issuer)));
@@ -163,7 +165,7 @@ impl<P: Send> Flows<P> {
         let now = self.clock.now();
         let until = now + FLOW_LIFE;
         let flow = Flow { provider, redirect_url, nonce, verifier, cookie: cookie.clone(), until, purpose };
-        self.lock().insert(digest_of(state.expose()), flow, now);
+        self.lock().insert(digest_of(state.expose()), flow, Part::of(from), now);
         Ok(Begun { location, state_cookie: cookie })
     }
 
@@ -212,7 +214,7 @@ impl<P: Send> Flows<P> {
         if state.len().max(cookie.map_or(0, str::len)) > PARAMETER_BYTES_MAX {
             return Err(OidcRefused::NoFlow("state or cookie are too long"));
         }
-        let flow = self.lock().flows.remove(&digest_of(state));
+        let flow = self.lock().take(&digest_of(state));
         let flow = flow.ok_or(OidcRefused::NoFlow("the state is unknown, or was used"))?;
         let cookie = cookie.ok_or(OidcRefused::NoFlow("the browser brought no cookie"))?;
         if self.clock.now() >= flow.until {
@@ -245,22 +247,31 @@ impl<P: Send> Flows<P> {
     }
 
     fn lock(&self) -> MutexGuard<'_, Pending<P>> {
-        // Single inserts and removals.
+        // No step in between can panic.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl<P> Pending<P> {
-    fn insert(&mut self, key: [u8; 32], flow: Flow<P>, now: OffsetDateTime) {
-        // In the order of their beginning, so the first ones lapse first; the ones that ended are passed over with them.
-        while let Some((oldest, until)) = self.order.front()
-            && (*until <= now || self.order.len() >= FLOWS_MAX)
+    fn insert(&mut self, key: [u8; 32], flow: Flow<P>, from: Vec<Part>, now: OffsetDateTime) {
+        // All live equally long, so the oldest lapses first.
+        while let Some(oldest) = self.shares.oldest().copied()
+            && self.flows.get(&oldest).is_none_or(|flow| flow.until <= now)
         {
-            self.flows.remove(oldest);
-            self.order.pop_front();
+            self.take(&oldest);
         }
-        self.order.push_back((key, flow.until));
+        if self.flows.len() >= FLOWS_MAX
+            && let Some(first) = self.shares.first_to_go(&[])
+        {
+            self.take(&first);
+        }
+        self.shares.insert(key, from);
         self.flows.insert(key, flow);
+    }
+
+    fn take(&mut self, key: &[u8; 32]) -> Option<Flow<P>> {
+        self.shares.remove(key);
+        self.flows.remove(key)
     }
 }
 

@@ -1,6 +1,7 @@
 //! The user's and the attacker's tests of signing in through a browser.
 
 use std::collections::HashMap;
+use std::net::IpAddr;
 
 use model::FetchFailure;
 use percent_encoding::percent_decode_str;
@@ -52,7 +53,7 @@ impl World {
     }
 
     async fn begin(&self) -> Asked {
-        let begun = self.flows.begin(self.provider.clone(), CALLBACK, "purpose").await.unwrap();
+        let begun = self.flows.begin(self.provider.clone(), CALLBACK, &somewhere(), "purpose").await.unwrap();
         let query = begun.location.query_pairs().into_owned().collect();
         Asked { query, cookie: begun.state_cookie.expose().to_owned() }
     }
@@ -248,7 +249,12 @@ async fn groups_of_a_person_come_from_userinfo_where_the_id_token_has_none() {
 #[tokio::test]
 async fn a_provider_that_cannot_be_used_is_refused_at_the_beginning() {
     let begin = async |world: &World| {
-        world.flows.begin(world.provider.clone(), CALLBACK, "purpose").await.map(|_| ()).unwrap_err()
+        world
+            .flows
+            .begin(world.provider.clone(), CALLBACK, &somewhere(), "purpose")
+            .await
+            .map(|_| ())
+            .unwrap_err()
     };
     let world = World::with(&json!({}), IdentityProvider { client_id: None, ..provider() });
     assert_eq!(begin(&world).await.to_string(), "OIDC: disabled");
@@ -270,6 +276,24 @@ async fn a_provider_that_cannot_be_used_is_refused_at_the_beginning() {
     world.fetcher.answer(DISCOVERY_URL, &document);
     world.clock.advance(time::Duration::seconds(6));
     world.begin().await;
+}
+
+fn somewhere() -> Origin {
+    Origin::public("192.0.2.7".parse().unwrap())
+}
+
+#[tokio::test]
+async fn a_flood_of_others_pushes_nobody_out() {
+    let world = World::new();
+    let person = world.begin().await;
+    for number in 0..2 * FLOWS_MAX {
+        let [a, b] = u16::try_from(number % 60_000).unwrap().to_be_bytes();
+        let from = Origin::public(IpAddr::from([198, 51, a % 64, b]));
+        world.flows.begin(world.provider.clone(), CALLBACK, &from, "flood").await.unwrap();
+    }
+    assert_eq!(world.flows.count(), FLOWS_MAX);
+    world.answer(&person, &json!({}));
+    assert!(world.finish(&person).await.is_ok(), "a person who began before the flood comes back");
 }
 
 #[tokio::test]
