@@ -77,13 +77,13 @@ pub struct Server {
 #[derive(Clone)]
 struct Place {
     server: Server,
-    /// For connections on which somebody has shown a key or a session.
+    /// For connections on which somebody has shown a key.
     authenticated: Arc<Semaphore>,
     stop: CancellationToken,
 }
 
 impl Server {
-    /// Of what the router serves. Each door holds so many connections without a key or a session, and as many with one.
+    /// Of what the router serves. Each door holds so many connections without a key, and as many with one.
     pub fn new(
         certificates: Arc<dyn ResolvesServerCert>,
         router: Router,
@@ -163,7 +163,11 @@ impl Server {
         connections_max: usize,
         stop: &CancellationToken,
     ) -> (Arc<Unauthenticated>, Place) {
-        let crowding = Crowding { connections_max, first_byte_max: UNAUTHENTICATED_MAX };
+        let crowding = Crowding {
+            connections_max,
+            per_network_max: connections_max,
+            first_byte_max: UNAUTHENTICATED_MAX,
+        };
         let authenticated = Arc::new(Semaphore::new(connections_max));
         let place = Place { server: self.clone(), authenticated, stop: stop.clone() };
         (Unauthenticated::new(name, crowding), place)

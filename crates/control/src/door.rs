@@ -34,7 +34,8 @@ const PATH_BYTES_MAX: usize = 4_096;
 const AUTHORIZATION_BYTES_MAX: usize = 256;
 const LATEST: &str = "latest";
 
-/// Marks an answer: whoever asked has shown a key or a session that counts. Without it a connection lives for seconds.
+/// Marks an answer: whoever asked has shown a key that counts. Without it a connection lives for seconds, also with a web
+/// session: those are the users' of all clusters, who could take the places that the operator's connections have.
 #[derive(Clone, Copy, Debug)]
 pub struct Authenticated;
 

@@ -37,11 +37,13 @@ pub enum Door {
 }
 
 impl Door {
-    /// The private network that the door is inside.
-    pub(crate) fn network(&self) -> Option<ClusterId> {
+    /// Who is at the other end of a connection, where the door knows that from the beginning.
+    pub(crate) fn origin(&self, peer: SocketAddr) -> Option<Origin> {
+        let address = model::canonical(peer.ip());
         match self {
-            Self::Private(cluster) => Some(*cluster),
-            Self::Public | Self::Balanced(_) | Self::Endpoints(_) | Self::Proxies => None,
+            Self::Public | Self::Proxies => Some(Origin::public(address)),
+            Self::Private(cluster) => Some(Origin { address, way: Way::Private(*cluster) }),
+            Self::Balanced(_) | Self::Endpoints(_) => None,
         }
     }
 

@@ -70,7 +70,9 @@ pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, 
         Ok(Some(Seated { engine, attached, seat, cut })) => {
             let facts = seat.facts.clone();
             let Attached { engine: stream, engine_key, .. } = attached;
-            let interrupt = async || cancel::interrupt(&house.cancels, &*engine, engine_key.as_ref()).await;
+            let interrupt = async || {
+                cancel::interrupt(&house.cancels, facts.cluster, &*engine, engine_key.as_ref()).await;
+            };
             let ended = relay(client, stream, cut, &house.settings, &*engine, interrupt).await;
             drop(seat);
             tracing::info!(cluster = %facts.cluster, user = %facts.user, from = %origin, ?ended, "session ended");

@@ -5,13 +5,12 @@ use std::time::Duration;
 
 use identity::hba::Rules;
 use identity::throttle::Throttle;
-use model::Origin;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
+use crate::cancel::Cancels;
 use crate::directory::{Directory, Waker};
 use crate::door::Door;
 use crate::examine::Examiner;
@@ -28,6 +27,8 @@ const KEEPALIVE_EVERY: Duration = Duration::from_secs(15);
 /// The front door for SQL.
 pub struct Gateway {
     house: Arc<House>,
+    /// Who has not signed in at the doors inside of private networks.
+    private: Arc<Unauthenticated>,
     /// Everybody inside, through whichever door.
     tasks: TaskTracker,
 }
@@ -59,7 +60,7 @@ pub(crate) struct House {
     /// Passwords in clear that may be checked at this moment.
     pub(crate) clear_checks: Arc<Checks>,
     pub(crate) sessions: Arc<Sessions>,
-    pub(crate) cancels: Semaphore,
+    pub(crate) cancels: Cancels,
 }
 
 impl Gateway {
@@ -76,9 +77,10 @@ impl Gateway {
             standard: Arc::new(Rules::standard()),
             clear_checks: Checks::new(settings.clear_checks_max),
             sessions: Sessions::new(),
-            cancels: Semaphore::new(settings.cancels_max),
+            cancels: Cancels::new(settings.cancels_per_cluster_max),
         };
-        Self { house: Arc::new(house), tasks: TaskTracker::new() }
+        let private = Unauthenticated::new("SQL in private networks", crowding(&settings));
+        Self { house: Arc::new(house), private, tasks: TaskTracker::new() }
     }
 
     /// Everybody who is signed in.
@@ -90,14 +92,13 @@ impl Gateway {
     /// crowd at one keeps nobody out of another.
     pub async fn serve(&self, listener: TcpListener, door: Door, stop: CancellationToken) {
         let settings = &self.house.settings;
-        let crowding = Crowding {
-            connections_max: match door.network() {
-                None => settings.unauthenticated_max,
-                Some(_) => settings.unauthenticated_per_network_max,
-            },
-            first_byte_max: settings.sign_in_max,
+        let unauthenticated = match &door {
+            // There are as many as there are private networks, so together they have no more than one other door.
+            Door::Private(_) => self.private.clone(),
+            Door::Public | Door::Balanced(_) | Door::Endpoints(_) | Door::Proxies => {
+                Unauthenticated::new(door.name(), crowding(settings))
+            }
         };
-        let unauthenticated = Unauthenticated::new(door.name(), crowding);
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -112,8 +113,7 @@ impl Gateway {
                     continue;
                 }
             };
-            let origin = door.shows_clients().then(|| Origin::public(peer.ip()));
-            let slot = unauthenticated.enter(origin.as_ref());
+            let slot = unauthenticated.enter(door.origin(peer).as_ref());
             prepare(&tcp);
             self.tasks.spawn(travel(self.house.clone(), tcp, peer, door.clone(), slot));
         }
@@ -133,6 +133,14 @@ impl Gateway {
         }
         // Those who never signed in need no farewell; a moment for the last words of the others.
         let _ = tokio::time::timeout(settings.cut_max, self.tasks.wait()).await;
+    }
+}
+
+fn crowding(settings: &Settings) -> Crowding {
+    Crowding {
+        connections_max: settings.unauthenticated_max,
+        per_network_max: settings.unauthenticated_per_network_max,
+        first_byte_max: settings.sign_in_max,
     }
 }
 

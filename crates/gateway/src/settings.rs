@@ -21,12 +21,13 @@ pub struct Settings {
     pub cut_max: Duration,
     /// For open sessions to finish what they are doing when the program stops.
     pub drain_max: Duration,
-    /// Connections that are not signed in yet, at each door outside of private networks.
+    /// Connections that are not signed in yet, at each door outside of private networks, and at all doors inside of them
+    /// together.
     pub unauthenticated_max: usize,
-    /// Connections that are not signed in yet, at the door inside each private network.
+    /// Of these, at the doors inside one private network.
     pub unauthenticated_per_network_max: usize,
-    /// Cancel requests at work at a time; more are dropped, as PostgreSQL allows.
-    pub cancels_max: usize,
+    /// Cancel requests of one cluster at work at a time; more are dropped, as PostgreSQL allows.
+    pub cancels_per_cluster_max: usize,
     /// Who was looked up is answered so long after the question, whether there is an engine that had to be asked or not. A
     /// constant: to be more than an engine takes on a busy machine, and no more than people notice.
     pub lookup_levelled: Duration,
@@ -45,7 +46,7 @@ impl Default for Settings {
             drain_max: Duration::from_secs(10),
             unauthenticated_max: 16_384,
             unauthenticated_per_network_max: 1_024,
-            cancels_max: 64,
+            cancels_per_cluster_max: 16,
             lookup_levelled: Duration::from_millis(20),
         }
     }

@@ -12,7 +12,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use model::{EndpointId, Origin, Way};
+use model::{ClusterId, EndpointId, Origin, Way};
 use rustix::io::Errno;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -28,6 +28,8 @@ pub struct Crowding {
     /// Connections that are not signed in. A /24 of IPv4, a /48 of IPv6 and a private endpoint get half of them, an address
     /// and a /64 a quarter.
     pub connections_max: usize,
+    /// Of these, for each private network.
+    pub per_network_max: usize,
     /// For the first byte, while fewer than a quarter of the places are taken.
     pub first_byte_max: Duration,
 }
@@ -69,6 +71,8 @@ struct Connection {
 enum Part {
     /// A balancer has not said yet whom it speaks for.
     Unannounced,
+    /// A cluster's private network.
+    Private(ClusterId),
     /// A private endpoint, whose clients' addresses mean nothing outside of their own network.
     Endpoint(EndpointId),
     /// All addresses with these first bits.
@@ -138,7 +142,7 @@ impl Unauthenticated {
         // The narrowest first: whoever has too many already loses one of his own.
         for depth in (1..=path.len()).rev() {
             let Some(group) = inner.networks.within(&path[..depth]) else { continue };
-            if group.numbers.len() >= self.share(&path[depth - 1])
+            if group.numbers.len() >= self.share(&path[..depth])
                 && let Some(number) = group.first_to_go()
             {
                 self.say(inner);
@@ -154,10 +158,12 @@ impl Unauthenticated {
     }
 
     /// Most connections from there.
-    fn share(&self, part: &Part) -> usize {
+    fn share(&self, path: &[Part]) -> usize {
         let all = self.bounds.connections_max;
+        let (Some(first), Some(part)) = (path.first(), path.last()) else { return all };
+        let all = if let Part::Private(_) = first { self.bounds.per_network_max.clamp(1, all) } else { all };
         match part {
-            Part::Unannounced => all,
+            Part::Unannounced | Part::Private(_) => all,
             Part::Endpoint(_) | Part::Network(IpAddr::V4(_), ..32) | Part::Network(IpAddr::V6(_), ..64) => {
                 all.div_ceil(2)
             }
@@ -168,7 +174,7 @@ impl Unauthenticated {
     /// For the first byte, with so many connections: the whole time while fewer than a quarter of the places are taken, then
     /// less in proportion, down to a second.
     fn first_byte(&self, count: usize) -> Duration {
-        let Crowding { connections_max, first_byte_max: most } = self.bounds;
+        let Crowding { connections_max, first_byte_max: most, .. } = self.bounds;
         let quarter = connections_max / 4;
         let (over, span) = (count.saturating_sub(quarter), (connections_max - quarter).max(1));
         let shrinking = most.saturating_sub(FIRST_BYTE_MIN);
@@ -313,6 +319,7 @@ impl fmt::Display for Part {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Unannounced => f.write_str("a balancer"),
+            Self::Private(cluster) => write!(f, "the private network of cluster {cluster}"),
             Self::Endpoint(id) => id.fmt(f),
             Self::Network(address, bits) => write!(f, "{address}/{bits}"),
         }
@@ -323,12 +330,13 @@ impl fmt::Display for Part {
 fn path(origin: Option<&Origin>) -> Vec<Part> {
     let Some(origin) = origin else { return vec![Part::Unannounced] };
     let address = model::canonical(origin.address);
-    let endpoint = match &origin.way {
+    let way = match &origin.way {
         Way::Endpoint(id) => Some(Part::Endpoint(id.clone())),
-        Way::Public | Way::Private(_) => None,
+        Way::Private(cluster) => Some(Part::Private(*cluster)),
+        Way::Public => None,
     };
     let bits: &[u8] = if address.is_ipv4() { &[24, 32] } else { &[48, 64, 128] };
-    endpoint.into_iter().chain(bits.iter().map(|bits| network(address, *bits))).collect()
+    way.into_iter().chain(bits.iter().map(|bits| network(address, *bits))).collect()
 }
 
 /// The first bits of an address.
@@ -355,7 +363,11 @@ mod tests {
     const PLACES: usize = 16;
 
     fn listener() -> Arc<Unauthenticated> {
-        let bounds = Crowding { connections_max: PLACES, first_byte_max: Duration::from_secs(9) };
+        let bounds = Crowding {
+            connections_max: PLACES,
+            per_network_max: PLACES / 4,
+            first_byte_max: Duration::from_secs(9),
+        };
         Unauthenticated::new("a test", bounds)
     }
 
@@ -455,6 +467,30 @@ mod tests {
         evicted.announced(&public("198.51.100.1"));
         assert!(is_evicted(evicted) && listener.lock().connections.len() <= PLACES);
         drop((customer, flood, unannounced));
+        assert!(is_empty(&listener));
+    }
+
+    #[tokio::test]
+    async fn private_networks_share_their_places_and_each_keeps_its_own() {
+        let listener = listener();
+        let networks: Vec<ClusterId> = (0..12).map(|_| ClusterId::random()).collect();
+        let inside = |network: usize, last: u8| Origin {
+            address: IpAddr::from([10, 0, 0, last]),
+            way: Way::Private(networks[network]),
+        };
+        let customer = listener.enter(Some(&inside(0, 9)));
+        // One network has its share and no more, one address in it a quarter of that.
+        let full: Vec<Slot> =
+            (0..PLACES).map(|n| listener.enter(Some(&inside(1, u8::try_from(n % 8).unwrap())))).collect();
+        assert_eq!(gone(&full).len(), PLACES - PLACES / 8, "its /24 has half of what the network has");
+        let one_address: Vec<Slot> = (0..PLACES).map(|_| listener.enter(Some(&inside(2, 1)))).collect();
+        assert_eq!(gone(&one_address).len(), PLACES - PLACES / 16);
+        // All networks together have no more than there are places, and a customer in a quiet one keeps his.
+        let floods: Vec<Slot> = (0..PLACES * 12)
+            .map(|n| listener.enter(Some(&inside(1 + n % 11, u8::try_from(n / 11 % 200).unwrap()))))
+            .collect();
+        assert!(listener.lock().connections.len() <= PLACES && !is_evicted(&customer));
+        drop((customer, full, one_address, floods));
         assert!(is_empty(&listener));
     }
 

@@ -1,5 +1,5 @@
-//! One connection of the API, from the end of its handshake: it lives for seconds until a request on it has shown a key or a
-//! session, and then as long as it is used.
+//! One connection of the API, from the end of its handshake: it lives for seconds until a request on it has shown a key,
+//! and then as long as it is used.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,7 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::REQUEST_MAX;
 
-/// A connection on which nobody has shown a key or a session is closed after this. People's browsers open another.
+/// A connection on which nobody has shown a key is closed after this. People's browsers open another, with a web session too.
 pub(super) const UNAUTHENTICATED_MAX: Duration = Duration::from_secs(10);
 /// A connection on which somebody has, without a request.
 const IDLE_MAX: Duration = Duration::from_secs(60);
