@@ -48,6 +48,12 @@ impl Administration {
         Ok(Self { session, config, connector: connector.clone() })
     }
 
+    /// Another session with the same engine.
+    pub(crate) async fn another(&self) -> Result<Self, Error> {
+        let session = connect(&self.connector, &self.config).await?;
+        Ok(Self { session, config: self.config.clone(), connector: self.connector.clone() })
+    }
+
     /// Whether the engine would open a session as this role: tried by opening one.
     pub(crate) async fn is_admitted(&self, role: &str) -> Result<bool, Error> {
         let mut config = self.config.clone();

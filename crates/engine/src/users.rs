@@ -1,6 +1,9 @@
 //! SQL users that people make by name: made, given passwords, listed, removed.
 
-use model::{ADMIN_ROLE, RoleName};
+use std::time::Duration;
+
+use model::{ADMIN_ROLE, INTERNAL_ROLE, RoleName};
+use tokio::time::sleep;
 
 use crate::Error;
 use crate::administration::{Administration, literal, named, not_reserved, quote};
@@ -17,6 +20,10 @@ pub struct User {
     /// Its deletion began and did not come to its end. It cannot sign in.
     pub is_leaving: bool,
 }
+
+/// For so long a session of a tenant's may keep a change of a user waiting. It holds the role by what it has changed itself, as
+/// everybody with CREATEROLE can up to PostgreSQL 15, in a transaction that is still open.
+const HELD_MAX: Duration = Duration::from_secs(1);
 
 /// A session that begins between its sessions' end and the change could hold the role once more.
 const BAR_TRIES: usize = 3;
@@ -62,9 +69,47 @@ impl Administration {
                 "the deletion of user '{name}' is not finished; delete it again, then make it anew"
             )));
         }
-        let changed =
-            self.batch(&format!("ALTER ROLE {} PASSWORD {}", quote(name.as_str()), literal(verifier))).await;
+        let sql = format!("ALTER ROLE {} PASSWORD {}", quote(name.as_str()), literal(verifier));
+        let changed = self.despite_holders(&sql).await;
         changed.map_err(|refused| named(refused, "user", name.as_str()))
+    }
+
+    /// Carries out a statement about one user, and ends the sessions of tenants that keep it waiting: somebody's right to sign
+    /// in is not to last for as long as somebody else holds it. What those had not committed is undone.
+    async fn despite_holders(&self, sql: &str) -> Result<(), Error> {
+        let backend: i32 = match self.query("SELECT pg_backend_pid()", &[]).await?.first() {
+            Some(row) => get(row, 0)?,
+            None => return Err(Error::Unready("the engine does not name its process".to_owned())),
+        };
+        let done = self.batch(sql);
+        tokio::pin!(done);
+        loop {
+            tokio::select! {
+                done = &mut done => return done,
+                () = sleep(HELD_MAX) => {}
+            }
+            if let Err(cause) = self.end_holders(backend).await {
+                tracing::warn!(%cause, "sessions that keep a change of a user waiting could not be ended");
+            }
+        }
+    }
+
+    /// Ends what tenants' sessions keep this process waiting.
+    async fn end_holders(&self, backend: i32) -> Result<(), Error> {
+        let holders = format!("pid = ANY(pg_blocking_pids($1)) AND usename <> '{INTERNAL_ROLE}'");
+        let other = self.another().await?;
+        let sql = format!("SELECT usename FROM pg_stat_activity WHERE {holders}");
+        let mut held_by = Vec::new();
+        other
+            .each(&sql, &[&backend], AnswerMax::FEW, |row| {
+                held_by.push(get::<RawName>(row, 0)?.0.unwrap_or_default());
+                Ok(())
+            })
+            .await?;
+        if !held_by.is_empty() {
+            tracing::warn!(target: "audit", ?held_by, "sessions that kept a change of a user waiting are ended");
+        }
+        other.end(&holders, &[&backend]).await
     }
 
     /// Takes from a user what lets it in, and ends its sessions. Nothing of that user's can keep it from being done, and
@@ -80,7 +125,7 @@ impl Administration {
         for _ in 0..BAR_TRIES {
             // A session of the user's that has changed the role and does not end holds it.
             self.end(own, &[&name.as_str()]).await?;
-            barred = self.batch(&sql).await;
+            barred = self.despite_holders(&sql).await;
             if !matches!(barred, Err(Error::Refused(_))) {
                 break;
             }
@@ -99,7 +144,7 @@ impl Administration {
         let emptied =
             self.everywhere(&format!("REASSIGN OWNED BY {user} TO {ADMIN_ROLE}; DROP OWNED BY {user}")).await;
         // What was refused in one database may not have been needed for the role to go, and says more if it was.
-        let dropped = self.batch(&format!("DROP ROLE {user}")).await;
+        let dropped = self.despite_holders(&format!("DROP ROLE {user}")).await;
         dropped.map_err(|cause| match emptied.err().unwrap_or(cause) {
             Error::Refused(text) | Error::Unready(text) => Error::Refused(format!(
                 "user '{name}' can no longer sign in, but could not be removed: {text}; see to that and delete it again"

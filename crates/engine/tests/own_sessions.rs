@@ -148,3 +148,42 @@ async fn a_user_that_cannot_be_removed_whole_is_out_and_stays_in_the_list() {
     assert!(matches!(administration.drop_user(&name("paula")).await, Err(Error::NotFound { .. })));
     host.destroy(&cluster).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_keeps_a_user_by_holding_its_role() {
+    let Place { host, folder: _folder } = place(Some(Encryption::None)).await;
+    let cluster = cluster(35);
+    host.create(&cluster).await.unwrap();
+    let administration = host.administration(cluster.id).await.unwrap();
+    maria(&administration).await;
+    for user in ["paula", "otto"] {
+        administration.create_user(&name(user), VERIFIER).await.unwrap();
+    }
+    let session = async |user: &str| session(&host, cluster.id, user, "defaultdb").await;
+    let verifier = async |user: &str| administration.role(&name(user)).await.unwrap().unwrap().role.verifier;
+    let other = VERIFIER.replace("$4096:", "$4097:");
+
+    // Up to PostgreSQL 15 everybody with CREATEROLE can; later whoever has ADMIN OPTION.
+    let friend = session("maria").await;
+    friend.batch_execute("BEGIN; ALTER ROLE otto CONNECTION LIMIT 7").await.unwrap();
+    let began = std::time::Instant::now();
+    administration.set_verifier(&name("otto"), &other).await.unwrap();
+    assert!(began.elapsed() < std::time::Duration::from_secs(15), "{:?}", began.elapsed());
+    assert_eq!(verifier("otto").await, Some(other.clone()));
+    assert!(friend.batch_execute("COMMIT").await.is_err(), "whoever held the role is cut");
+    assert_eq!(administration.role(&name("otto")).await.unwrap().unwrap().role.connection_limit, -1);
+
+    // A user's own transaction keeps its password no longer.
+    let own = session("paula").await;
+    own.batch_execute("BEGIN; ALTER ROLE paula PASSWORD NULL").await.unwrap();
+    administration.set_verifier(&name("paula"), &other).await.unwrap();
+    assert_eq!(verifier("paula").await, Some(other));
+
+    // Nor does a friend keep it from being removed. Who holds nothing goes on.
+    let (friend, innocent) = (session("maria").await, session("maria").await);
+    friend.batch_execute("BEGIN; ALTER ROLE otto CONNECTION LIMIT 7").await.unwrap();
+    administration.drop_user(&name("otto")).await.unwrap();
+    assert!(administration.role(&name("otto")).await.unwrap().is_none());
+    innocent.batch_execute("SELECT 1").await.unwrap();
+    host.destroy(&cluster).await.unwrap();
+}
