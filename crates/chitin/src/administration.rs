@@ -404,8 +404,8 @@ impl control::Administration for Administrator {
                 "subscriptions work once the engine was started anew: chitin cluster sleep, then chitin cluster wake"
             }
             Subscriptions::ForSuperusers => {
-                "subscriptions are not possible: before PostgreSQL 16 only superusers can have them; foreign tables \
-                 (postgres_fdw) are"
+                "subscriptions are not possible: before PostgreSQL 16 only superusers can have them, and from 18 on they \
+                 could write files of the engine's (sslkeylogfile); foreign tables (postgres_fdw) are possible"
             }
         };
         Ok(vec![note.to_owned()])

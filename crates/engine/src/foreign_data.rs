@@ -10,7 +10,7 @@ use crate::session::get;
 /// Whether SQL users can have subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Subscriptions {
-    /// This version of PostgreSQL leaves them to superusers.
+    /// They are for superusers: PostgreSQL leaves them to those, or we do.
     ForSuperusers,
     /// Once the engine was started anew: it was started without room for what follows a subscription.
     AfterRestart,
@@ -18,8 +18,11 @@ pub enum Subscriptions {
     Open,
 }
 
-/// First major version with `pg_create_subscription` (PostgreSQL 16's release notes).
-const SUBSCRIPTIONS_VERSION: i32 = 160_000;
+/// Versions in which SQL users get them, as `server_version_num`. The first has `pg_create_subscription` (PostgreSQL 16's
+/// release notes). From 18 on a subscription's connection takes `sslkeylogfile`, by which libpq writes to any file of the
+/// engine's, and nothing of PostgreSQL's keeps a user from saying it: a file `standby.signal` or `recovery.signal` decides how
+/// the engine starts. Foreign servers do not take it, as an option for debugging.
+const SUBSCRIPTION_VERSIONS: std::ops::Range<i32> = 160_000..180_000;
 
 impl Administration {
     /// Lets members of `admin` make foreign servers, in every database that there is and in those to come, and
@@ -34,6 +37,11 @@ impl Administration {
         );
         self.everywhere(&open).await?;
         if !self.has_subscriptions().await? {
+            return Ok(Subscriptions::ForSuperusers);
+        }
+        if !SUBSCRIPTION_VERSIONS.contains(&self.version().await?) {
+            // An earlier version of this program granted it.
+            self.batch(&format!("REVOKE pg_create_subscription FROM {ADMIN_ROLE}")).await?;
             return Ok(Subscriptions::ForSuperusers);
         }
         self.batch(&format!("GRANT pg_create_subscription TO {ADMIN_ROLE}")).await?;
@@ -66,14 +74,29 @@ impl Administration {
         Ok(())
     }
 
+    /// Whether there is the right to make subscriptions.
     async fn has_subscriptions(&self) -> Result<bool, Error> {
-        let rows = self
-            .query(
-                "SELECT current_setting('server_version_num')::int4 >= $1
-                 AND EXISTS (SELECT FROM pg_roles WHERE rolname = 'pg_create_subscription')",
-                &[&SUBSCRIPTIONS_VERSION],
-            )
-            .await?;
-        rows.first().map_or(Ok(false), |row| get(row, 0))
+        let rows = self.query("SELECT FROM pg_roles WHERE rolname = 'pg_create_subscription'", &[]).await?;
+        Ok(!rows.is_empty())
+    }
+
+    /// `server_version_num`.
+    async fn version(&self) -> Result<i32, Error> {
+        let rows = self.query("SELECT current_setting('server_version_num')::int4", &[]).await?;
+        rows.first().map_or(Ok(0), |row| get(row, 0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn subscriptions_are_for_versions_in_which_they_write_no_files() {
+        let are_open = |version| SUBSCRIPTION_VERSIONS.contains(&version);
+        assert_eq!(
+            [150_014, 160_000, 170_009, 180_000, 190_001].map(are_open),
+            [false, true, true, false, false]
+        );
     }
 }

@@ -254,6 +254,11 @@ async fn foreign_servers_are_made_where_they_were_opened_and_reach_nothing_by_th
         let change = format!("ALTER USER MAPPING FOR CURRENT_USER SERVER s1 OPTIONS ({option})");
         assert!(maria.batch_execute(&change).await.is_err(), "{option}");
     }
+    // Nor one by which libpq writes a file.
+    let file = "ADD sslkeylogfile '/volume/pg/standby.signal'";
+    for what in ["SERVER s1", "USER MAPPING FOR CURRENT_USER SERVER s1"] {
+        assert!(maria.batch_execute(&format!("ALTER {what} OPTIONS ({file})")).await.is_err(), "{what}");
+    }
     // Databases to come have it too, and what is not the gate's stays superusers'.
     place.administration.create_database(&"shop".parse().unwrap()).await.unwrap();
     let shop = place.session("maria", "shop").await.unwrap();
