@@ -300,6 +300,7 @@ impl Cloud {
             reconcile::Settings {
                 idle_after: options.idle_after,
                 keys_every: options.key_check_every,
+                credentials_refused_max: options.key_credentials_refused_max,
                 ..reconcile::Settings::default()
             },
             gate.clone(),

@@ -23,19 +23,19 @@ pub struct StartOptions {
     /// Where the API answers
     #[arg(long, env = "CHITIN_HTTP", value_name = "HOST:PORT", default_value = "127.0.0.1:8080")]
     pub http: String,
-    /// A further door for SQL clients behind a balancer: every connection begins with a PROXY protocol v2 header
+    /// A further listener for SQL clients behind a balancer: every connection begins with a PROXY protocol v2 header
     #[arg(long, env = "CHITIN_SQL_PROXY", value_name = "HOST:PORT", requires = "proxy_from")]
     pub sql_proxy: Option<String>,
-    /// A further door for the API behind a balancer: every connection begins with a PROXY protocol v2 header
+    /// A further listener for the API behind a balancer: every connection begins with a PROXY protocol v2 header
     #[arg(long, env = "CHITIN_HTTP_PROXY", value_name = "HOST:PORT", requires = "proxy_from")]
     pub http_proxy: Option<String>,
-    /// A door for private endpoints of clouds: a PROXY protocol v2 header with the endpoint's id (AWS, GCP, Azure)
+    /// A listener for private endpoints of clouds: a PROXY protocol v2 header with the endpoint's id (AWS, GCP, Azure)
     #[arg(long, env = "CHITIN_ENDPOINT", value_name = "HOST:PORT", requires = "proxy_from")]
     pub endpoint: Option<String>,
-    /// A door for private endpoints of your own: connecting proxies that show a TLS client certificate
+    /// A listener for private endpoints of your own: connecting proxies that show a TLS client certificate
     #[arg(long, env = "CHITIN_ENDPOINT_TLS", value_name = "HOST:PORT")]
     pub endpoint_tls: Option<String>,
-    /// The peers whose PROXY headers are believed, at those doors and nowhere else; repeat for more
+    /// The peers whose PROXY headers are believed, at those listeners and nowhere else; repeat for more
     #[arg(long = "proxy-from", env = "CHITIN_PROXY_FROM", value_name = "CIDR", value_delimiter = ',')]
     pub proxy_from: Vec<AddressRange>,
     /// Most entries of one cluster's IP allowlist, 1 to 100000
@@ -92,6 +92,9 @@ pub struct StartOptions {
     /// How often key services are asked whether a cluster's key may still be used
     #[arg(long, env = "CHITIN_KEY_CHECK_EVERY", value_name = "TIME", default_value = "1m", value_parser = duration)]
     pub key_check_every: Duration,
+    /// Stop a cluster whose key service has refused the credentials for this long, as if it denied the key; without it, it runs on
+    #[arg(long, env = "CHITIN_KEY_CREDENTIALS_REFUSED_MAX", value_name = "TIME", value_parser = duration)]
+    pub key_credentials_refused_max: Option<Duration>,
     /// What unlocks the root key.
     #[command(flatten)]
     pub unlock: Unlock,

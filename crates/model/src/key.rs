@@ -3,6 +3,7 @@
 //! Names and states are those of the Cloud API's CMEK (`docs: cockroachcloud/managing-cmek.md`).
 
 use std::fmt;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
@@ -318,7 +319,7 @@ pub struct KeySeen {
     pub updated_at: OffsetDateTime,
 }
 
-/// A key service that does not answer, or does not let us in.
+/// A key service that does not answer, or refuses our credentials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct KeyOutage {
     /// Since when.
@@ -329,6 +330,20 @@ pub struct KeyOutage {
     /// It answers, and does not accept what we sign in with: only other credentials help.
     #[serde(default)]
     pub are_credentials_refused: bool,
+}
+
+impl KeyOutage {
+    /// Why the credentials have been refused for too long, where that is so: the service has not let the key be used for
+    /// longer than `max`, and what it says now is that the credentials are wrong. Without `max` no time is too long.
+    pub fn overdue(&self, now: OffsetDateTime, max: Option<Duration>) -> Option<String> {
+        let max = max.filter(|max| self.are_credentials_refused && now - self.since >= *max)?;
+        let Self { since, reason, are_credentials_refused: _ } = self;
+        Some(format!(
+            "the key service has refused the credentials for longer than {} s, since {since} \
+             (--key-credentials-refused-max): {reason}",
+            max.as_secs()
+        ))
+    }
 }
 
 /// What was last seen of a cluster's keys, written by the keeper of keys alone.
@@ -359,7 +374,7 @@ pub struct KeysSeen {
     pub denied: Option<String>,
     /// The service said so since the customer revoked the key here: when it allows it again, the revocation is over.
     pub was_denied_since_revocation: bool,
-    /// The service does not answer, or does not let us in.
+    /// The service does not answer, or refuses our credentials.
     pub outage: Option<KeyOutage>,
 }
 

@@ -369,18 +369,22 @@ async fn ask(house: &Arc<Reconciler>, entry: &Entry) -> Result<bool, store::Erro
         Err(trouble @ (Trouble::Silent(_) | Trouble::NotLetIn(_))) => {
             let are_credentials_refused = matches!(trouble, Trouble::NotLetIn(_));
             let since = was.outage.as_ref().map_or(now, |outage| outage.since);
-            let is_news = was
-                .outage
-                .as_ref()
-                .is_none_or(|outage| outage.are_credentials_refused != are_credentials_refused);
+            let before = was.outage.as_ref().map(|outage| outage.are_credentials_refused);
             let reason = trouble.to_string();
-            if is_news && are_credentials_refused {
-                tracing::error!(cluster = %id, key = %spec, reason, "the key service does not accept the credentials; a running cluster runs on, a sleeping one cannot wake, and it is asked again");
-            } else if is_news {
-                tracing::error!(cluster = %id, key = %spec, reason, "the key service gives no answer; a running cluster runs on, and it is asked again");
+            if before != Some(are_credentials_refused) {
+                let what = ["gives no answer", "does not accept the credentials"]
+                    [usize::from(are_credentials_refused)];
+                tracing::error!(cluster = %id, key = %spec, reason, "the key service {what}; a running cluster runs on, a sleeping one cannot wake, and it is asked again");
             }
             let outage = KeyOutage { since, reason, are_credentials_refused };
-            note(house, id, move |seen| seen.outage = Some(outage)).await?;
+            let overdue = outage.overdue(now, house.settings.credentials_refused_max);
+            let newly = overdue.as_ref().filter(|_| was.denied.is_none());
+            newly.inspect(|reason| tracing::error!(target: "audit", cluster = %id, key = %spec, reason, "sessions are cut and the volume is locked"));
+            note(house, id, move |seen| {
+                seen.outage = Some(outage);
+                seen.denied = seen.denied.take().or(overdue);
+            })
+            .await?;
         }
     }
     Ok(true)

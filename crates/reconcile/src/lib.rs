@@ -59,6 +59,9 @@ pub struct Settings {
     pub keys_every: Duration,
     /// The same while a cluster waits for its key.
     pub keys_again_after: Duration,
+    /// A cluster whose key service has refused the credentials for so long is stopped as if the key were denied; without one
+    /// it runs on.
+    pub credentials_refused_max: Option<Duration>,
     /// Most clusters that are worked on at a time.
     pub parallel_max: usize,
 }
@@ -71,6 +74,7 @@ impl Default for Settings {
             roles_every: Duration::from_secs(60),
             keys_every: Duration::from_secs(60),
             keys_again_after: Duration::from_secs(5),
+            credentials_refused_max: None,
             parallel_max: 8,
         }
     }

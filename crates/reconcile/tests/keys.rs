@@ -143,6 +143,10 @@ async fn host(folder: &Path, service: &Arc<Service>) -> Arc<Host> {
 
 impl Ground {
     async fn new() -> Self {
+        Self::with(Settings::default()).await
+    }
+
+    async fn with(settings: Settings) -> Self {
         let folder = Folder::new();
         let root = |name: &str| RootKey::open_or_create(&folder.path().join(name)).unwrap();
         let service = Arc::new(Service {
@@ -155,7 +159,7 @@ impl Ground {
         let sealer = service.root.sealer("state").unwrap();
         let store = Store::open(&folder.path().join("state.redb"), sealer).unwrap();
         let host = host(folder.path(), &service).await;
-        let (stop, running) = start(&store, &host, &service);
+        let (stop, running) = start(&store, &host, &service, settings);
         Self { folder, service, store, host, stop, running }
     }
 
@@ -236,11 +240,12 @@ fn start(
     store: &Arc<Store>,
     host: &Arc<Host>,
     service: &Arc<Service>,
+    settings: Settings,
 ) -> (CancellationToken, JoinHandle<()>) {
     let settings = Settings {
         keys_every: Duration::from_millis(200),
         keys_again_after: Duration::from_millis(200),
-        ..Settings::default()
+        ..settings
     };
     let reconciler = Reconciler::new(
         store.clone(),
@@ -374,7 +379,7 @@ async fn a_revoked_key_stops_the_cluster_until_access_is_given_back() {
     old_host.shutdown().await;
     drop(old_host);
     let host = host(folder.path(), &service).await;
-    let (stop, running) = start(&store, &host, &service);
+    let (stop, running) = start(&store, &host, &service, Settings::default());
     let ground = Ground { folder, service, store, host, stop, running };
     sleep(Duration::from_millis(600)).await;
     assert_eq!(ground.status(id), CmekStatus::Revoked);
@@ -452,6 +457,42 @@ async fn wrong_credentials_stop_nothing_that_runs_and_give_back_nothing_that_was
     ground.service.set(Mood::Willing);
     ground.until_running(id).await;
     assert_eq!(rows(&ground.host, id).await, 2);
+    ground.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_wants_refused_credentials_to_end_says_after_how_long() {
+    let settings = Settings { credentials_refused_max: Some(Duration::from_secs(3)), ..Settings::default() };
+    let ground = Ground::with(settings).await;
+    let id = ground.create().await;
+    ground.enable(id).await;
+    // A service that says nothing never counts, however long.
+    ground.service.set(Mood::Silent);
+    ground.until(id, "the silence is seen", |_, seen| seen.keys.outage.is_some()).await;
+    sleep(Duration::from_secs(4)).await;
+    assert!(ground.host.is_running(id));
+    ground.service.set(Mood::Willing);
+    ground.until(id, "the silence is over", |_, seen| seen.keys.outage.is_none()).await;
+
+    ground.service.set(Mood::NotLettingIn);
+    ground.until_status(id, CmekStatus::Revoked).await;
+    ground.until(id, "it stops", |_, _| !ground.host.is_running(id)).await;
+    let (_, seen) = ground.both(id);
+    let reason = seen.keys.denied.unwrap();
+    assert!(reason.contains("refused the credentials") && reason.contains("the token has ended"), "{reason}");
+    ground.service.set(Mood::Willing);
+    ground.until_running(id).await;
+    assert_eq!(rows(&ground.host, id).await, 1);
+
+    // The operator's own revocation does not end with it.
+    ground.edit(id, |keys| keys.is_revoked = true);
+    ground.until(id, "it stops", |_, _| !ground.host.is_running(id)).await;
+    ground.service.set(Mood::NotLettingIn);
+    ground.until(id, "overdue", |_, seen| seen.keys.denied.is_some()).await;
+    ground.service.set(Mood::Willing);
+    ground.until(id, "the service lets us in", |_, seen| seen.keys.denied.is_none()).await;
+    sleep(Duration::from_millis(600)).await;
+    assert!(ground.both(id).0.is_revoked && !ground.host.is_running(id));
     ground.stop().await;
 }
 
