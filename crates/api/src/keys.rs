@@ -140,7 +140,7 @@ impl CmekClusterInfo {
     }
 }
 
-/// A key service that does not answer, or does not let us in.
+/// A key service that does not answer, or refuses our credentials.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Outage {
     /// Since when.
@@ -225,7 +225,7 @@ pub struct ClusterKeys {
     /// Why the service refuses the key.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub denied: Option<String>,
-    /// The service's silence, or its refusal to let us in.
+    /// The service's silence, or its refusal of our credentials.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub outage: Option<Outage>,
     /// Why the newest demand was not met yet; it is tried again.

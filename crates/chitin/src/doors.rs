@@ -69,10 +69,10 @@ impl Listeners {
     pub fn serve(self, stage: &mut Stage, gateway: &Arc<Gateway>, web: &http::Server) {
         let Self { sql, http, sql_proxy, http_proxy, endpoint, endpoint_tls, operator, trusted } = self;
         let doors = [
-            ("the SQL door", Some(sql), Door::Public),
-            ("the SQL door behind a balancer", sql_proxy, Door::Balanced(trusted.clone())),
-            ("the door for private endpoints", endpoint, Door::Endpoints(trusted.clone())),
-            ("the TLS door for private endpoints", endpoint_tls, Door::Proxies),
+            ("the SQL listener", Some(sql), Door::Public),
+            ("the SQL listener behind a balancer", sql_proxy, Door::Balanced(trusted.clone())),
+            ("the listener for private endpoints", endpoint, Door::Endpoints(trusted.clone())),
+            ("the TLS listener for private endpoints", endpoint_tls, Door::Proxies),
         ];
         for (name, listener, door) in doors {
             let Some(listener) = listener else { continue };
@@ -80,8 +80,8 @@ impl Listeners {
             stage.spawn(name, async move { gateway.serve(listener, door, stop).await });
         }
         let doors = [
-            ("the API's door", Some(http), HttpDoor::Public),
-            ("the API's door behind a balancer", http_proxy, HttpDoor::Balanced(trusted)),
+            ("the API's listener", Some(http), HttpDoor::Public),
+            ("the API's listener behind a balancer", http_proxy, HttpDoor::Balanced(trusted)),
         ];
         for (name, listener, door) in doors {
             let Some(listener) = listener else { continue };

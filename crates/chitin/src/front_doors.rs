@@ -89,7 +89,7 @@ impl reconcile::FrontDoors for FrontDoors {
         let web = match http::Server::new(inside, pages, self.pages_max) {
             Ok(web) => web,
             Err(cause) => {
-                return tracing::error!(%cluster, %cause, "the front door in a private network could not be opened");
+                return tracing::error!(%cluster, %cause, "the private listener in a private network could not be opened");
             }
         };
         let stop = CancellationToken::new();

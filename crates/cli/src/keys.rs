@@ -395,7 +395,7 @@ fn shown(keys: &ClusterKeys) -> String {
         ("new data key", progress.unwrap_or_else(|| rotating.to_owned())),
         ("refused", keys.denied.clone().unwrap_or_default()),
         ("no answer", outage_of(false).unwrap_or_default()),
-        ("not let in", outage_of(true).unwrap_or_default()),
+        ("credentials refused", outage_of(true).unwrap_or_default()),
         ("failed", keys.failure.clone().unwrap_or_default()),
         ("next step", keys.next_step.clone().unwrap_or_default()),
     ]);
@@ -489,7 +489,7 @@ mod tests {
         assert!(trouble(&silent).starts_with("DOES NOT ANSWER"), "{}", trouble(&silent));
         assert_eq!(trouble(&denied), "REFUSES THE KEY: it is disabled");
         assert!(
-            shown(&wrong).contains("not let in") && !shown(&wrong).contains("no answer"),
+            shown(&wrong).contains("credentials refused") && !shown(&wrong).contains("no answer"),
             "{}",
             shown(&wrong)
         );

@@ -30,7 +30,7 @@ pub fn line(network: &ClusterNetwork) -> String {
     let who = word(network.visibility);
     let Some((range, door)) = network.cidr_range.zip(network.front_door) else { return who.to_owned() };
     let reason = network.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-    format!("{who}, front door {door} in {range} ({}{reason})", network.state.as_str())
+    format!("{who}, private listener {door} in {range} ({}{reason})", network.state.as_str())
 }
 
 fn shown(name: &str, network: &ClusterNetwork) -> String {
@@ -52,7 +52,7 @@ fn shown(name: &str, network: &ClusterNetwork) -> String {
         ("state", state),
         ("reason", network.reason.clone().unwrap_or_default()),
         (
-            "front door",
+            "private listener",
             door.map(|door| format!("{door} (SQL on {}, HTTP on {})", network.sql_port, network.http_port))
                 .unwrap_or_default(),
         ),
@@ -114,7 +114,7 @@ mod tests {
     fn a_network_is_one_line_and_says_why_it_failed() {
         assert_eq!(line(&network(Visibility::Public, None, NetworkState::None)), "public");
         let private = network(Visibility::Private, Some("10.77.0.0/24"), NetworkState::Active);
-        assert_eq!(line(&private), "private, front door 10.77.0.1 in 10.77.0.0/24 (active)");
+        assert_eq!(line(&private), "private, private listener 10.77.0.1 in 10.77.0.0/24 (active)");
         let failed =
             ClusterNetwork { state: NetworkState::Failed, reason: Some("not root".to_owned()), ..private };
         assert!(line(&failed).ends_with("(failed: not root)"));

@@ -237,7 +237,9 @@ fn not_ready(reason: crate::directory::NotReady) -> (&'static str, String, Optio
         NotReady::KeyRevoked => (
             "57P03",
             "the key that encrypts the cluster's data was revoked".to_owned(),
-            Some("It starts again by itself when the key may be used again."),
+            Some(
+                "Connect again once the key may be used; the operator finds out who revoked it, and the next step, with: chitin key list NAME",
+            ),
         ),
         NotReady::KeyServiceSilent => (
             "57P03",

@@ -64,7 +64,7 @@ impl Cut {
             }
             Self::KeyRevoked => (
                 "terminating connection: the key that encrypts the cluster's data was revoked",
-                "The cluster starts again by itself when the key may be used again.",
+                "Connect again once the key may be used; the operator finds out who revoked it, and the next step, with: chitin key list NAME",
             ),
             Self::User => {
                 ("terminating connection: this user may no longer sign in", "Ask the cluster's operator.")

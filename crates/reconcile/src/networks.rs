@@ -115,7 +115,7 @@ impl NetworkReconciler {
                 Err(cause) => {
                     seen.front_door = None;
                     seen.reason = Some(format!(
-                        "the front door could not listen: {cause}; it is tried again by itself"
+                        "the private listener could not listen: {cause}; it is tried again by itself"
                     ));
                 }
             }
@@ -241,10 +241,10 @@ fn wanted(cluster: &Cluster) -> Result<(), NetworkSeen> {
 fn tell(id: ClusterId, before: &NetworkSeen, now: &NetworkSeen) {
     match (before.front_door, now.front_door) {
         (old, Some(front_door)) if old != now.front_door => {
-            tracing::info!(cluster = %id, %front_door, "the front door in the private network is open");
+            tracing::info!(cluster = %id, %front_door, "the private listener in the private network is open");
         }
         (Some(front_door), None) => {
-            tracing::info!(cluster = %id, %front_door, "the front door in the private network is closed");
+            tracing::info!(cluster = %id, %front_door, "the private listener in the private network is closed");
         }
         (Some(_) | None, Some(_)) | (None, None) => {}
     }

@@ -76,8 +76,8 @@ pub fn verify_proves_every_row() {
     ];
     if rustix::process::geteuid().is_root() {
         claims.extend([
-            "no public door answers to its name",
-            "a joined network reaches the front door's ports",
+            "no public listener answers to its name",
+            "a joined network reaches the private listener's ports",
         ]);
     }
     for claim in claims {

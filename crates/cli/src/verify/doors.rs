@@ -34,7 +34,7 @@ pub async fn attack(stage: &Stage<'_>) -> Vec<Row> {
     };
     vec![
         Verdict::from(header(&stage.target).await)
-            .on(ALLOWLIST, "a PROXY header at the public door makes nobody another address"),
+            .on(ALLOWLIST, "a PROXY header at the public listener makes nobody another address"),
         refused.on(ENDPOINTS, "a private endpoint that nobody accepted is refused"),
         cut.on(
             ENDPOINTS,
@@ -77,7 +77,9 @@ async fn endpoint(stage: &Stage<'_>) -> Result<[Verdict; 2], Fault> {
     let services = api.endpoint_services(id).await.map_err(setup)?.services;
     let listener = services.first().and_then(|service| service.listener.clone()).unwrap_or_default();
     let Some(door) = listener.split(" with a PROXY header").next().and_then(|text| text.parse().ok()) else {
-        return missing("the cloud has no door for private endpoints (chitin start --endpoint)".to_owned());
+        return missing(
+            "the cloud has no listener for private endpoints (chitin start --endpoint)".to_owned(),
+        );
     };
     let mut number = [0; 8];
     aws_lc_rs::rand::fill(&mut number).map_err(|_| Fault::Setup("no randomness".to_owned()))?;

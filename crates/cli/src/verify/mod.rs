@@ -56,7 +56,7 @@ pub async fn run(cloud: &Cloud, text: &str, printer: Printer) -> Result<(), Fail
         let name = &cluster.name;
         return Err(Failure::new(
             Kind::Failed,
-            format!("{name} is private: it has no door that can be attacked from here"),
+            format!("{name} is private: it has no listener that can be attacked from here"),
         )
         .next(format!(
             "verify a public cluster of the same cloud, which attacks a private one of its own too; or, for the length of \

@@ -26,9 +26,8 @@ const CONNECT_MAX: Duration = Duration::from_secs(2);
 
 /// Every attack of this file. The cluster is public again afterwards.
 pub async fn attack(stage: &Stage<'_>) -> Vec<Row> {
-    let unseen = "no public door answers to its name: it looks like a cluster that does not exist";
-    let joined =
-        "a joined network reaches the front door's ports and nothing else, and nothing once it is parted";
+    let unseen = "no public listener answers to its name: it looks like a cluster that does not exist";
+    let joined = "a joined network reaches the private listener's ports and nothing else, and nothing once it is parted";
     let network = PutNetwork { visibility: Visibility::Private, cidr_range: None };
     let made = stage.cloud.api.set_network(stage.id, &network).await;
     if let Err(error) = made {
@@ -55,12 +54,12 @@ async fn by_name(stage: &Stage<'_>) -> Result<Verdict, Fault> {
     let same =
         |attempt: &Attempt| (attempt.asked.clone(), attempt.mechanisms.clone(), attempt.refusal.clone());
     Ok(match (&own.session, &own.refusal) {
-        (Some(_), _) => Verdict::failed("the private cluster let somebody in at the public door"),
+        (Some(_), _) => Verdict::failed("the private cluster let somebody in at the public listener"),
         (None, _) if same(&own) != same(&never) => {
             Verdict::failed(format!("{:?}, and for one that never was: {:?}", own.refusal, never.refusal))
         }
         (None, Some(refusal)) => Verdict::proven(format!("{refusal}; the same for one that never was")),
-        (None, None) => Verdict::failed("the public door said nothing at all"),
+        (None, None) => Verdict::failed("the public listener said nothing at all"),
     })
 }
 
@@ -90,7 +89,7 @@ async fn from_namespace(stage: &Stage<'_>, namespace: &str) -> Result<Verdict, F
     let wanted = CreatePeering { name: name.to_string(), with, ranges: Vec::new() };
     api.create_peering(id, &wanted).await.map_err(setup)?;
     let network = api.network(id).await.map_err(setup)?;
-    let front_door = network.front_door.ok_or_else(|| setup("the network has no front door"))?;
+    let front_door = network.front_door.ok_or_else(|| setup("the network has no private listener"))?;
     let (sql, http) = (network.sql_port, network.http_port);
     let before = answers(namespace, front_door, sql).await;
     api.accept_peering(id, &name, &AcceptPeering::default()).await.map_err(setup)?;
@@ -119,17 +118,17 @@ async fn from_namespace(stage: &Stage<'_>, namespace: &str) -> Result<Verdict, F
     let gone = Instant::now() + MADE_MAX;
     while answers(namespace, front_door, sql).await {
         if Instant::now() >= gone {
-            return Ok(Verdict::failed("the front door answers a network that is no longer joined"));
+            return Ok(Verdict::failed("the private listener answers a network that is no longer joined"));
         }
         sleep(LOOK_EVERY).await;
     }
     Ok(match (before, front, others.is_empty()) {
-        (true, _, _) => Verdict::failed("the front door answered before the peering was accepted"),
+        (true, _, _) => Verdict::failed("the private listener answered before the peering was accepted"),
         (false, (true, true), true) => Verdict::proven(format!(
             "from a namespace: {front_door} ports {sql} and {http}; no other, nothing before it was accepted or after it was deleted"
         )),
         (false, (true, true), false) => Verdict::failed(format!("other ports answer too: {others:?}")),
-        (false, _, _) => Verdict::failed("the front door does not answer a network that is joined"),
+        (false, _, _) => Verdict::failed("the private listener does not answer a network that is joined"),
     })
 }
 
