@@ -3,6 +3,7 @@
 mod admit;
 mod crash;
 mod isolation;
+mod killed;
 mod operator;
 mod power;
 mod program;
@@ -43,6 +44,11 @@ pub(crate) fn suite() -> Suite {
             volumes::a_cluster_without_encryption_never_starts_without_the_operator_s_word,
             volumes::an_older_copy_of_a_volume_starts_only_when_it_is_accepted,
             volumes::a_killed_cloud_starts_with_the_files_that_it_had,
+            killed::a_killed_cloud_leaves_nothing_unlocked,
+            killed::a_cloud_that_is_killed_and_started_at_once_again_and_again_never_meets_its_companion,
+            killed::a_companion_that_is_killed_is_said_and_replaced_and_locks_everything_all_the_same,
+            killed::a_gocryptfs_that_is_killed_is_noticed_and_its_cluster_comes_back_by_itself,
+            killed::an_idle_session_hears_that_the_volume_was_lost,
             program::verify_proves_every_row,
             program::exit_codes_tell_what_happened,
             program::every_list_is_json_when_asked,

@@ -348,6 +348,13 @@ impl Cloud {
         self.end(Signal::KILL);
     }
 
+    /// The same, and does not wait for what the program started.
+    pub fn kill_at_once(&self) {
+        self.signal(Signal::KILL);
+        let mut child = self.process.lock().expect("no test panicked here").take().expect("the cloud runs");
+        child.wait().expect("ours");
+    }
+
     /// Sends the program a signal.
     pub fn signal(&self, signal: Signal) {
         let pid = Pid::from_raw(self.pid().cast_signed()).expect("a process id is not zero");

@@ -44,6 +44,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(250);
 const AT_REST: &str = "all data encrypted at rest";
 const PASSWORDS: &str = "username and password";
 const SANDBOX: &str = "sandbox";
+const COMPANION: &str = "companion";
 
 /// Does the errands.
 pub struct Administrator {
@@ -493,6 +494,7 @@ impl control::Administration for Administrator {
             capabilities: vec![
                 wall(SANDBOX, &posture.sandbox),
                 wall("own OS users", &posture.own_users),
+                wall(COMPANION, &self.host.companion()),
                 wall("resource limits", &posture.cgroups),
                 wall("private networks", &self.private_networks),
                 wall("memory locked", &memory::locked()),
@@ -573,7 +575,10 @@ fn refusal(cause: engine::Error) -> Refusal {
         | engine::Error::NoRoom { .. }
         | engine::Error::TooMuch { .. }
         | engine::Error::VolumeRefused { .. } => Refusal::wrong_state(text),
-        engine::Error::Unready(_) | engine::Error::Asleep | engine::Error::DataKey(_) => Refusal::busy(text),
+        engine::Error::Unready(_)
+        | engine::Error::Asleep
+        | engine::Error::NoCompanion { .. }
+        | engine::Error::DataKey(_) => Refusal::busy(text),
         engine::Error::NoPostgres { .. }
         | engine::Error::NoSandbox { .. }
         | engine::Error::NoEncryption { .. }

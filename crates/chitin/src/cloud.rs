@@ -432,7 +432,7 @@ impl Cloud {
         }
         self.doors.tasks.abort_all();
         self.loops.tasks.abort_all();
-        if timeout(SHUTDOWN_MAX, self.host.shutdown()).await.is_err() {
+        if timeout(SHUTDOWN_MAX, self.host.close()).await.is_err() {
             tracing::error!("engines did not stop in time; the next start clears away what is left");
         }
         self.reconciler.remember_checkpoints().await;

@@ -81,6 +81,10 @@ impl reconcile::Sessions for Presence {
         let session = self.gateway.get().and_then(|sessions| sessions.idle_since(cluster));
         errand.max(session)
     }
+
+    fn cut_for_lost_volume(&self, cluster: ClusterId) {
+        self.cut(|facts| (facts.cluster == cluster).then_some(Cut::VolumeLost));
+    }
 }
 
 impl Drop for Errand {

@@ -103,6 +103,7 @@ fn greet(cloud: &Cloud, began: Instant) {
         ("encryption at rest", encryption),
         ("sandbox", capability(&posture.sandbox)),
         ("own OS users", capability(&posture.own_users)),
+        ("companion", capability(&cloud.host.companion())),
         ("resource limits", capability(&posture.cgroups)),
         ("private networks", capability(&cloud.private_networks)),
         ("root key", cloud.rotation.describe()),

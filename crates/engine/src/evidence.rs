@@ -103,6 +103,37 @@ pub(crate) async fn own_socket(connector: &Connector) -> Evidence {
     }
 }
 
+/// What the companion answered, and what the kernel says of it.
+pub(crate) fn companion(answered: &Result<u32, String>) -> Evidence {
+    let text = "if Chitin is killed, a process of its own locks the cluster's volume";
+    let pid = match answered {
+        Ok(pid) => *pid,
+        Err(reason) => return claim(text, false, format!("no companion answers: {reason}")),
+    };
+    let process = Path::new("/proc").join(pid.to_string());
+    let own_session = |pid: &str| {
+        // The command in parentheses may hold spaces; the session is the fourth field after it (proc(5)).
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+        stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse::<u32>().ok()
+    };
+    let (ours, theirs) = (own_session("self"), own_session(&pid.to_string()));
+    let ignored = status(&process, "SigIgn:").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
+    // SIGHUP, SIGINT and SIGTERM are signals 1, 2 and 15.
+    let ending: u64 = 1 | 1 << 1 | 1 << 14;
+    let is_apart = theirs.is_some() && theirs != ours && ignored.is_some_and(|mask| mask & ending == ending);
+    let score = std::fs::read_to_string(process.join("oom_score_adj")).unwrap_or_default();
+    claim(
+        text,
+        is_apart,
+        format!(
+            "process {pid} knows of the volume; its session {} is not ours, it ignores signals {:x}, oom_score_adj {}",
+            theirs.unwrap_or_default(),
+            ignored.unwrap_or_default(),
+            score.trim()
+        ),
+    )
+}
+
 fn claim(text: &str, is_proven: bool, evidence: String) -> Evidence {
     Evidence { claim: text.to_owned(), is_proven: Some(is_proven), evidence }
 }

@@ -6,6 +6,7 @@ mod ending;
 mod looking;
 mod next_volume;
 mod switching;
+mod watching;
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
@@ -20,6 +21,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cgroup::{Group, Groups};
 use crate::claim::Claim;
+use crate::companion::Companion;
 use crate::connector::Connector;
 use crate::inside::Inside;
 use crate::jail::{Jail, Purpose};
@@ -42,6 +44,7 @@ const DEATHS_BUFFERED: usize = 64;
 
 pub use data_key::KeyUse;
 pub use next_volume::{Copied, CopyProgress};
+pub use watching::{Look, Looked};
 
 /// What the host needs to know.
 #[derive(Clone, Debug)]
@@ -103,6 +106,8 @@ pub struct Host {
     attestation: Option<String>,
     slots: Mutex<HashMap<ClusterId, Arc<Slot>>>,
     deaths: broadcast::Sender<ClusterId>,
+    /// Before the claim: what follows on it waits until everything is locked.
+    companion: Arc<Companion>,
     _claim: Claim,
 }
 
@@ -131,10 +136,12 @@ impl Host {
         let claim = Claim::take(&data)?;
         make_folder(&places.clusters(), 0o711)?;
         make_folder(&data.join("run"), 0o711)?;
+        // Only when the one of a Chitin that was killed is done.
+        let companion = Arc::new(Companion::start(&data, &config.launcher)?);
         leftovers::clear(&places);
         let postgres = Postgres::find(config.postgres_bin.as_deref())?;
         let groups = Groups::open(&data);
-        let posture = Posture::probe(config, &postgres, &places, groups.as_ref())?;
+        let posture = Posture::probe(config, &postgres, (&places, &companion), groups.as_ref())?;
         let host = Arc::new(Self {
             places,
             keys: config.keys.clone(),
@@ -146,6 +153,7 @@ impl Host {
             attestation: config.attestation.clone(),
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
+            companion,
             _claim: claim,
         });
         host.clear_others_now();
@@ -253,7 +261,7 @@ impl Host {
         make_folder(&folder, 0o711)?;
         // The key before the volume: a volume whose key was never kept could never be opened.
         volume::keep_wrapped_key(&folder, wrapped)?;
-        let volume = volume::create(&folder, kind, key, owner)?;
+        let volume = volume::create(&self.companion, &folder, kind, key, owner)?;
         let made = (|| {
             let base = Inside::at(&volume.base)?;
             for folder in ["pg", "log"] {
@@ -300,10 +308,11 @@ impl Host {
         let engine_version = self.postgres.version.clone();
         if let Some(running) = lock(&slot.running).clone()
             && !running.has_exited()
+            && running.lost().is_none()
         {
             return Ok(Started { volume: running.on, engine_version });
         }
-        // One that died left its volume unlocked, and so does a copy until it is given up.
+        // One that died, or lost its volume, left that unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
         let (on, volume, admitted) = self.unlock(cluster).await?;
         self.launch(slot, cluster, (on, volume), &admitted).await?;
@@ -322,11 +331,11 @@ impl Host {
         })
         .await?;
         let key = self.keys.unwrap(id, &wrapped).await?;
-        let (places, owner) = (self.places.clone(), Owner::of(cluster));
+        let (places, owner, companion) = (self.places.clone(), Owner::of(cluster), self.companion.clone());
         let newest = self.record.checkpoint(id);
         blocking(move || {
             let folder = places.volume(id, marker.generation);
-            let volume = volume::unlock(&folder, marker.encryption, &key, owner)?;
+            let volume = volume::unlock(&companion, &folder, marker.encryption, &key, owner)?;
             if let Some(newest) = newest
                 && let Err(older) = control_file::check(&volume.base, &newest)
             {
@@ -362,7 +371,8 @@ impl Host {
             Arc::new(Running::watch(child, connector, (cluster, group), (on, volume), admitted, deaths));
         *lock(&slot.running) = Some(running.clone());
         if let Err(cause) = self.wait_ready(&running).await {
-            let reason = running.last_words().unwrap_or_else(|| cause.to_string());
+            // Of a volume that is lost nothing is read: it may not answer.
+            let reason = running.lost().or_else(|| running.last_words()).unwrap_or_else(|| cause.to_string());
             self.stop_in(slot).await?;
             return Err(Error::Unready(reason));
         }
@@ -400,6 +410,9 @@ impl Host {
             if running.has_exited() {
                 return Err(Error::Unready("it ended while starting".to_owned()));
             }
+            if running.lost().is_some() {
+                return Err(Error::Unready("its volume was lost while it started".to_owned()));
+            }
             let Err(refused) = Administration::connect(&running.connector).await else {
                 return Ok(());
             };
@@ -418,7 +431,7 @@ impl Host {
     pub(crate) fn running(&self, id: ClusterId) -> Result<Arc<Running>, Error> {
         let slot = lock(&self.slots).get(&id).cloned().ok_or(Error::Asleep)?;
         let running = lock(&slot.running).clone().ok_or(Error::Asleep)?;
-        if running.has_exited() { Err(Error::Asleep) } else { Ok(running) }
+        if running.has_exited() || running.lost().is_some() { Err(Error::Asleep) } else { Ok(running) }
     }
 
     fn slot(&self, id: ClusterId) -> Arc<Slot> {

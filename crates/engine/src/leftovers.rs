@@ -1,7 +1,8 @@
 //! What a killed predecessor may have left: processes, mounts, loop devices, trial folders. And keys, destroyed well.
 
+use std::collections::BTreeMap;
 use std::io::Read;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use model::{ClusterId, Encryption};
@@ -15,6 +16,8 @@ use crate::volume::{self, put_away};
 
 /// For killed processes to be gone.
 const GONE_MAX: Duration = Duration::from_secs(5);
+/// Of the stack of a thread that locks one volume.
+const LOCKER_BYTES: usize = 256 << 10;
 
 /// Clears the data directory. We hold its claim, so nothing in it belongs to anybody alive. What cannot be cleared of
 /// one cluster does not keep the others from being cleared.
@@ -49,7 +52,47 @@ pub(crate) fn clear(places: &Places) {
     }
 }
 
-/// Ends jails and volume servers that name a path below the folder in their arguments.
+/// Ends what runs below a folder, and locks volumes there that somebody else unlocked, all at once. Returns those that could
+/// not be locked, with the reason.
+pub(crate) fn lock(clusters: &Path, volumes: &BTreeMap<PathBuf, Encryption>) -> BTreeMap<PathBuf, String> {
+    end_processes_of(clusters);
+    std::thread::scope(|scope| {
+        let begun: Vec<_> = volumes
+            .iter()
+            .map(|(folder, kind)| {
+                let lock = move || volume::lock_left(folder, *kind);
+                let locker = std::thread::Builder::new().name("lock".to_owned()).stack_size(LOCKER_BYTES);
+                // Where there can be no further thread it is done here.
+                (folder, locker.spawn_scoped(scope, lock).map_err(|_| lock()))
+            })
+            .collect();
+        let ended = begun.into_iter().filter_map(|(folder, locking)| {
+            let locked = match locking {
+                Ok(thread) => thread
+                    .join()
+                    .unwrap_or_else(|_| Err(Error::Unready("the thread that locks it broke off".to_owned()))),
+                Err(done) => done,
+            };
+            Some((folder.clone(), locked.err()?.to_string()))
+        });
+        ended.collect()
+    })
+}
+
+/// Programs that we start for volumes and engines.
+const OURS: &[&str] = &[
+    "bwrap",
+    "gocryptfs",
+    "setpriv",
+    "fusermount3",
+    "mount",
+    "mkfs.ext4",
+    "mke2fs",
+    "losetup",
+    "cryptsetup",
+];
+
+/// Ends jails, volume servers, and tools that name a path below the folder in their arguments.
 pub(crate) fn end_processes_of(folder: &Path) {
     let Some(folder) = folder.to_str() else {
         return;
@@ -63,7 +106,7 @@ pub(crate) fn end_processes_of(folder: &Path) {
         let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
         let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
         let program = words.next().unwrap_or_default();
-        let is_ours = matches!(program.rsplit('/').next(), Some("bwrap" | "gocryptfs" | "setpriv"));
+        let is_ours = program.rsplit('/').next().is_some_and(|name| OURS.contains(&name));
         if is_ours && pid != std::process::id() && words.any(|word| word.starts_with(&below)) {
             signal(pid, Signal::KILL);
             ended.push(pid);

@@ -4,6 +4,7 @@ mod administration;
 mod budget;
 mod cgroup;
 mod claim;
+mod companion;
 mod connector;
 mod control_file;
 mod copying;
@@ -45,7 +46,7 @@ pub use claim::Claim;
 pub use connector::Connector;
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
-pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Made, Started, VolumeRecord};
+pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Look, Looked, Made, Started, VolumeRecord};
 pub use launch::{Launcher, launch_if_asked};
 pub use pinned::pinned_settings;
 pub use postgres::MAJOR_VERSIONS;
@@ -83,6 +84,15 @@ pub enum Error {
     )]
     NoEncryption {
         /// What was tried.
+        reason: String,
+    },
+    /// Nobody would lock volumes if this program were killed.
+    #[error(
+        "nothing is unlocked while there is no companion process, which locks everything should Chitin be killed: {reason}; it \
+         is tried again by itself"
+    )]
+    NoCompanion {
+        /// Why not.
         reason: String,
     },
     /// Another Chitin uses the data directory.

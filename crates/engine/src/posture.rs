@@ -1,11 +1,13 @@
 //! What this machine gives and what it cannot, found out by trying.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use model::Encryption;
 use serde::Serialize;
 
 use crate::cgroup::Groups;
+use crate::companion::Companion;
 use crate::places::{Places, is_root};
 use crate::postgres::Postgres;
 use crate::{Error, HostConfig, jail, volume};
@@ -53,7 +55,7 @@ impl Posture {
     pub(crate) fn probe(
         config: &HostConfig,
         postgres: &Postgres,
-        places: &Places,
+        (places, companion): (&Places, &Arc<Companion>),
         groups: Result<&Groups, &String>,
     ) -> Result<Self, Error> {
         let sandbox = jail::probe().map_err(|reason| Error::NoSandbox { reason })?;
@@ -79,7 +81,7 @@ impl Posture {
                 let reason = "attested needs what the operator states: --attestation TEXT";
                 (None, Some(reason.to_owned()))
             }
-            wanted => match volume::probe(places, wanted) {
+            wanted => match volume::probe(companion, places, wanted) {
                 Ok(kind) => (Some(kind), None),
                 Err(reason) => (None, Some(reason)),
             },

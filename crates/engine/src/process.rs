@@ -6,7 +6,8 @@ use std::sync::mpsc::{Sender, channel};
 use std::sync::{Mutex, OnceLock, PoisonError};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process, test_kill_process};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::Error;
 
@@ -114,19 +115,22 @@ pub(crate) fn signal(pid: u32, signal: Signal) {
     }
 }
 
-/// Waits until a process that is not our child is gone.
+/// Waits until a process has ended, all of its threads, whether its parent has noticed or not.
 pub(crate) fn wait_gone(pid: u32, patience: Duration) -> bool {
+    let opened =
+        i32::try_from(pid).ok().and_then(Pid::from_raw).map(|pid| pidfd_open(pid, PidfdFlags::empty()));
+    let Some(Ok(process)) = opened else {
+        return true;
+    };
     let deadline = Instant::now() + patience;
     loop {
-        let is_alive =
-            i32::try_from(pid).ok().and_then(Pid::from_raw).is_some_and(|pid| test_kill_process(pid).is_ok());
-        if !is_alive {
-            return true;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let mut what = [PollFd::new(&process, PollFlags::IN)];
+        match poll(&mut what, Timespec::try_from(left).ok().as_ref()) {
+            Ok(ended) => return ended > 0,
+            Err(rustix::io::Errno::INTR) => {}
+            Err(_) => return false,
         }
-        if Instant::now() >= deadline {
-            return false;
-        }
-        std::thread::sleep(PAUSE);
     }
 }
 

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 use std::process::Child;
 use std::sync::Arc;
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
 use model::{Cluster, ClusterId, Resources, RoutingId, VolumeId};
@@ -56,6 +56,8 @@ pub(crate) struct Running {
     exited: watch::Receiver<bool>,
     /// Set when the end is wanted, so that it is not reported as a death.
     stopping: Arc<AtomicBool>,
+    /// Why its volume is of no use any more.
+    lost: OnceLock<String>,
     /// Roles that its identity map names.
     pub(crate) admitted: AsyncMutex<HashSet<String>>,
 }
@@ -88,12 +90,36 @@ impl Running {
             volume,
             exited,
             stopping,
+            lost: OnceLock::new(),
             admitted,
         }
     }
 
     pub(crate) fn has_exited(&self) -> bool {
         *self.exited.borrow()
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::SeqCst)
+    }
+
+    /// Its volume is of no use any more.
+    pub(crate) fn lose(&self, reason: &str) {
+        // The first reason is the one that counts.
+        let _ = self.lost.set(reason.to_owned());
+    }
+
+    pub(crate) fn lost(&self) -> Option<String> {
+        self.lost.get().cloned()
+    }
+
+    /// Ends an engine whose volume is lost: nothing that it would write at its end comes to the disk, and it may wait for the
+    /// volume for ever.
+    pub(crate) async fn end_at_once(&self) {
+        self.stopping.store(true, Ordering::SeqCst);
+        process::signal(self.jailer, Signal::KILL);
+        let mut exited = self.exited.clone();
+        let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
     }
 
     /// Ends the engine: asked nicely, then firmly, then killed.
@@ -125,6 +151,12 @@ impl Running {
         let mut last: Vec<&str> = lines.take(LAST_LINES).collect();
         last.reverse();
         (!last.is_empty()).then(|| last.join("; "))
+    }
+}
+
+impl std::fmt::Debug for Running {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Running").field("run", &self.run).field("id", &self.id).finish_non_exhaustive()
     }
 }
 

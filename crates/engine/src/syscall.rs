@@ -1,4 +1,5 @@
-//! The system calls that no crate covers: fscrypt's ioctls, a mount namespace of our own, the priority of reads and writes.
+//! The system calls that no crate covers: fscrypt's ioctls, a mount namespace of our own, the priority of reads and writes,
+//! descriptors and signals of a process that begins.
 //!
 //! The only place in the project where `unsafe` is allowed. Layouts: `include/uapi/linux/fscrypt.h`.
 #![expect(unsafe_code, reason = "system calls that no crate covers")]
@@ -247,6 +248,38 @@ pub(crate) fn leave_session_keyring() -> io::Result<()> {
         _ if answer != -1 => Ok(()),
         Some(libc::ENOSYS | libc::EPERM | libc::EACCES | libc::EDQUOT) => Ok(()),
         _ => Err(cause),
+    }
+}
+
+/// Closes every descriptor but the first three (close_range(2), Linux 5.9). Only for a process that has opened nothing yet.
+pub(crate) fn close_inherited() {
+    const FIRST: libc::c_uint = 3;
+    // SAFETY: the call takes numbers only. Nothing in this process has opened what it closes.
+    let _ = unsafe { libc::syscall(libc::SYS_close_range, FIRST, libc::c_uint::MAX, 0) };
+}
+
+/// Has every signal ignored that ends a process from outside and can be ignored. Not SIGCHLD: ends of children are waited for.
+pub(crate) fn ignore_signals() {
+    let ending = [
+        libc::SIGHUP,
+        libc::SIGINT,
+        libc::SIGQUIT,
+        libc::SIGTERM,
+        libc::SIGUSR1,
+        libc::SIGUSR2,
+        libc::SIGALRM,
+        libc::SIGVTALRM,
+        libc::SIGPROF,
+        libc::SIGIO,
+        libc::SIGPWR,
+        libc::SIGPIPE,
+        libc::SIGTSTP,
+        libc::SIGTTIN,
+        libc::SIGTTOU,
+    ];
+    for signal in ending.into_iter().chain(libc::SIGRTMIN()..=libc::SIGRTMAX()) {
+        // SAFETY: no function of ours is called by the kernel, and nothing here relies on these signals.
+        let _ = unsafe { libc::signal(signal, libc::SIG_IGN) };
     }
 }
 

@@ -30,6 +30,8 @@ pub enum Cut {
     Deleted,
     /// The key that encrypts its cluster's data was revoked.
     KeyRevoked,
+    /// What holds its cluster's files went away under the engine.
+    VolumeLost,
     /// Its user may no longer sign in.
     User,
     /// The certificate that it signed in with was revoked, or no longer counts.
@@ -65,6 +67,10 @@ impl Cut {
             Self::KeyRevoked => (
                 "terminating connection: the key that encrypts the cluster's data was revoked",
                 "Connect again once the key may be used; the operator finds out who revoked it, and the next step, with: chitin key list NAME",
+            ),
+            Self::VolumeLost => (
+                "terminating connection: the cluster's volume was lost while its engine ran",
+                "It is unlocked again and the engine recovers by itself; connect again.",
             ),
             Self::User => {
                 ("terminating connection: this user may no longer sign in", "Ask the cluster's operator.")

@@ -11,7 +11,7 @@ use tokio::task::{self, JoinError, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::{BackOff, EngineFacts, Reconciler, Step, checkpoints, decide, keys, roles};
+use crate::{BackOff, EngineFacts, Reconciler, Step, checkpoints, decide, keys, roles, volumes};
 
 /// For a cluster to be made.
 const CREATE_MAX: Duration = Duration::from_secs(120);
@@ -151,7 +151,7 @@ impl Engines {
         let back_off = self.back_offs.entry(id).or_default();
         if step == Step::Bury {
             let wait = back_off.failed(Instant::now());
-            tracing::error!(cluster = %id, ?wait, "the engine ended unexpectedly; it is started again");
+            tracing::error!(cluster = %id, ?wait, "the engine does not work any more; it is started again");
         }
         let failures = back_off.failures();
         let house = self.house.clone();
@@ -404,8 +404,21 @@ async fn switch(house: &Reconciler, entry: &Entry) -> Result<Outcome, store::Err
 
 async fn bury(house: &Reconciler, id: ClusterId) -> Result<Outcome, store::Error> {
     house.awake_since().remove(&id);
-    let reason = "the engine ended unexpectedly; it is started again by itself".to_owned();
+    let reason = match volumes::reason(&house.host, id).await {
+        None => "the engine ended unexpectedly; it is started again by itself".to_owned(),
+        Some(lost) => {
+            volumes::tell_sessions(house, id).await;
+            format!(
+                "the cluster's volume was lost while its engine ran: {lost}; the engine was ended, what was left of the volume \
+                 is locked, and it is started again by itself"
+            )
+        }
+    };
     see(house, id, Phase::Broken { reason }).await?;
+    // Nothing of it stays unlocked while it waits for its next start.
+    if let Err(reason) = within(STOP_MAX, house.host.stop(id)).await {
+        tracing::error!(cluster = %id, %reason, "what is left of the engine could not be locked; the next start tries again");
+    }
     Ok(Outcome::Rests)
 }
 

@@ -12,6 +12,7 @@ mod keys;
 mod memory;
 mod networks;
 mod roles;
+mod volumes;
 
 pub use back_off::{BackOff, LONGEST, SHORTEST};
 pub use decide::{EngineFacts, Step, decide};
@@ -38,6 +39,9 @@ pub trait Sessions: Send + Sync + 'static {
 
     /// When the last of them left; `None` while somebody is there or if nobody ever was.
     fn idle_since(&self, cluster: ClusterId) -> Option<std::time::Instant>;
+
+    /// Ends the sessions of a cluster whose volume was lost under its engine, and says so to them.
+    fn cut_for_lost_volume(&self, cluster: ClusterId);
 }
 
 /// The cloud's root key while it is exchanged. Answered by the program.
@@ -142,7 +146,8 @@ impl Reconciler {
             idle::run(&self, &stop),
             roles::run(&self, &stop),
             checkpoints::run(&self, &stop),
-            memory::run(&self, &stop)
+            memory::run(&self, &stop),
+            volumes::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
     }

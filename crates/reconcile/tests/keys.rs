@@ -115,6 +115,8 @@ impl Sessions for Nobody {
     fn idle_since(&self, _: ClusterId) -> Option<std::time::Instant> {
         None
     }
+
+    fn cut_for_lost_volume(&self, _: ClusterId) {}
 }
 
 /// A cloud's loops over one cluster.

@@ -60,6 +60,7 @@ pub fn verify_proves_every_row() {
     }
     let mut claims = vec![
         "revocation list",
+        "if Chitin is killed",
         "revoked is refused in lax and strict",
         "a good token signs in",
         "guessing",

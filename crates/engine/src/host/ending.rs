@@ -28,14 +28,22 @@ impl Host {
         let Some(running) = lock(&slot.running).clone() else {
             return Ok(());
         };
-        running.end().await;
+        let is_lost = running.lost().is_some();
+        if is_lost {
+            lock(&running.volume).as_mut().map(Unlocked::give_up);
+            running.end_at_once().await;
+        } else {
+            running.end().await;
+        }
         let volume = lock(&running.volume).take();
         let (run, etc) = (self.places.run(running.routing_id), self.etc(running.id));
-        if let Some(volume) = &volume {
+        if let Some(volume) = volume.as_ref().filter(|_| !is_lost) {
             let base = volume.base.clone();
             // One that cannot be read says nothing; the next start reads it again.
             *lock(&slot.checkpoint) = blocking(move || control_file::checkpoint(&base)).await.ok();
         }
+        let folder = self.places.volume(running.id, running.on.generation);
+        let kind = running.on.encryption;
         let locked = blocking(move || {
             // Names that it could reach tell about it while it sleeps.
             let _ = inner_network::write_hosts(&etc, &[]);
@@ -43,7 +51,9 @@ impl Host {
                 run.remove(SOCKET);
                 run.remove(&format!("{SOCKET}.lock"));
             }
-            volume.map_or(Ok(()), Unlocked::lock)
+            let locked = volume.map_or(Ok(()), Unlocked::lock);
+            // Of a volume that was lost a part may be gone that is to be undone.
+            if is_lost { locked.or_else(|_| volume::lock_left(&folder, kind)) } else { locked }
         })
         .await;
         if let Some(groups) = &self.groups {
@@ -86,10 +96,11 @@ impl Host {
         blocking(move || leftovers::shred_all(&places, id)).await?;
         self.stop_in(slot).await?;
         *lock(&slot.next) = None;
-        let places = self.places.clone();
+        let (places, companion) = (self.places.clone(), self.companion.clone());
         blocking(move || {
             leftovers::end_processes_of(&places.cluster(id));
             volume::destroy_all(&places, id)?;
+            companion.forget(&places.cluster(id));
             routing_id.map_or(Ok(()), |routing_id| remove_folder(&places.run(routing_id)))
         })
         .await

@@ -13,7 +13,9 @@ use crate::jail::Purpose;
 use crate::places::{Owner, give, make_folder, remove_folder};
 use crate::process;
 use crate::running::{Run, Running};
-use crate::{Connector, Error, Evidence, MemoryKills, SearchReport, VolumeState, evidence, search, volume};
+use crate::{
+    Capability, Connector, Error, Evidence, MemoryKills, SearchReport, VolumeState, evidence, search, volume,
+};
 
 /// For everything that is tried in a sandbox.
 const PROBE_MAX: Duration = Duration::from_secs(20);
@@ -82,9 +84,40 @@ impl Host {
         let looked = running.clone();
         let mut found = blocking(move || Ok(evidence::of(looked.jailer, looked.group.as_ref()))).await?;
         found.push(evidence::own_socket(&running.connector).await);
-        let host = self.clone();
+        let (host, companion) = (self.clone(), self.companion.clone());
+        let folder = self.places.volume(id, running.on.generation);
+        found.push(blocking(move || Ok(evidence::companion(&companion.knows(&folder)))).await?);
         found.extend(blocking(move || host.probe_sandbox(&running)).await?);
         Ok(found)
+    }
+
+    /// Whether a process is there that locks everything if this one is killed.
+    pub fn companion(&self) -> Capability {
+        match self.companion.standing() {
+            Ok(pid) => {
+                Capability::Present { how: format!("process {pid} locks every volume if Chitin is killed") }
+            }
+            Err(why) => Capability::Missing {
+                why: format!(
+                    "{why}; were Chitin killed now, volumes would stay unlocked until its next start"
+                ),
+                next_step: "it is started again by itself, and nothing is unlocked before; see the log"
+                    .to_owned(),
+            },
+        }
+    }
+
+    /// Ends the companion, for a program that ends. Whoever unlocks a volume after this starts it again.
+    pub async fn close(self: &Arc<Self>) {
+        self.shutdown().await;
+        let companion = self.companion.clone();
+        let closed = blocking(move || {
+            companion.close();
+            Ok(())
+        });
+        if let Err(cause) = closed.await {
+            tracing::warn!(%cause, "the companion was not waited for");
+        }
     }
 
     /// Makes a sandbox as the engine's in every respect but what lies in it, and has tried from inside what must not be possible.

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Host, Slot, blocking, lock, to_its_end};
+use crate::companion::Companion;
 use crate::copying::{self, Looks, Progress, Stopped};
 use crate::places::{Marker, Owner, Places, make_folder};
 use crate::volume::{self, Unlocked};
@@ -212,8 +213,8 @@ impl Host {
         let (from, source) = match (base, keys.source) {
             (Some(base), _) => (base, None),
             (None, Some(key)) => {
-                let folder = places.volume(id, marker.generation);
-                let unlock = move || volume::unlock(&folder, marker.encryption, &key, owner);
+                let (folder, companion) = (places.volume(id, marker.generation), self.companion.clone());
+                let unlock = move || volume::unlock(&companion, &folder, marker.encryption, &key, owner);
                 let unlocked = blocking(unlock).await?;
                 (unlocked.base.clone(), Some(unlocked))
             }
@@ -223,16 +224,17 @@ impl Host {
         let next = lock(&slot.next).clone();
         let kind = self.posture.encryption_of_new();
         let base = from.clone();
-        let (target, wrapped) = (keys.target, keys.wrapped);
+        let (target, wrapped, companion) = (keys.target, keys.wrapped, self.companion.clone());
         let opened = blocking(move || {
             let opened = match (next, wrapped) {
                 (Some(next), None) => {
                     let folder = places.volume(id, next.generation);
-                    let unlocked = volume::unlock(&folder, next.kind, &target, owner);
+                    let unlocked = volume::unlock(&companion, &folder, next.kind, &target, owner);
                     unlocked.map(|unlocked| Some((next, unlocked)))
                 }
                 (None, Some(wrapped)) => {
-                    make_next(&places, id, marker, kind?, (&target, &wrapped), owner, &base).map(Some)
+                    let made = (&*companion, &places, id, marker);
+                    make_next(made, kind?, (&target, &wrapped), owner, &base).map(Some)
                 }
                 // Somebody destroyed the copy, or began one, while we asked for its key.
                 (Some(_), Some(_)) | (None, None) => Ok(None),
@@ -334,9 +336,7 @@ impl Begun {
 
 /// Makes the volume that is to be copied into, its key first.
 fn make_next(
-    places: &Places,
-    id: ClusterId,
-    current: Marker,
+    (companion, places, id, current): (&Companion, &Places, ClusterId, Marker),
     kind: Encryption,
     (key, wrapped): (&DataKey, &WrappedKey),
     owner: Owner,
@@ -351,7 +351,7 @@ fn make_next(
     let made = (|| {
         volume::keep_wrapped_key(&folder, wrapped)?;
         fail::fail_point!("copy-keyed");
-        volume::create(&folder, kind, key, owner)
+        volume::create(companion, &folder, kind, key, owner)
     })();
     let unlocked = match made {
         Ok(unlocked) => unlocked,

@@ -61,9 +61,9 @@ impl Host {
         self.stop_in(slot).await?;
         fail::fail_point!("switch-stopped");
         let source = self.ended_cleanly(slot, cluster, old, &old_key).await?;
-        let (last, owner) = (next.clone(), Owner::of(cluster));
+        let (last, owner, companion) = (next.clone(), Owner::of(cluster), self.companion.clone());
         blocking(move || {
-            let target = match volume::unlock(&new_folder, last.kind, &new_key, owner) {
+            let target = match volume::unlock(&companion, &new_folder, last.kind, &new_key, owner) {
                 Ok(target) => target,
                 Err(cause) => {
                     source.lock()?;
@@ -113,8 +113,8 @@ impl Host {
     ) -> Result<Unlocked, Error> {
         for is_last in [false, true] {
             let (folder, key) = (self.places.volume(cluster.id, marker.generation), key.clone());
-            let owner = Owner::of(cluster);
-            let unlock = move || volume::unlock(&folder, marker.encryption, &key, owner);
+            let (owner, companion) = (Owner::of(cluster), self.companion.clone());
+            let unlock = move || volume::unlock(&companion, &folder, marker.encryption, &key, owner);
             let volume = blocking(unlock).await?;
             let (host, wanted) = (self.clone(), cluster.clone());
             let (volume, state) = blocking(move || {

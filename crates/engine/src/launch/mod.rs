@@ -34,7 +34,7 @@ pub(crate) const ORDERS: &str = "CHITIN_LAUNCH";
 /// Where a sandbox has this program, until it has started.
 pub(crate) const LAUNCHER: &str = "/launcher";
 
-/// The program that stands between bubblewrap and PostgreSQL, and calls [`launch_if_asked`] first.
+/// The program that stands between bubblewrap and PostgreSQL, and is the companion; it calls [`launch_if_asked`] first.
 #[derive(Clone, Debug)]
 pub struct Launcher {
     /// Its file.
@@ -119,8 +119,12 @@ impl Orders {
     }
 }
 
-/// Carries out the orders, where there are any: to be called first by a [`Launcher`]. Returns where there are none.
+/// Carries out the orders, where there are any: to be called first by a [`Launcher`]. Returns where there are none. What is
+/// asked for may also be the companion, which locks volumes when the program that started it ends.
 pub fn launch_if_asked() -> Option<ExitCode> {
+    if let Some(code) = crate::companion::serve_if_asked() {
+        return Some(code);
+    }
     let orders = std::env::var(ORDERS).ok()?;
     match launch(&orders) {
         Ok(code) => Some(code),

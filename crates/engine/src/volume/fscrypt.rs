@@ -50,6 +50,21 @@ pub(super) fn lock(folder: &Path) -> Result<(), Error> {
     Unlocked { place, folder: folder.to_owned(), identifier: policy.identifier }.lock()
 }
 
+/// The same for a folder that may not be there, or not be encrypted, since whoever made it was broken off.
+pub(super) fn lock_left(folder: &Path) -> Result<(), Error> {
+    let opened = match open_folder(folder) {
+        Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        opened => opened?,
+    };
+    match syscall::policy(&opened) {
+        Err(none) if none.raw_os_error() == Some(libc::ENODATA) => return Ok(()),
+        Err(cause) => return Err(Error::file("look at", folder)(cause)),
+        Ok(_) => {}
+    }
+    drop(opened);
+    lock(folder)
+}
+
 impl Unlocked {
     /// Removes the key and insists that nothing of it is left.
     pub(super) fn lock(self) -> Result<(), Error> {
@@ -63,6 +78,24 @@ impl Unlocked {
         Err(failed()(std::io::Error::other(
             "files are still open, so the key is not wholly gone from the kernel",
         )))
+    }
+}
+
+/// Whether the kernel holds the whole key of a folder; if not, why the folder is of no use.
+pub(super) fn holds(folder: &Path) -> Result<(), String> {
+    let asked = || -> Result<_, Error> {
+        let policy = syscall::policy(&open_folder(folder)?).map_err(Error::file("look at", folder))?;
+        let place = open_folder(folder.parent().unwrap_or(folder))?;
+        syscall::key_status(&place, &policy.identifier).map_err(Error::file("look at", folder))
+    };
+    match asked() {
+        Ok(KeyStatus::Present) => Ok(()),
+        Ok(KeyStatus::Absent) => Err("somebody took its key out of the kernel".to_owned()),
+        Ok(KeyStatus::IncompletelyRemoved) => {
+            Err("somebody took its key out of the kernel; only files that are open can still be read"
+                .to_owned())
+        }
+        Err(cause) => Err(format!("the kernel shows no encryption of the folder: {cause}")),
     }
 }
 

@@ -172,8 +172,14 @@ impl Unlocked {
         if by_kernel.is_err() {
             let helper =
                 Command::new("fusermount3").arg("-u").arg(&self.mounted).stderr(Stdio::null()).status();
-            if !helper.is_ok_and(|status| status.success()) {
-                let _ = unmount(&self.mounted, UnmountFlags::DETACH);
+            if !helper.is_ok_and(|status| status.success())
+                && unmount(&self.mounted, UnmountFlags::DETACH).is_err()
+            {
+                let _ = Command::new("fusermount3")
+                    .args(["-u", "-z"])
+                    .arg(&self.mounted)
+                    .stderr(Stdio::null())
+                    .status();
             }
         }
         let deadline = Instant::now() + READY_MAX;
@@ -203,7 +209,7 @@ impl Unlocked {
     }
 
     /// Ends the server and the shell that holds it.
-    fn kill(&mut self) {
+    pub(super) fn kill(&mut self) {
         let group = i32::try_from(self.server.id()).ok().and_then(rustix::process::Pid::from_raw);
         if let Some(group) = group {
             let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
@@ -241,6 +247,11 @@ pub(super) fn seen(folder: &Path) -> Seen {
         }
         Some(mounted) => Seen::wrong(format!("{} ({}) is mounted there", mounted.source, mounted.kind)),
     }
+}
+
+/// Whether it is mounted. Whether it is served is told by whoever uses it.
+pub(super) fn is_mounted(folder: &Path) -> Result<(), String> {
+    super::trouble::mounted(folder, "fuse.gocryptfs").map(drop)
 }
 
 /// Processes called gocryptfs that name the folder of ciphertext.

@@ -9,6 +9,7 @@ use keys::DataKey;
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
+use super::trouble::{self, Trouble};
 use super::{FILES, Seen, fscrypt};
 use crate::Error;
 use crate::places::{make_folder, mount_at};
@@ -91,8 +92,11 @@ impl Unlocked {
 /// Unmounts, and returns when the image's loop device is free: what a dying mount still writes would go into an image
 /// that somebody else has mounted by then.
 fn take_down(mounted: &Path, image: &Path) -> Result<(), Error> {
-    let unmounted = unmount_wholly(mounted).or_else(|_| unmount(mounted, UnmountFlags::DETACH));
-    unmounted.map_err(|cause| Error::file("unmount", mounted)(cause.into()))?;
+    // Somebody else may have unmounted it.
+    if mount_at(mounted).is_some() {
+        let unmounted = unmount_wholly(mounted).or_else(|_| unmount(mounted, UnmountFlags::DETACH));
+        unmounted.map_err(|cause| Error::file("unmount", mounted)(cause.into()))?;
+    }
     if is_detached(image) { Ok(()) } else { Err(Error::file("detach", image)(Errno::BUSY.into())) }
 }
 
@@ -128,6 +132,24 @@ pub(super) fn seen(folder: &Path) -> Seen {
             Seen::wrong(format!("{} ({}) is mounted there, not its image", mounted.source, mounted.kind))
         }
     }
+}
+
+/// Whether the image is mounted, and there.
+pub(super) fn is_mounted(folder: &Path) -> Result<(), Trouble> {
+    let source = trouble::mounted(folder, "ext4").map_err(Trouble::Lost)?;
+    if loops_below(&folder.join(IMAGE)).any(|device| source == device.to_string_lossy()) {
+        return Ok(());
+    }
+    let name = source.trim_start_matches("/dev/");
+    let backing = std::fs::read_to_string(format!("/sys/block/{name}/loop/backing_file")).unwrap_or_default();
+    if Path::new(backing.trim_end()).starts_with(folder) {
+        return Err(Trouble::Warned(format!(
+            "its image is not in its folder any more (the kernel calls it {}): the data are gone for good when the engine \
+             stops; copy them out first, for instance with pg_dump",
+            backing.trim_end()
+        )));
+    }
+    Err(Trouble::Lost(format!("{source} is mounted there, which is not its image")))
 }
 
 /// Mounts the image. The loop device frees itself with the mount, also when we are killed.

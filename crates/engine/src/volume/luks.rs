@@ -3,7 +3,7 @@
 //! The data key opens LUKS' own key slot. It is random, so the derivation has nothing to slow down.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Duration;
 
 use keys::DataKey;
@@ -101,6 +101,13 @@ fn close(name: &str) -> Result<(), Error> {
     run("cryptsetup", close, TOOL_MAX)
 }
 
+/// Takes the key out of the kernel and leaves the device, on which everything waits from then on.
+fn suspend(name: &str) -> Result<(), Error> {
+    let mut suspend = Command::new("cryptsetup");
+    suspend.args(["luksSuspend", name]);
+    run("cryptsetup", suspend, TOOL_MAX)
+}
+
 fn mount(folder: &Path, name: &str) -> Result<PathBuf, Error> {
     let target = folder.join(FILES);
     make_folder(&target, 0o711)?;
@@ -136,9 +143,26 @@ pub(super) fn close_below(folder: &Path) {
             .filter_map(|slave| std::fs::read_to_string(slave.path().join("loop/backing_file")).ok())
             .any(|file| Path::new(file.trim_end()).starts_with(folder));
         if is_ours && let Ok(name) = std::fs::read_to_string(device.path().join("dm/name")) {
-            let _ = Command::new("cryptsetup").args(["close", name.trim()]).stderr(Stdio::null()).status();
+            // One that is in use for a moment longer keeps its device; its key goes at once.
+            let _ = close(name.trim()).or_else(|_| suspend(name.trim()));
         }
     }
+}
+
+/// Whether the device is open, works, and is mounted.
+pub(super) fn is_open(folder: &Path) -> Result<(), String> {
+    let name = device_name(folder);
+    let devices = std::fs::read_dir(SYS_BLOCK).into_iter().flatten().flatten();
+    let fact = |device: &std::fs::DirEntry, fact: &str| {
+        std::fs::read_to_string(device.path().join("dm").join(fact)).unwrap_or_default().trim().to_owned()
+    };
+    let Some(found) = devices.into_iter().find(|device| fact(device, "name") == name) else {
+        return Err(format!("somebody closed its device {name}"));
+    };
+    if fact(&found, "suspended") == "1" {
+        return Err(format!("somebody suspended its device {name}"));
+    }
+    super::trouble::mounted(folder, "ext4").map(drop)
 }
 
 /// What the kernel says of the device and its mount.

@@ -5,23 +5,29 @@ mod fscrypt;
 mod gocryptfs;
 mod image;
 mod luks;
+mod trouble;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use keys::{DataKey, WrappedKey};
 use model::{ClusterId, Encryption};
 use serde::Serialize;
 
 use crate::Error;
+use crate::companion::{Companion, Told};
 use crate::inside::Inside;
 use crate::leftovers::{end_processes_of, shred};
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
+use crate::process::run;
 
 /// How a file system of a cluster's own is mounted. Its inode tables are marked as unused until they are; the kernel would
 /// write hundreds of megabytes of zeros over them in the background, and with that fill the sparse image.
 const MOUNT_OPTIONS: &str = "nosuid,nodev,noexec,noatime,noinit_itable";
+
+pub(crate) use trouble::{Trouble, look};
 
 /// An unlocked volume.
 #[derive(Debug)]
@@ -29,6 +35,7 @@ pub(crate) struct Unlocked {
     /// Where the engine's files lie in plaintext, as seen by those who may.
     pub(crate) base: PathBuf,
     lock: Lock,
+    told: Told,
 }
 
 /// What locking must undo.
@@ -70,8 +77,13 @@ impl VolumeState {
     }
 }
 
+/// For FUSE's helper to unmount.
+const UNMOUNT_MAX: Duration = Duration::from_secs(20);
 /// For trying one kind of volume.
 const TRIAL_MAX: Duration = Duration::from_secs(60);
+/// For mounts and devices to be gone that nobody uses any more.
+const GONE_MAX: Duration = Duration::from_secs(5);
+const GONE_PAUSE: Duration = Duration::from_millis(10);
 /// Names of what lies in a cluster's folder.
 const FILES: &str = "files";
 
@@ -104,14 +116,52 @@ pub(crate) fn lock_native(folder: &Path) -> Result<(), Error> {
     fscrypt::lock(&folder.join(FILES))
 }
 
-/// Makes an empty volume and unlocks it.
+/// Locks a volume that somebody else unlocked, or of which something was lost: its key, its mount, its devices. What serves it
+/// and works on it has been ended.
+pub(crate) fn lock_left(folder: &Path, kind: Encryption) -> Result<(), Error> {
+    let files = folder.join(FILES);
+    match kind {
+        Encryption::Fscrypt => fscrypt::lock_left(&files)?,
+        // Before the mount goes: somebody else's copy of it shows nothing without the key.
+        Encryption::FscryptImage if places::mount_at(&files).is_some() => {
+            let _ = fscrypt::lock_left(&image::base(folder));
+        }
+        Encryption::FscryptImage
+        | Encryption::Luks2
+        | Encryption::Gocryptfs
+        | Encryption::Attested
+        | Encryption::None => {}
+    }
+    put_away(folder);
+    let deadline = Instant::now() + GONE_MAX;
+    loop {
+        let seen = match kind {
+            Encryption::Fscrypt | Encryption::Attested | Encryption::None => return Ok(()),
+            Encryption::FscryptImage => image::seen(folder),
+            Encryption::Luks2 => luks::seen(folder),
+            Encryption::Gocryptfs => gocryptfs::seen(folder),
+        };
+        if !seen.is_unlocked {
+            return Ok(());
+        }
+        if Instant::now() >= deadline {
+            return Err(Error::file("lock", folder)(std::io::Error::other(seen.evidence)));
+        }
+        std::thread::sleep(GONE_PAUSE);
+    }
+}
+
+/// Makes an empty volume and unlocks it. The companion hears of it first.
 pub(crate) fn create(
+    companion: &Companion,
     folder: &Path,
     kind: Encryption,
     key: &DataKey,
     owner: Owner,
 ) -> Result<Unlocked, Error> {
     make_folder(folder, if places::is_root() { 0o711 } else { 0o700 })?;
+    // Making it may unlock it already.
+    companion.tell(folder, kind)?;
     match kind {
         Encryption::Fscrypt => fscrypt::create(&folder.join(FILES), key)?,
         Encryption::FscryptImage => image::create(folder, key)?,
@@ -119,18 +169,20 @@ pub(crate) fn create(
         Encryption::Luks2 => luks::create(folder, key)?,
         Encryption::Attested | Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
     }
-    let unlocked = unlock(folder, kind, key, owner)?;
+    let unlocked = unlock(companion, folder, kind, key, owner)?;
     places::give(&unlocked.base, owner)?;
     Ok(unlocked)
 }
 
-/// Unlocks a volume that exists, for its owner.
+/// Unlocks a volume that exists, for its owner. The companion hears of it first; without one it stays locked.
 pub(crate) fn unlock(
+    companion: &Companion,
     folder: &Path,
     kind: Encryption,
     key: &DataKey,
     owner: Owner,
 ) -> Result<Unlocked, Error> {
+    let told = companion.tell(folder, kind)?;
     let files = folder.join(FILES);
     let (base, lock) = match kind {
         Encryption::Fscrypt => (files.clone(), Lock::Fscrypt(fscrypt::unlock(&files, key)?)),
@@ -145,7 +197,7 @@ pub(crate) fn unlock(
         }
         Encryption::Attested | Encryption::None => (files, Lock::None),
     };
-    Ok(Unlocked { base, lock })
+    Ok(Unlocked { base, lock, told })
 }
 
 impl Unlocked {
@@ -158,6 +210,14 @@ impl Unlocked {
         Ok(())
     }
 
+    /// Ends what serves it, so that nobody waits for it any longer. Only for a volume that was lost.
+    pub(crate) fn give_up(&mut self) {
+        match &mut self.lock {
+            Lock::Gocryptfs(unlocked) => unlocked.kill(),
+            Lock::Fscrypt(_) | Lock::Image(_) | Lock::Luks(_) | Lock::None => {}
+        }
+    }
+
     /// Takes the key out of the kernel. An error means that it may still be there.
     pub(crate) fn lock(self) -> Result<(), Error> {
         match self.lock {
@@ -166,7 +226,9 @@ impl Unlocked {
             Lock::Luks(unlocked) => unlocked.lock(),
             Lock::Gocryptfs(unlocked) => unlocked.lock(),
             Lock::None => Ok(()),
-        }
+        }?;
+        self.told.locked();
+        Ok(())
     }
 }
 
@@ -252,7 +314,9 @@ pub(crate) fn put_away(folder: &Path) {
         let detached = unmount(&mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         if detached.is_err() {
             // Without root only FUSE's own helper may unmount.
-            let _ = std::process::Command::new("fusermount3").args(["-u", "-z"]).arg(&mounted).status();
+            let mut helper = std::process::Command::new("fusermount3");
+            helper.args(["-u", "-z"]).arg(&mounted);
+            let _ = run("fusermount3", helper, UNMOUNT_MAX);
         }
     }
     luks::close_below(folder);
@@ -260,14 +324,18 @@ pub(crate) fn put_away(folder: &Path) {
 }
 
 /// The best encryption that works here, found by using it; or why there is none.
-pub(crate) fn probe(places: &Places, wanted: Option<Encryption>) -> Result<Encryption, String> {
+pub(crate) fn probe(
+    companion: &Arc<Companion>,
+    places: &Places,
+    wanted: Option<Encryption>,
+) -> Result<Encryption, String> {
     let kinds = [Encryption::Fscrypt, Encryption::FscryptImage, Encryption::Luks2, Encryption::Gocryptfs];
     let mut reasons = Vec::new();
     for kind in kinds {
         if wanted.is_some_and(|wanted| wanted != kind) {
             continue;
         }
-        match try_in_time(places, kind) {
+        match try_in_time(companion, places, kind) {
             Ok(()) => return Ok(kind),
             Err(reason) => reasons.push(format!("{}: {reason}", kind.as_str())),
         }
@@ -276,25 +344,26 @@ pub(crate) fn probe(places: &Places, wanted: Option<Encryption>) -> Result<Encry
 }
 
 /// Tries in a thread of its own: a file system that does not answer must not stop Chitin.
-fn try_in_time(places: &Places, kind: Encryption) -> Result<(), String> {
+fn try_in_time(companion: &Arc<Companion>, places: &Places, kind: Encryption) -> Result<(), String> {
     // A folder of its own for every trial: two on one name would tread on each other.
     let id = ClusterId::random();
     let (told, heard) = std::sync::mpsc::channel();
-    let own = places.clone();
+    let (own, minding) = (places.clone(), companion.clone());
     std::thread::Builder::new()
         .name("trial".to_owned())
-        .spawn(move || told.send(try_out(&own, id, kind)))
+        .spawn(move || told.send(try_out(&minding, &own, id, kind)))
         .map_err(|cause| cause.to_string())?;
     heard.recv_timeout(TRIAL_MAX).unwrap_or_else(|_| {
         // Whoever waits for the file system is let go when its server is gone.
         end_processes_of(&places.cluster(id));
         let _ = destroy_all(places, id);
+        companion.forget(&places.cluster(id));
         Err(format!("it did not answer within {} seconds", TRIAL_MAX.as_secs()))
     })
 }
 
 /// Makes, writes, locks, unlocks and reads a volume of this kind.
-fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), String> {
+fn try_out(companion: &Companion, places: &Places, id: ClusterId, kind: Encryption) -> Result<(), String> {
     if matches!(kind, Encryption::FscryptImage | Encryption::Luks2) && !places::is_root() {
         return Err("only root may mount an image".to_owned());
     }
@@ -302,10 +371,10 @@ fn try_out(places: &Places, id: ClusterId, kind: Encryption) -> Result<(), Strin
     let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let folder = places.cluster(id);
     let tried = (|| -> Result<(), Error> {
-        let unlocked = create(&folder, kind, &key, owner)?;
+        let unlocked = create(companion, &folder, kind, &key, owner)?;
         Inside::at(&unlocked.base)?.write("trial", "trial", owner)?;
         unlocked.lock()?;
-        let unlocked = unlock(&folder, kind, &key, owner)?;
+        let unlocked = unlock(companion, &folder, kind, &key, owner)?;
         let read = Inside::at(&unlocked.base).map(|base| base.read("trial"));
         unlocked.lock()?;
         let is_same = read?.is_some_and(|read| read == "trial");

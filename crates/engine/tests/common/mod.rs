@@ -11,13 +11,14 @@ mod skipped;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use engine::{Administration, Error, Host, HostConfig};
+use engine::{Administration, Error, Host, HostConfig, Launcher};
 use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, VolumeId, Wish};
 use time::OffsetDateTime;
@@ -62,11 +63,27 @@ pub async fn open_with(
     open_host(folder, encryption, encryption == Some(Encryption::None), keys).await
 }
 
+/// Opens a host whose programs are started by something else.
+pub async fn open_launched(folder: &Path, launcher: Launcher) -> Result<Arc<Host>, Error> {
+    let keys = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
+    open_by(folder, Some(Encryption::None), true, keys, launcher).await
+}
+
 async fn open_host(
     folder: &Path,
     encryption: Option<Encryption>,
     allow_unencrypted: bool,
     keys: Arc<dyn keys::KeyRing>,
+) -> Result<Arc<Host>, Error> {
+    open_by(folder, encryption, allow_unencrypted, keys, launcher()).await
+}
+
+async fn open_by(
+    folder: &Path,
+    encryption: Option<Encryption>,
+    allow_unencrypted: bool,
+    keys: Arc<dyn keys::KeyRing>,
+    launcher: Launcher,
 ) -> Result<Arc<Host>, Error> {
     let config = HostConfig {
         data: folder.to_owned(),
@@ -75,7 +92,7 @@ async fn open_host(
         postgres_bin: None,
         encryption,
         attestation: Some("a disk of the test".to_owned()),
-        launcher: launcher(),
+        launcher,
         record: no_record(),
     };
     Host::open(config).await
@@ -115,6 +132,8 @@ impl Holder {
         let mut child = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", test, "--ignored", "--nocapture"])
             .envs(environment.iter().copied())
+            // A group of its own, as a shell gives to each job.
+            .process_group(0)
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -135,10 +154,26 @@ impl Holder {
         }
     }
 
+    /// Its number.
+    pub fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Kills it and everything of its process group.
+    pub fn kill_group(self) -> String {
+        let group = rustix::process::Pid::from_raw(self.child.id().cast_signed()).unwrap();
+        let _ = rustix::process::kill_process_group(group, rustix::process::Signal::KILL);
+        self.after_its_end()
+    }
+
     /// Kills it; returns everything that it said.
     pub fn kill(mut self) -> String {
         assert!(self.child.try_wait().unwrap().is_none(), "it ended before it was killed: {}", self.said);
         self.child.kill().unwrap();
+        self.after_its_end()
+    }
+
+    fn after_its_end(mut self) -> String {
         self.child.wait().unwrap();
         let rest: Vec<String> = self.lines.iter().collect();
         std::mem::take(&mut self.said) + &rest.join("\n")
@@ -293,7 +328,8 @@ pub fn mounts_below(folder: &Path) -> Vec<String> {
     places.filter(|place| Path::new(place).starts_with(folder)).map(str::to_owned).collect()
 }
 
-fn loops_of(below: &str) -> usize {
+/// How many loop devices have their file below.
+pub fn loops_of(below: &str) -> usize {
     let devices = std::fs::read_dir("/sys/block").unwrap().flatten();
     let backing =
         |device: std::fs::DirEntry| std::fs::read_to_string(device.path().join("loop/backing_file"));
@@ -309,6 +345,42 @@ pub fn processes_of(folder: &Path) -> Vec<u32> {
     };
     let entries = std::fs::read_dir("/proc").unwrap().flatten();
     entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(names).collect()
+}
+
+/// The numbers of companions whose Chitin is this process.
+pub fn companions_of(chitin: u32) -> Vec<u32> {
+    let parent = format!("PPid:\t{chitin}\n");
+    let is_one = |pid: &u32| {
+        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        words.starts_with(b"chitin: companion\0")
+            && std::fs::read_to_string(format!("/proc/{pid}/status")).is_ok_and(|text| text.contains(&parent))
+    };
+    let entries = std::fs::read_dir("/proc").unwrap().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(is_one).collect()
+}
+
+/// What the kernel says of the key of an encrypted folder; with `remove` it is taken out first, as `fscrypt lock` does it.
+pub fn key_of(folder: &Path, remove: bool) -> String {
+    // FS_IOC_GET_ENCRYPTION_POLICY_EX, FS_IOC_REMOVE_ENCRYPTION_KEY, FS_IOC_GET_ENCRYPTION_KEY_STATUS of linux/fscrypt.h.
+    let script = r#"
+import fcntl, os, struct, sys
+folder = os.open(sys.argv[1], os.O_RDONLY)
+place = os.open(os.path.dirname(sys.argv[1]), os.O_RDONLY)
+policy = bytearray(struct.pack("Q", 24) + bytes(24))
+fcntl.ioctl(folder, 0xc0096616, policy)
+os.close(folder)
+specifier = struct.pack("II", 2, 0) + policy[16:32] + bytes(16)
+if sys.argv[2] == "remove":
+    fcntl.ioctl(place, 0xc0406618, bytearray(specifier + bytes(24)))
+status = bytearray(specifier + bytes(88))
+fcntl.ioctl(place, 0xc080661a, status)
+print({1: "absent", 2: "present", 3: "incompletely removed"}[struct.unpack_from("I", status, 64)[0]])
+"#;
+    let mut asked = Command::new("python3");
+    let said =
+        asked.args(["-c", script]).arg(folder).arg(if remove { "remove" } else { "look" }).output().unwrap();
+    assert!(said.status.success(), "{}", String::from_utf8_lossy(&said.stderr));
+    String::from_utf8_lossy(&said.stdout).trim().to_owned()
 }
 
 /// A file system with the encryption feature in a file, mounted as long as this lives. Only root can.

@@ -1,0 +1,263 @@
+//! The companion's own side: it listens, and when Chitin has ended it locks what was unlocked.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::{Component, Path, PathBuf};
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use model::Encryption;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{FlockOperation, flock};
+use rustix::io::Errno;
+use rustix::net::{RecvFlags, SendFlags, recv, send};
+use rustix::process::{DumpableBehavior, PidfdFlags, getppid, pidfd_open, set_dumpable_behavior, setsid};
+
+use super::{KNOWS, LOCK, LOCKED, MESSAGE_BYTES_MAX, ORDERS, READY, UNLOCKING, YES};
+use crate::places::{Places, mounts_below};
+use crate::{leftovers, syscall};
+
+/// For the companion of a Chitin that was killed to lock everything.
+const CLAIM_MAX: Duration = Duration::from_secs(75);
+const PAUSE: Duration = Duration::from_millis(20);
+/// For everything to be locked. What is not by then is left to the next start, which says so.
+const LOCK_MAX: Duration = Duration::from_secs(60);
+const AGAIN_AFTER: Duration = Duration::from_millis(100);
+/// For what was done to be said.
+const SAY_MAX: Duration = Duration::from_secs(2);
+/// Volumes of one machine. More is a mistake of ours.
+const VOLUMES_MAX: usize = 100_000;
+/// Where the kernel has 15 bytes for a process's name.
+const SHORT_NAME: &std::ffi::CStr = c"companion";
+
+type Volumes = BTreeMap<PathBuf, Encryption>;
+
+/// Is a companion until its Chitin has ended, where that was asked for. Returns where it was not.
+pub(crate) fn serve_if_asked() -> Option<ExitCode> {
+    let data = std::env::var_os(ORDERS)?;
+    Some(match serve(Path::new(&data)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(()) => ExitCode::FAILURE,
+    })
+}
+
+fn serve(data: &Path) -> Result<(), ()> {
+    stand_alone();
+    let (line, places) = (std::io::stdin(), Places::new(data));
+    // Beside the line: a copy of its other end may be in a process that is just being started.
+    let chitin = getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
+    let claim = match claim(data, &line) {
+        Ok(claim) => claim,
+        Err(reason) => {
+            answer(&line, reason.as_bytes());
+            return Err(());
+        }
+    };
+    answer(&line, READY);
+    let volumes = listen(&line, chitin.as_ref(), &places);
+    if volumes.is_empty() {
+        return Ok(());
+    }
+    let (begun, count) = (Instant::now(), volumes.len());
+    let left = lock(&places, volumes);
+    let took = begun.elapsed().as_millis();
+    drop(claim);
+    say(match left.as_slice() {
+        [] => format!("companion: Chitin has ended; {count} unlocked volumes were locked in {took} ms"),
+        left => format!(
+            "companion: Chitin has ended, and of {count} unlocked volumes these could not be locked: {}; starting Chitin \
+             again tries it once more",
+            left.join("; ")
+        ),
+    });
+    if left.is_empty() { Ok(()) } else { Err(()) }
+}
+
+/// Says something to whoever reads Chitin's log. A reader that stands still does not keep us.
+fn say(text: String) {
+    let (told, heard) = std::sync::mpsc::channel();
+    let say = move || told.send(writeln!(std::io::stderr(), "{text}"));
+    if std::thread::Builder::new().spawn(say).is_ok() {
+        let _ = heard.recv_timeout(SAY_MAX);
+    }
+}
+
+/// Lets go of everything by which Chitin's end, or a terminal's, could reach this process too.
+fn stand_alone() {
+    syscall::ignore_signals();
+    // Fails where it leads a session already, which is as good.
+    let _ = setsid();
+    let _ = rustix::thread::set_name(SHORT_NAME);
+    // Where we may not, we are as likely to be chosen as any other when memory ends.
+    let _ = std::fs::write("/proc/self/oom_score_adj", "-1000");
+    let _ = set_dumpable_behavior(DumpableBehavior::NotDumpable);
+    syscall::close_inherited();
+}
+
+/// Waits until no other companion of this data directory is at work. Nothing to wait for any more where Chitin has ended.
+fn claim(data: &Path, line: &impl AsFd) -> Result<File, String> {
+    let path = data.join(LOCK);
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).write(true).mode(0o600);
+    let file = options.open(&path).map_err(|cause| format!("{}: {cause}", path.display()))?;
+    let until = Instant::now() + CLAIM_MAX;
+    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+        let mut what = [PollFd::new(line, PollFlags::IN)];
+        let pause = Timespec::try_from(PAUSE).ok();
+        if poll(&mut what, pause.as_ref()).is_ok_and(|count| count > 0) {
+            return Err("Chitin has ended".to_owned());
+        }
+        if Instant::now() >= until {
+            return Err(format!(
+                "the companion of a Chitin that was killed still locks its volumes, since {} seconds; fuser {} tells its process",
+                CLAIM_MAX.as_secs(),
+                path.display()
+            ));
+        }
+    }
+    Ok(file)
+}
+
+/// Hears what is unlocked until Chitin has ended.
+fn listen(line: &impl AsFd, chitin: Option<&OwnedFd>, places: &Places) -> Volumes {
+    let (mut volumes, mut message) = (Volumes::new(), vec![0; MESSAGE_BYTES_MAX]);
+    loop {
+        let mut what = vec![PollFd::new(line, PollFlags::IN)];
+        what.extend(chitin.map(|chitin| PollFd::new(chitin, PollFlags::IN)));
+        match poll(&mut what, None) {
+            Ok(_) => {}
+            Err(Errno::INTR) => continue,
+            Err(_) => return volumes,
+        }
+        // What was said before the end is heard first.
+        if !what[0].revents().contains(PollFlags::IN) {
+            return volumes;
+        }
+        match recv(line, message.as_mut_slice(), RecvFlags::DONTWAIT) {
+            Ok((0, _)) => return volumes,
+            Ok((count, _)) => answer(line, heed(&message[..count], places, &mut volumes)),
+            Err(Errno::INTR | Errno::AGAIN) => {}
+            Err(_) => return volumes,
+        }
+    }
+}
+
+fn answer(line: &impl AsFd, text: &[u8]) {
+    // Nobody there: that is heard next.
+    let _ = send(line, text, SendFlags::NOSIGNAL | SendFlags::DONTWAIT);
+}
+
+fn heed(message: &[u8], places: &Places, volumes: &mut Volumes) -> &'static [u8] {
+    let parts: Vec<&[u8]> = message.split(|byte| *byte == 0).collect();
+    let path = |bytes: &[u8]| PathBuf::from(OsStr::from_bytes(bytes));
+    match parts.as_slice() {
+        [word, kind, folder] if *word == UNLOCKING.as_bytes() => {
+            let (folder, kind) = (path(folder), std::str::from_utf8(kind).ok().and_then(kind_of));
+            let Some(kind) = kind.filter(|_| is_of_a_cluster(&folder, places)) else {
+                return b"it was told of something that is no volume";
+            };
+            if volumes.len() >= VOLUMES_MAX {
+                return b"it was told of more volumes than there can be";
+            }
+            volumes.insert(folder, kind);
+            YES
+        }
+        [word, folder] if *word == LOCKED.as_bytes() => {
+            volumes.remove(&path(folder));
+            YES
+        }
+        [word, folder] if *word == KNOWS.as_bytes() && volumes.contains_key(&path(folder)) => YES,
+        [word, _] if *word == KNOWS.as_bytes() => b"it was not told of the volume",
+        _ => b"it was told something that it does not understand",
+    }
+}
+
+fn kind_of(text: &str) -> Option<Encryption> {
+    serde_json::from_value(serde_json::Value::from(text)).ok()
+}
+
+fn is_of_a_cluster(folder: &Path, places: &Places) -> bool {
+    let below = folder.strip_prefix(places.clusters());
+    below.is_ok_and(|below| {
+        let mut parts = below.components();
+        parts.clone().next().is_some() && parts.all(|part| matches!(part, Component::Normal(_)))
+    })
+}
+
+/// Ends engines and locks volumes until nothing is left; returns what could not be locked.
+fn lock(places: &Places, mut volumes: Volumes) -> Vec<String> {
+    let (clusters, until) = (places.clusters(), Instant::now() + LOCK_MAX);
+    loop {
+        let failed = leftovers::lock(&clusters, &volumes);
+        volumes.retain(|folder, _| failed.contains_key(folder));
+        // What Chitin was just mounting may have come meanwhile.
+        let mounted = mounts_below(&clusters);
+        if volumes.is_empty() && mounted.is_empty() {
+            return Vec::new();
+        }
+        if Instant::now() >= until {
+            let mounted = mounted.iter().map(|place| format!("{} is still mounted", place.display()));
+            return failed.into_values().chain(mounted).collect();
+        }
+        std::thread::sleep(AGAIN_AFTER);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_no_volume_of_this_data_directory_is_never_taken_for_one() {
+        let (places, mut volumes) = (Places::new(Path::new("/data")), Volumes::new());
+        let good = "/data/clusters/6d0c4a52-9d1c-4d0e-9c0e-3b1f5a7c2d10";
+        for folder in [
+            "/",
+            "",
+            "/data",
+            "/data/clusters",
+            "/data/clusters/",
+            "/data/clusters/../../etc",
+            "/data/clusters/a/../../..",
+            "/other/clusters/x",
+            "clusters/x",
+        ] {
+            let told = super::super::unlocking(Path::new(folder), Encryption::Fscrypt);
+            assert_ne!(heed(&told, &places, &mut volumes), YES, "{folder}");
+        }
+        let unknown = [UNLOCKING, "rot13", good].join("\0");
+        for message in
+            [unknown.as_bytes(), b"", b"\0", b"unlocking", b"unlocking\0none", b"knows", b"stop\0x"]
+        {
+            assert_ne!(heed(message, &places, &mut volumes), YES, "{}", message.escape_ascii());
+        }
+        assert!(volumes.is_empty());
+        assert_eq!(
+            heed(&super::super::unlocking(Path::new(good), Encryption::None), &places, &mut volumes),
+            YES
+        );
+        let asked = super::super::message(KNOWS, Path::new(good));
+        assert_eq!(heed(&asked, &places, &mut volumes), YES);
+        heed(&super::super::message(LOCKED, Path::new(good)), &places, &mut volumes);
+        assert_ne!(heed(&asked, &places, &mut volumes), YES);
+    }
+
+    #[test]
+    fn every_kind_of_volume_is_known_by_its_name() {
+        for kind in [
+            Encryption::Fscrypt,
+            Encryption::FscryptImage,
+            Encryption::Luks2,
+            Encryption::Gocryptfs,
+            Encryption::Attested,
+            Encryption::None,
+        ] {
+            assert_eq!(kind_of(kind.as_str()), Some(kind));
+        }
+    }
+}
