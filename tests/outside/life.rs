@@ -50,6 +50,7 @@ pub(crate) fn suite() -> Suite {
             killed::a_gocryptfs_that_is_killed_is_noticed_and_its_cluster_comes_back_by_itself,
             killed::an_idle_session_hears_that_the_volume_was_lost,
             program::verify_proves_every_row,
+            program::what_verify_made_for_itself_goes_when_it_is_killed,
             program::exit_codes_tell_what_happened,
             program::every_list_is_json_when_asked,
             program::databases_and_users_come_and_go,

@@ -15,7 +15,8 @@ use crate::transport::{Answer, Transport, encode_segment};
 use crate::{
     Allowlist, AllowlistChange, AllowlistEntry, Authority, Caller, Cluster, ClusterDetail, Clusters,
     ConnectionString, CreateCluster, CreateDatabase, CreateSqlUser, Database, Databases, Error, ErrorBody,
-    Organization, Password, Proof, RenameDatabase, SqlUser, SqlUsers, Status, UpdateCluster,
+    Expiry, Organization, Password, Proof, PutExpiry, RenameDatabase, SqlUser, SqlUsers, Status,
+    UpdateCluster,
 };
 
 /// For one call, waiting included. The cloud gives up a little earlier and says so.
@@ -230,6 +231,11 @@ impl Client {
     /// Accepts a cluster's volume as it is, though the cloud has seen a newer one.
     pub async fn accept_restored(&self, id: ClusterId) -> Result<ClusterDetail, Error> {
         self.call(Method::POST, &format!("/chitin/clusters/{id}/accept-restored"), None::<&()>).await
+    }
+
+    /// Lets a cluster exist for so many seconds from now on, then it is deleted by itself; without any, until somebody deletes it.
+    pub async fn set_expiry(&self, id: ClusterId, wanted: PutExpiry) -> Result<Expiry, Error> {
+        self.call(Method::PUT, &format!("/chitin/clusters/{id}/expiry"), Some(&wanted)).await
     }
 
     /// What can be proven only from inside: sandbox, volume, canary.

@@ -78,6 +78,9 @@ pub struct CreateSpec {
     /// Somebody's own cloud account. Not built.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub customer_cloud_account: Option<serde_json::Value>,
+    /// Seconds after which the cluster is deleted by itself, 30 to 2,592,000. Ours, for clusters that are thrown away.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_in_seconds: Option<u32>,
 }
 
 /// A serverless cluster to be made.

@@ -31,8 +31,8 @@ pub use access::{
     CreateSqlUser, Database, Databases, Password, RenameDatabase, RenameNamedDatabase, SqlUser, SqlUsers,
 };
 pub use chitin::{
-    Authority, Caller, Capability, ClusterDetail, Facts, Machine, Organization, Outcome, Proof, ProofRow,
-    Status,
+    Authority, Caller, Capability, ClusterDetail, Expiry, Facts, Machine, Organization, Outcome, Proof,
+    ProofRow, PutExpiry, Status,
 };
 pub use client::{Client, DEADLINE};
 pub use cluster::{

@@ -171,6 +171,11 @@ pub const OPERATIONS: &[Operation] = &[
         "/api/v1/chitin/clusters/{cluster_id}/accept-restored",
         "Accepts the volume as it is, though the cloud has seen a newer one.",
     ),
+    send(
+        "put",
+        "/api/v1/chitin/clusters/{cluster_id}/expiry",
+        "Sets when the cluster is deleted by itself, or that it never is.",
+    ),
     call("post", "/api/v1/chitin/clusters/{cluster_id}/proof", "Measures what can be proven from inside."),
     call(
         "get",

@@ -315,6 +315,7 @@ fn shown(
         ("network", visibility::line(network)),
         ("allowlist", allowlist),
         ("protection", protection.to_owned()),
+        ("deleted", detail.expires_at.map(|end| format!("by itself at {end}")).unwrap_or_default()),
         ("created", cluster.created_at.format(&Rfc3339).unwrap_or_default()),
     ])
 }

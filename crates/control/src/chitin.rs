@@ -127,6 +127,7 @@ async fn describe(state: &State, id: ClusterId) -> Result<Json<ClusterDetail>, R
             .any(|line| line.sql && everybody.contains(&line.range)),
         revision: cluster.revision,
         created_at: cluster.created_at,
+        expires_at: cluster.asked.expires_at,
         facts,
     }))
 }

@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::network::ranges::Others;
 use crate::update::{keep_hardware, keep_limits};
-use crate::{Refusal, State, clusters, network};
+use crate::{Refusal, State, clusters, expiry, network};
 
 /// A client whose connection broke sends its request again; within this time it gets the first result.
 pub(crate) const REPEAT_MAX: Duration = Duration::minutes(1);
@@ -26,7 +26,10 @@ const LABEL_CHARACTERS_MAX: usize = 63;
 
 /// Wishes for a cluster and answers at once; clients look until it is made.
 pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<Json<api::Cluster>, Refusal> {
-    let mut draft = draft(crate::input::body(&body)?)?;
+    let request: CreateCluster = crate::input::body(&body)?;
+    let expires_at = expiry::end(request.spec.expires_in_seconds, crate::input::now(&state))?;
+    let mut draft = draft(request)?;
+    draft.asked.expires_at = expires_at;
     if state.store.snapshot().organization().allowlist_starts_closed {
         draft.allowlist.clear();
     }
@@ -94,7 +97,13 @@ fn is_same(cluster: &Cluster, draft: &Draft) -> bool {
         && cluster.allowlist == *allowlist
         && network::is_same(&cluster.network, network)
         && cluster.egress == *egress
-        && cluster.asked == *asked
+        && is_same_asked(&cluster.asked, asked)
+}
+
+/// Whether both ask for the same. The same number of seconds is another moment each time.
+fn is_same_asked(known: &Asked, asked: &Asked) -> bool {
+    let without_moment = |asked: &Asked| Asked { expires_at: None, ..asked.clone() };
+    known.expires_at.is_some() == asked.expires_at.is_some() && without_moment(known) == without_moment(asked)
 }
 
 fn draft(request: CreateCluster) -> Result<Draft, Refusal> {

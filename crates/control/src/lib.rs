@@ -14,6 +14,7 @@ mod crls;
 mod databases;
 mod door;
 mod egress;
+mod expiry;
 mod hba;
 mod identity_map;
 mod input;
@@ -145,6 +146,7 @@ pub fn router(state: State) -> Router {
         .route("/clusters/{cluster_id}/sleep", post(chitin::sleep))
         .route("/clusters/{cluster_id}/wake", post(chitin::wake))
         .route("/clusters/{cluster_id}/accept-restored", post(chitin::accept_restored))
+        .route("/clusters/{cluster_id}/expiry", put(expiry::put))
         .route("/clusters/{cluster_id}/proof", post(chitin::prove))
         .route("/clusters/{cluster_id}/client-ca", get(client_ca::describe))
         .route("/clusters/{cluster_id}/crls", get(crls::show).put(crls::put).delete(crls::remove))

@@ -1,8 +1,9 @@
-//! What a client of the Cloud API asked for that changes nothing on this machine.
+//! What a client of the Cloud API asked for, most of which changes nothing on this machine.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
 
 /// The Cloud API's name of what is bought. The first two are our serverless plan, the third is dedicated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +17,7 @@ pub enum Tier {
     Advanced,
 }
 
-/// Kept only because clients compare our answers with what they sent; none of it is enforced.
+/// Kept only because clients compare our answers with what they sent; none of it is enforced but [`Self::expires_at`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Asked {
@@ -42,4 +43,7 @@ pub struct Asked {
     pub storage_gib: Option<u32>,
     /// Disk operations a second.
     pub disk_iops: Option<u32>,
+    /// When the cluster is deleted by itself, unless it is protected then.
+    #[serde(with = "time::serde::rfc3339::option")]
+    pub expires_at: Option<OffsetDateTime>,
 }

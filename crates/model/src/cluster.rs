@@ -280,6 +280,12 @@ impl Cluster {
         self.allowlist.iter().any(|entry| entry.sql && entry.range.contains(address))
     }
 
+    /// Whether it is to be deleted by itself at this moment: its time has come, and nothing protects it.
+    pub fn is_expired(&self, now: OffsetDateTime) -> bool {
+        let is_there = matches!(self.wish, Wish::Exists(_)) && !self.is_delete_protected;
+        is_there && self.asked.expires_at.is_some_and(|end| end <= now)
+    }
+
     /// Whether private endpoints may lead to it: on serverless clusters the service is there by itself.
     pub fn has_endpoint_service(&self) -> bool {
         match self.plan {

@@ -6,6 +6,7 @@ mod back_off;
 mod checkpoints;
 mod decide;
 mod engines;
+mod expiry;
 mod gate;
 mod idle;
 mod keys;
@@ -147,7 +148,8 @@ impl Reconciler {
             roles::run(&self, &stop),
             checkpoints::run(&self, &stop),
             memory::run(&self, &stop),
-            volumes::run(&self, &stop)
+            volumes::run(&self, &stop),
+            expiry::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
     }

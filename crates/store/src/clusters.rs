@@ -383,6 +383,32 @@ mod tests {
     }
 
     #[test]
+    fn a_cluster_expires_at_its_moment_and_never_while_it_is_protected() {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let (now, minute) = (to_microseconds(OffsetDateTime::now_utc()), time::Duration::minutes(1));
+        let asked = Asked { expires_at: Some(now + minute), ..Asked::default() };
+        let id = store.create(Draft { asked, ..draft("thrown-away") }, now).unwrap().id;
+        let kept = store.create(draft("kept-here"), now).unwrap();
+        drop(store);
+        let store = open(folder.path());
+        let cluster = || store.snapshot().get(&id).unwrap().cluster.clone();
+        assert!(!cluster().is_expired(now) && cluster().is_expired(now + minute));
+        assert!(!kept.is_expired(now + 1_000_000 * minute));
+        let edit = |change: fn(&mut Cluster)| {
+            let edited = store.edit(id, now, |cluster| {
+                change(cluster);
+                Ok::<(), Error>(())
+            });
+            edited.unwrap();
+        };
+        edit(|cluster| cluster.is_delete_protected = true);
+        assert!(!cluster().is_expired(now + minute));
+        edit(|cluster| (cluster.is_delete_protected, cluster.wish) = (false, Wish::Deleted));
+        assert!(!cluster().is_expired(now + minute), "it is on its way already");
+    }
+
+    #[test]
     fn a_name_is_taken_once_and_a_routing_id_never_returns() {
         let folder = tempfile::tempdir().unwrap();
         let store = open(folder.path());

@@ -3,7 +3,7 @@
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use house::cloud::PATIENCE;
@@ -177,6 +177,45 @@ pub fn delete_protection_holds() {
     assert_eq!(cloud.chitin(["cluster", "show", "kept-safe"]).code(), 0);
 }
 
+pub fn what_verify_made_for_itself_goes_when_it_is_killed() {
+    let cloud = Cloud::start(Options::with(&["--fetch-allow", "127.0.0.1/32"]));
+    cloud.chitin(["cluster", "create", "stays-here"]).ok();
+    let mut verify = cloud
+        .command(["verify", "stays-here"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("it starts");
+    let thrown_away = || {
+        let list = cloud.json(["cluster", "list"]);
+        let mut names =
+            list.as_array().expect("a list").iter().filter_map(|one| one["name"].as_str().map(str::to_owned));
+        names.find(|name| name.starts_with("verify-"))
+    };
+    let name = eventually("a throw-away cluster is made", PATIENCE * 4, thrown_away);
+    verify.kill().expect("it is ours");
+    verify.wait().expect("it ends");
+    let id = cloud
+        .json(["cluster", "list"])
+        .as_array()
+        .expect("a list")
+        .iter()
+        .find(|one| one["name"] == name.as_str())
+        .expect("it outlives who made it")["id"]
+        .clone();
+    // Without anybody who asks for it, and also while the cloud was away.
+    cloud.kill();
+    cloud.boot();
+    eventually("the cloud removes it by itself", PATIENCE * 5, || thrown_away().is_none().then_some(()));
+    let folder = cloud.data().join("clusters").join(id.as_str().expect("an id"));
+    eventually("its files and its key are gone", PATIENCE, || (!folder.exists()).then_some(()));
+    assert_eq!(
+        cloud.json(["cluster", "show", "stays-here"])["name"],
+        "stays-here",
+        "the cluster that was attacked stays"
+    );
+}
+
 pub fn help_teaches_and_completions_exist() {
     let mut help = Command::new(house::cloud::program());
     let text = run(help.arg("help")).ok();
@@ -258,11 +297,11 @@ pub fn t47_a_new_certificate_is_taken_without_a_restart_and_a_broken_one_is_not(
         run(&mut one.client("psql", &["-X", "-A", "-t", "-c", "select 1", &more]))
     };
     assert_eq!(trusting(&first_chain).ok(), "1\n");
-    let open = std::process::Stdio::piped();
+    let open = Stdio::piped();
     let more = format!("{} sslmode=require", one.conninfo("defaultdb"));
     // A session that was opened before both changes must still answer after them.
     let mut session = one.client("psql", &["-X", "-q", "-A", "-t", &more]);
-    let mut session = session.stdin(open).stdout(std::process::Stdio::piped()).spawn().expect("psql starts");
+    let mut session = session.stdin(open).stdout(Stdio::piped()).spawn().expect("psql starts");
     let mut input = session.stdin.take().expect("piped");
     let mut said = BufReader::new(session.stdout.take().expect("piped")).lines();
     input.write_all(b"select 'it is open';\n").expect("psql reads");

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use api::{CreateCluster, CreateServerless, CreateSpec, SecretText};
+use api::{CreateCluster, CreateServerless, CreateSpec, PutExpiry, SecretText};
 use model::{ClusterId, ClusterState, Provider, Tier};
 use tokio::time::{Instant, sleep};
 
@@ -18,6 +18,10 @@ use crate::password;
 /// For the cluster to be made.
 const MAKE_MAX: Duration = Duration::from_secs(180);
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+/// How long the cluster exists without us: the cloud deletes it when we are killed.
+const LASTS_SECONDS: u32 = 120;
+/// How often we say that we are still there. Several may be lost.
+const KEEP_EVERY: Duration = Duration::from_secs(15);
 /// The region of the throw-away cluster.
 pub const REGION: &str = "local";
 /// The throw-away user of the throw-away cluster.
@@ -37,6 +41,25 @@ pub struct Stage<'a> {
 
 /// Makes the cluster and makes every attack that needs one.
 pub async fn rows(cloud: &Cloud, door: &Target, name: &str) -> Vec<Row> {
+    tokio::select! {
+        rows = attacks(cloud, door, name) => rows,
+        () = keep(cloud, name) => Vec::new(),
+    }
+}
+
+/// Keeps the cluster alive, for as long as it is wanted.
+async fn keep(cloud: &Cloud, name: &str) {
+    let wanted = PutExpiry { expires_in_seconds: Some(LASTS_SECONDS) };
+    loop {
+        sleep(KEEP_EVERY).await;
+        // One that is not there yet, or a cloud that does not answer, shows in the attacks.
+        if let Ok(Some(cluster)) = cloud.api.cluster_by_name(name).await {
+            let _ = cloud.api.set_expiry(cluster.id, wanted).await;
+        }
+    }
+}
+
+async fn attacks(cloud: &Cloud, door: &Target, name: &str) -> Vec<Row> {
     let stage = match raise(cloud, door, name).await {
         Ok(stage) => stage,
         Err(failure) => {
@@ -73,6 +96,7 @@ async fn raise<'a>(cloud: &'a Cloud, door: &Target, name: &str) -> Result<Stage<
             regions: vec![REGION.to_owned()],
             ..CreateServerless::default()
         }),
+        expires_in_seconds: Some(LASTS_SECONDS),
         ..CreateSpec::default()
     };
     let request = CreateCluster { name: name.to_owned(), provider: Provider::Gcp, spec };

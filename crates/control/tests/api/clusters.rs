@@ -208,3 +208,29 @@ async fn a_cluster_moves_between_basic_and_standard_only() {
     assert_eq!(world.call("PATCH", &path, half).await.refusal(), (400, 3));
     assert_eq!(world.get(&path).await.json()["labels"], json!({}), "a refused change changes nothing");
 }
+
+#[tokio::test]
+async fn a_cluster_can_be_made_for_a_while_and_kept_longer() {
+    let world = World::new();
+    let request = |seconds: u32| {
+        json!({"name": "thrown-away", "provider": "GCP", "spec": {
+            "plan": "BASIC", "serverless": {"regions": ["local"]}, "expires_in_seconds": seconds}})
+    };
+    for wrong in [0, 29, 2_592_001] {
+        assert_eq!(world.call("POST", "/clusters", request(wrong)).await.refusal(), (400, 3), "{wrong}");
+    }
+    let made = world.call("POST", "/clusters", request(60)).await.json();
+    let again = world.call("POST", "/clusters", request(60)).await.json();
+    assert_eq!(made["id"], again["id"], "whoever asks again gets the first");
+    let id: model::ClusterId = made["id"].as_str().unwrap().parse().unwrap();
+    let end = || world.store.snapshot().get(&id).unwrap().cluster.asked.expires_at;
+    let first = end().unwrap();
+    let path = format!("/chitin/clusters/{id}/expiry");
+    let put = world.call("PUT", &path, json!({"expires_in_seconds": 3_600})).await.json();
+    assert!(end().unwrap() > first && put["expires_at"].is_string());
+    for wrong in [json!({"expires_in_seconds": 5}), json!({"seconds": 60})] {
+        assert_eq!(world.call("PUT", &path, wrong.clone()).await.refusal(), (400, 3), "{wrong}");
+    }
+    assert_eq!(world.call("PUT", &path, json!({})).await.json(), json!({}));
+    assert_eq!(end(), None, "it stays until somebody deletes it");
+}
