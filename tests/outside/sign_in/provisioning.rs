@@ -198,6 +198,8 @@ pub fn a_person_is_made_in_the_browser_with_groups_from_userinfo() {
         .split(|c: char| c.is_whitespace() || c == '\0')
         .find(|word| word.starts_with("https://"))
         .expect("an address");
+    // A person may take longer than a program, also where roles are looked up at the end.
+    std::thread::sleep(Duration::from_secs(11));
     Person::default()
         .goes_to(url)
         .clicks("button")

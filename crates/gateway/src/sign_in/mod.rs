@@ -235,9 +235,13 @@ async fn attempt_once(
     let given = proof.vouched.as_ref().and_then(|vouched| vouched.memberships.as_ref());
     let roles = match given {
         None => roles.clone(),
-        Some(given) => timeout_at(deadline, house.directory.with_inherited(cluster.id, given))
-            .await?
-            .ok_or(Refusal::NotReady(NotReady::Unasked))?,
+        // A person at a browser may have taken longer than a program may.
+        Some(given) => timeout_at(
+            deadline.max(Instant::now() + house.settings.attach_max),
+            house.directory.with_inherited(cluster.id, given),
+        )
+        .await?
+        .ok_or(Refusal::NotReady(NotReady::Unasked))?,
     };
     let rules = house.directory.rules(cluster.id);
     // What new rules ask of memberships was not found out.
