@@ -155,9 +155,12 @@ impl Administration {
         Ok(inherited)
     }
 
-    /// Ends every session but our own. Where nobody is let in any more, nothing changes after this.
+    /// Ends every session but our own, and what carries out subscriptions: a trigger that fires for what comes by one may
+    /// change roles. Where nobody is let in any more, nothing changes after this; subscriptions go on after some seconds
+    /// (`wal_retrieve_retry_interval`), when the engine that is about to stop has stopped.
     pub async fn end_sessions(&self) -> Result<(), Error> {
-        self.end(&format!("usename <> '{INTERNAL_ROLE}' AND backend_type = 'client backend'"), &[]).await
+        let works = "backend_type = 'client backend' OR backend_type LIKE 'logical replication%worker'";
+        self.end(&format!("usename <> '{INTERNAL_ROLE}' AND ({works})"), &[]).await
     }
 }
 
