@@ -453,7 +453,16 @@ impl Host {
         self.groups.as_ref().map(|groups| groups.limit(cluster)).transpose()
     }
 
-    /// Sets what the cluster's running engine may use of the machine, where that has changed.
+    /// Whether what the cluster's running engine may use of the machine is what the document says, or is being made so.
+    pub fn is_sized(&self, cluster: &Cluster) -> bool {
+        let (Ok(running), Some(_)) = (self.running(cluster.id), &self.groups) else {
+            return true;
+        };
+        running.resources.try_lock().map_or(true, |resources| *resources == cluster.resources())
+    }
+
+    /// Sets what the cluster's running engine may use of the machine. With less memory the kernel takes back what is over, and
+    /// that may take its time.
     pub fn resize(&self, cluster: &Cluster) -> Result<(), Error> {
         let (Ok(running), Some(groups)) = (self.running(cluster.id), &self.groups) else {
             return Ok(());

@@ -109,9 +109,6 @@ impl Engines {
             if busy.contains(&id) {
                 continue;
             }
-            if let Err(cause) = self.house.host.resize(&entry.cluster) {
-                tracing::error!(cluster = %id, %cause, "what the engine may use could not be changed");
-            }
             let back_off = self.back_offs.get(&id).copied().unwrap_or_default();
             let facts = EngineFacts {
                 is_running: self.house.host.is_running(id),

@@ -1,10 +1,11 @@
-//! The loop that notices engines which use up their memory.
+//! The loop that keeps what engines may use of the machine as their documents say, and notices those that use up their memory.
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use engine::Run;
 use model::{ClusterId, MemorySeen};
+use tokio::task::{JoinHandle, spawn_blocking};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
@@ -18,6 +19,7 @@ pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut known: HashMap<ClusterId, (Run, u64)> = HashMap::new();
+    let mut resizing: HashMap<ClusterId, JoinHandle<()>> = HashMap::new();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -26,6 +28,15 @@ pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
         let snapshot = house.store.snapshot();
         for entry in snapshot.iter() {
             let (id, seen) = (entry.cluster.id, entry.seen.memory);
+            if !house.host.is_sized(&entry.cluster) && !resizing.contains_key(&id) {
+                let (host, wanted) = (house.host.clone(), entry.clone());
+                let resize = spawn_blocking(move || {
+                    if let Err(cause) = host.resize(&wanted.cluster) {
+                        tracing::error!(cluster = %wanted.cluster.handle(), %cause, "its limits could not be changed");
+                    }
+                });
+                resizing.insert(id, resize);
+            }
             let now = house.host.memory_kills_of_run(id);
             let before = match now {
                 Some(now) => known.insert(id, now),
@@ -53,5 +64,6 @@ pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
             }
         }
         known.retain(|id, _| snapshot.get(id).is_some());
+        resizing.retain(|_, resize| !resize.is_finished());
     }
 }

@@ -145,8 +145,17 @@ impl Companion {
     /// Whether the companion itself says that it knows of a volume. May wait.
     pub(crate) fn knows(&self, folder: &Path) -> Result<u32, String> {
         let state = self.0.state();
-        state.ask(&message(KNOWS, folder))?;
-        state.line.as_ref().map(|line| line.pid).ok_or_else(|| "it has ended".to_owned())
+        let line = state.line.as_ref().ok_or("it has ended")?;
+        line.say(&message(KNOWS, folder))?;
+        match line.hear(ANSWER_MAX) {
+            Ok(heard) if heard == YES => Ok(line.pid),
+            Ok(heard) => Err(String::from_utf8_lossy(&heard).into_owned()),
+            Err(reason) => {
+                // An answer that comes late must not be taken for another's.
+                state.end_process();
+                Err(reason)
+            }
+        }
     }
 
     /// Lets it end, and waits for that. It is started again when it is needed.
