@@ -3,7 +3,7 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, Weak};
 use std::thread;
 use std::time::Duration;
 
@@ -23,7 +23,8 @@ struct Inside {
     is_open: AtomicBool,
     is_over: AtomicBool,
     passed: AtomicU64,
-    lines: Mutex<Vec<TcpStream>>,
+    /// Connections, as long as something goes through them: a suite's clouds ask all the time.
+    lines: Mutex<Vec<Weak<TcpStream>>>,
 }
 
 impl Switch {
@@ -56,7 +57,14 @@ impl Switch {
     /// Shuts the door and ends what goes through it.
     pub fn shut(&self) {
         self.inside.is_open.store(false, Ordering::SeqCst);
-        for line in self.inside.lines.lock().expect("no test panicked here").drain(..) {
+        for line in self
+            .inside
+            .lines
+            .lock()
+            .expect("no test panicked here")
+            .drain(..)
+            .filter_map(|line| line.upgrade())
+        {
             let _ = line.shutdown(Shutdown::Both);
         }
     }
@@ -87,17 +95,18 @@ fn serve(listener: &TcpListener, inside: &Arc<Inside>) {
         }
         let Ok(server) = TcpStream::connect(inside.behind) else { continue };
         inside.passed.fetch_add(1, Ordering::SeqCst);
+        let (client, server) = (Arc::new(client), Arc::new(server));
         let mut lines = inside.lines.lock().expect("no test panicked here");
+        lines.retain(|line| line.strong_count() > 0);
         for (from, to) in [(&client, &server), (&server, &client)] {
-            let copies = (from.try_clone(), to.try_clone(), from.try_clone());
-            let (Ok(from), Ok(to), Ok(line)) = copies else { continue };
-            lines.push(line);
-            thread::spawn(move || carry(from, to));
+            lines.push(Arc::downgrade(from));
+            let (from, to) = (from.clone(), to.clone());
+            thread::spawn(move || carry(&from, &to));
         }
     }
 }
 
-fn carry(mut from: TcpStream, mut to: TcpStream) {
+fn carry(mut from: &TcpStream, mut to: &TcpStream) {
     let _ = from.set_read_timeout(Some(SILENCE_MAX));
     let mut bytes = [0; 16 * 1024];
     while let Ok(count) = from.read(&mut bytes) {
