@@ -1,6 +1,6 @@
 //! SCRAM messages of a client against a verifier that nothing fits, and verifiers as text.
 
-use identity::scram::{Exchange, ITERATIONS_MAX, Mechanism, Verifier};
+use identity::scram::{Exchange, Form, ITERATIONS_MAX, Mechanism, Verifier};
 
 /// Runs the target on an input.
 pub(crate) fn run(bytes: &[u8]) {
@@ -12,7 +12,8 @@ pub(crate) fn run(bytes: &[u8]) {
         (Mechanism::Sha256Plus, Some([7; 32])),
     ] {
         let channel = channel.as_ref().map(|data: &[u8; 32]| data.as_slice());
-        let begun = Exchange::begin(mechanism, first, channel, Verifier::stand_in(&[3; 32]));
+        let nobody = Verifier::stand_in(&[3; 32], Form::default());
+        let begun = Exchange::begin(mechanism, first, channel, nobody);
         if let Ok((exchange, _)) = begun {
             assert!(exchange.finish(last).is_err(), "nothing fits a stand-in");
         }
