@@ -1,5 +1,7 @@
 //! Measures one kind of volume for `bench/at_rest`: waking, sleeping, and a new data key. Prints one line of JSON.
 
+mod common;
+
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
@@ -8,22 +10,9 @@ use std::time::Instant;
 
 use engine::{Copied, Host, HostConfig};
 use keys::RootKey;
-use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, Wish};
-use time::OffsetDateTime;
+use model::{Cluster, Encryption};
 
-/// A record of volumes for one that nobody else gets at.
-#[derive(Debug)]
-struct Nothing;
-
-impl engine::VolumeRecord for Nothing {
-    fn check(&self, _: ClusterId, _: model::VolumeId) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn checkpoint(&self, _: ClusterId) -> Option<model::Checkpoint> {
-        None
-    }
-}
+use common::{Nothing, cluster, median};
 
 /// Sleeps and wakes, of which the median counts.
 const ROUNDS: usize = 7;
@@ -112,34 +101,4 @@ async fn fill(host: &Host, cluster: &Cluster, megabytes: u32) -> Result<(), Box<
     drop(client);
     connection.await??;
     Ok(())
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-fn cluster() -> Result<Cluster, Box<dyn Error>> {
-    let now = OffsetDateTime::UNIX_EPOCH;
-    Ok(Cluster {
-        id: ClusterId::random(),
-        routing_id: 2.try_into()?,
-        name: "bench-cluster".parse()?,
-        plan: Plan::Serverless,
-        provider: Provider::Gcp,
-        regions: vec!["local".to_owned()],
-        labels: std::collections::BTreeMap::new(),
-        is_delete_protected: false,
-        allowlist: Vec::new(),
-        asked: model::Asked::default(),
-        sign_in: model::SignIn::default(),
-        network: model::Network::default(),
-        egress: model::Egress::default(),
-        keys: model::KeyWish::default(),
-        wish: Wish::Exists(Power::Running),
-        revision: 1,
-        created_at: now,
-        updated_at: now,
-        deleted_at: None,
-    })
 }

@@ -1,6 +1,8 @@
 //! Measures what the walls of a sandbox cost for `bench/sandbox`: engines with all of them, and with fewer, in turns. Prints
 //! one line of JSON. Walls are left out by this program alone, which is no part of what people run.
 
+mod common;
+
 use std::collections::BTreeMap;
 use std::error::Error;
 use std::fs::Permissions;
@@ -14,13 +16,14 @@ use std::time::{Duration, Instant};
 
 use engine::{Host, HostConfig, Launcher};
 use keys::RootKey;
-use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, Wish};
+use model::{Cluster, Encryption};
 use rustix::fs::{StatVfsMountFlags, statvfs};
 use rustix::mount::{MountFlags, mount_remount};
 use rustix::process::{Gid, Uid};
 use rustix::thread::{set_thread_groups, set_thread_res_gid, set_thread_res_uid};
 use serde_json::{Value, json};
-use time::OffsetDateTime;
+
+use common::{Nothing, cluster, median};
 
 /// How a launcher gets its orders, as the engine's room does it.
 const ORDERS: &str = "CHITIN_LAUNCH";
@@ -36,10 +39,10 @@ const VARIANTS: [&str; 3] = ["all", "noexec", "none"];
 
 fn main() -> ExitCode {
     let words: Vec<String> = std::env::args().collect();
-    let done = match words.get(1).map(String::as_str) {
-        Some(variant) if std::env::var_os(ORDERS).is_some() && variant != "all" => open(variant == "noexec"),
+    let done = match (words.get(1).map(String::as_str), to_close()) {
+        (Some(variant), Some(orders)) if variant != "all" => open(&orders, variant == "noexec"),
         _ => {
-            // In an engine's sandbox, as what people run is launched.
+            // As what people run is launched.
             if let Some(code) = engine::launch_if_asked() {
                 return code;
             }
@@ -55,9 +58,14 @@ fn main() -> ExitCode {
     }
 }
 
+/// The orders of whoever is inside a sandbox: there the walls are, and not where a control group is entered on the way to it.
+fn to_close() -> Option<Value> {
+    let mut orders: Value = serde_json::from_str(&std::env::var(ORDERS).ok()?).ok()?;
+    orders.get_mut("Close").map(Value::take)
+}
+
 /// Becomes the engine's user and the program that was ordered, with nothing else given up.
-fn open(is_noexec: bool) -> Result<(), Box<dyn Error>> {
-    let orders: Value = serde_json::from_str(&std::env::var(ORDERS)?)?;
+fn open(orders: &Value, is_noexec: bool) -> Result<(), Box<dyn Error>> {
     let words = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|word| word.as_str().map(str::to_owned)).collect()
     };
@@ -89,20 +97,6 @@ fn forbid_programs(folder: &str) -> Result<(), Box<dyn Error>> {
         }
     }
     Ok(mount_remount(folder, flags, "")?)
-}
-
-/// A record of volumes for one that nobody else gets at.
-#[derive(Debug)]
-struct Nothing;
-
-impl engine::VolumeRecord for Nothing {
-    fn check(&self, _: ClusterId, _: model::VolumeId) -> Result<(), String> {
-        Ok(())
-    }
-
-    fn checkpoint(&self, _: ClusterId) -> Option<model::Checkpoint> {
-        None
-    }
 }
 
 /// One variant's host with its cluster, asleep between its turns.
@@ -235,34 +229,4 @@ fn pgbench(place: &Place, wanted: &Wanted, arguments: &[&str]) -> Result<Option<
     }
     let rate = said.lines().find_map(|line| line.strip_prefix("tps = ")?.split(' ').next()?.parse().ok());
     Ok(rate)
-}
-
-fn median(mut values: Vec<f64>) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values.get(values.len() / 2).copied().unwrap_or_default()
-}
-
-fn cluster() -> Result<Cluster, Box<dyn Error>> {
-    let now = OffsetDateTime::UNIX_EPOCH;
-    Ok(Cluster {
-        id: ClusterId::random(),
-        routing_id: 2.try_into()?,
-        name: "bench-cluster".parse()?,
-        plan: Plan::Serverless,
-        provider: Provider::Gcp,
-        regions: vec!["local".to_owned()],
-        labels: BTreeMap::new(),
-        is_delete_protected: false,
-        allowlist: Vec::new(),
-        asked: model::Asked::default(),
-        sign_in: model::SignIn::default(),
-        network: model::Network::default(),
-        egress: model::Egress::default(),
-        keys: model::KeyWish::default(),
-        wish: Wish::Exists(Power::Running),
-        revision: 1,
-        created_at: now,
-        updated_at: now,
-        deleted_at: None,
-    })
 }

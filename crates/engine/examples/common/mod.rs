@@ -1,0 +1,53 @@
+//! What the programs for benches share: a cluster, and a host's record of volumes.
+
+use std::collections::BTreeMap;
+use std::error::Error;
+
+use model::{Checkpoint, Cluster, ClusterId, Plan, Power, Provider, VolumeId, Wish};
+use time::OffsetDateTime;
+
+/// A record of volumes for one that nobody else gets at.
+#[derive(Debug)]
+pub(crate) struct Nothing;
+
+impl engine::VolumeRecord for Nothing {
+    fn check(&self, _: ClusterId, _: VolumeId) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn checkpoint(&self, _: ClusterId) -> Option<Checkpoint> {
+        None
+    }
+}
+
+/// The middle one.
+pub(crate) fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values.get(values.len() / 2).copied().unwrap_or_default()
+}
+
+/// A cluster's document.
+pub(crate) fn cluster() -> Result<Cluster, Box<dyn Error>> {
+    let now = OffsetDateTime::UNIX_EPOCH;
+    Ok(Cluster {
+        id: ClusterId::random(),
+        routing_id: 2.try_into()?,
+        name: "bench-cluster".parse()?,
+        plan: Plan::Serverless,
+        provider: Provider::Gcp,
+        regions: vec!["local".to_owned()],
+        labels: BTreeMap::new(),
+        is_delete_protected: false,
+        allowlist: Vec::new(),
+        asked: model::Asked::default(),
+        sign_in: model::SignIn::default(),
+        network: model::Network::default(),
+        egress: model::Egress::default(),
+        keys: model::KeyWish::default(),
+        wish: Wish::Exists(Power::Running),
+        revision: 1,
+        created_at: now,
+        updated_at: now,
+        deleted_at: None,
+    })
+}
