@@ -9,6 +9,7 @@ mod power;
 mod program;
 mod resources;
 mod roles;
+mod storage;
 mod volumes;
 
 use house::runner::Suite;
@@ -30,6 +31,9 @@ pub(crate) fn suite() -> Suite {
             crash::a_restart_keeps_clusters_users_and_rows,
             crash::a_stop_drains_and_tells_open_sessions,
             isolation::who_signs_in_to_an_engine_that_was_taken_over_is_led_to_no_other,
+            storage::a_full_cluster_is_told_refuses_what_grows_and_grows_when_it_may,
+            storage::a_file_system_that_went_read_only_is_checked_and_comes_back_by_itself,
+            storage::a_cluster_that_no_file_system_holds_back_is_stopped_from_writing_in_time,
             roles::an_engine_that_cannot_be_asked_lets_nobody_in_and_tells_nobody_apart,
             roles::after_a_crash_nobody_signs_in_by_a_password_from_before,
             admit::t12_a_stricter_allowlist_ends_old_sessions_within_a_second,

@@ -196,6 +196,7 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("launch/mod.rs", "Command::new(program)", "bubblewrap, outside of any sandbox"),
     ("host.rs", "config.data.canonicalize()", "the data directory, above everything of an engine's"),
     ("host/next_volume.rs", "statvfs(folder)", "a cluster's own folder, which no engine can write to"),
+    ("host/storage.rs", "statvfs(&path)", "the folder of all clusters, which no engine can write to"),
     ("inner_network.rs", "fs::open(&path, flags", "a namespace, by the kernel's own link"),
     ("inner_network.rs", "fs::stat(path)", "our own namespace, by the kernel's own link"),
     ("inner_network.rs", "OpenOptions::new()", "a sandbox's /etc, which is read-only inside"),
@@ -231,11 +232,15 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("volume/gocryptfs.rs", "Command::new(\"sh\")", "the folder of ciphertext, which no sandbox shows"),
     ("volume/gocryptfs.rs", "File::options()", "the kernel's FUSE device"),
     ("volume/gocryptfs.rs", "mount::mount(cipher, mounted", "a mount point in a folder of ours"),
+    ("volume/check.rs", "statvfs(folder)", "a cluster's own folder, which no engine can write to"),
+    ("volume/check.rs", "Command::new(\"setpriv\")", "the image or its device, in a cluster's own folder"),
+    ("volume/check.rs", "File::open(device)", "the image or its device, in a cluster's own folder"),
     ("volume/gocryptfs.rs", "unmount(&", "a mount point in a folder of ours"),
     ("volume/gocryptfs.rs", "Command::new(\"fusermount3\")", "a mount point in a folder of ours"),
     ("volume/gocryptfs.rs", "/proc", "the kernel's word on processes"),
     ("volume/image.rs", "statvfs(folder)", "a cluster's own folder, which no engine can write to"),
-    ("volume/image.rs", "File::create_new(&image)", "the image, in a cluster's own folder"),
+    ("volume/image.rs", "try_exists()", "the image, in a cluster's own folder"),
+    ("volume/image.rs", "File::create_new(image)", "the image, in a cluster's own folder"),
     ("volume/image.rs", "Command::new(\"mkfs.ext4\")", "the image, in a cluster's own folder"),
     (
         "volume/image.rs",
@@ -259,7 +264,13 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("volume/luks.rs", "slave.path().join(", "the kernel's word on devices"),
     ("volume/mod.rs", "unmount(&mounted", "a mount point as the kernel names it"),
     ("volume/mod.rs", "Command::new(\"fusermount3\")", "a mount point as the kernel names it"),
+    ("volume/space.rs", "fs::open(self.mounted", "the root of a volume's own file system, which is root's"),
+    ("volume/space.rs", "fs::stat(above)", "a cluster's own folder, which no engine can write to"),
+    ("volume/space.rs", "fstatvfs(root)", "by a descriptor that is held"),
     ("volume/trouble.rs", "statvfs(base)", "a volume's base, which lies in a folder of ours"),
+    ("volume/watched.rs", "/proc/{process}/fd", "the kernel's word on a process"),
+    ("volume/watched.rs", "fs::metadata(file.path())", "an open file, by the kernel's own link"),
+    ("volume/watched.rs", "facts.is_file()", "what was found of an open file"),
 ];
 
 /// Files for tests only.

@@ -45,6 +45,29 @@ pub struct Machine {
     pub is_unencrypted_allowed: bool,
     /// Walls around engines.
     pub capabilities: Vec<Capability>,
+    /// What is left of the disk below all clusters.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk: Option<Disk>,
+}
+
+/// The disk below all clusters.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Disk {
+    /// Where.
+    pub path: String,
+    /// Its size.
+    pub total_bytes: u64,
+    /// What may still be written to it.
+    pub free_bytes: u64,
+    /// With less than this free no cluster is made, and none grows.
+    pub reserve_bytes: u64,
+}
+
+impl Disk {
+    /// Whether nothing may grow.
+    pub fn is_used_up(&self) -> bool {
+        self.free_bytes < self.reserve_bytes
+    }
 }
 
 /// One wall.
@@ -117,6 +140,9 @@ pub struct ClusterDetail {
     /// When it is deleted by itself.
     #[serde(default, with = "time::serde::rfc3339::option", skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<OffsetDateTime>,
+    /// What it may store, in bytes, its write-ahead log included.
+    #[serde(default)]
+    pub storage_limit_bytes: u64,
     /// What was measured just now.
     pub facts: Facts,
 }
@@ -149,6 +175,9 @@ pub struct Facts {
     /// What was read for that.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub volume_evidence: Option<String>,
+    /// What it stores, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub storage: Option<model::StorageUse>,
 }
 
 /// What became of a claim.

@@ -28,13 +28,13 @@ pub enum UpgradeType {
     Manual,
 }
 
-/// Limits of a serverless cluster. Recorded and answered, not enforced.
+/// Limits of a serverless cluster. Storage is enforced; the rest is recorded and answered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct UsageLimits {
     /// Request units a month.
     #[serde(default, with = "crate::number", skip_serializing_if = "Option::is_none")]
     pub request_unit_limit: Option<i64>,
-    /// Storage.
+    /// The storage limit in MiB, 1,024 or more; 0 or absent for the plan's own.
     #[serde(default, with = "crate::number", skip_serializing_if = "Option::is_none")]
     pub storage_mib_limit: Option<i64>,
     /// Processors.
@@ -118,7 +118,7 @@ pub struct CreateServerless {
 pub struct CreateDedicated {
     /// Nodes by region. Recorded; there is one engine.
     pub region_nodes: BTreeMap<String, u32>,
-    /// Sizes. Recorded.
+    /// Sizes. Storage is the cluster's limit; the rest is recorded.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub hardware: Option<Hardware>,
     /// A version of CockroachDB. Not built.
@@ -145,7 +145,7 @@ pub struct Hardware {
     /// The machine.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub machine_spec: Option<MachineSpec>,
-    /// Storage.
+    /// The storage limit in GiB; 0 or absent for the plan's own.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub storage_gib: Option<u32>,
     /// Disk operations a second.

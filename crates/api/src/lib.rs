@@ -31,7 +31,7 @@ pub use access::{
     CreateSqlUser, Database, Databases, Password, RenameDatabase, RenameNamedDatabase, SqlUser, SqlUsers,
 };
 pub use chitin::{
-    Authority, Caller, Capability, ClusterDetail, Expiry, Facts, Machine, Organization, Outcome, Proof,
+    Authority, Caller, Capability, ClusterDetail, Disk, Expiry, Facts, Machine, Organization, Outcome, Proof,
     ProofRow, PutExpiry, Status,
 };
 pub use client::{Client, DEADLINE};

@@ -2,6 +2,8 @@
 //!
 //! Whoever works on an engine is counted as using it, so that it does not fall asleep meanwhile.
 
+mod refusal;
+
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -13,7 +15,6 @@ use async_trait::async_trait;
 use control::{ClearThrottle, KeyInUse, Refusal};
 use engine::{Administration as Engine, Capability, Host, SearchReport, Subscriptions};
 use gateway::Cut;
-use gateway::directory::NotReady;
 use identity::scram::Verifier;
 use identity::throttle::{Filter, Throttle};
 use model::{
@@ -79,23 +80,7 @@ impl Administrator {
             return Err(Refusal::no_cluster(id));
         }
         let errand = self.presence.errand(id);
-        self.waker.wake(id).await.map_err(|reason| match reason {
-            NotReady::Gone => Refusal::no_cluster(id),
-            NotReady::KeyRevoked => Refusal::wrong_state(
-                "the key that encrypts the cluster's data was revoked; it starts again when the key may be used again",
-            ),
-            NotReady::KeyServiceSilent => Refusal::busy(
-                "the service that keeps the key of the cluster's data gives no answer; see: chitin key list",
-            ),
-            NotReady::KeyServiceNotLettingIn => Refusal::busy(
-                "the service that keeps the key of the cluster's data does not accept the credentials that are set for it; \
-                 see: chitin key list, and set others: chitin key service set",
-            ),
-            NotReady::Failed | NotReady::NotGranted | NotReady::Unasked => {
-                Refusal::busy("the cluster's engine could not be started; `chitin cluster show` says why")
-            }
-            NotReady::TimedOut => too_slow(),
-        })?;
+        self.waker.wake(id).await.map_err(|reason| refusal::of_engine(reason, id))?;
         Ok(errand)
     }
 
@@ -353,6 +338,7 @@ impl control::Administration for Administrator {
             sessions: self.presence.sessions(id),
             is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
             volume_evidence: volume.map(|volume| volume.evidence),
+            storage: self.host.last_storage(id),
         })
     }
 
@@ -500,6 +486,7 @@ impl control::Administration for Administrator {
                 wall("memory locked", &memory::locked()),
                 wall("swap", &memory::swap()),
             ],
+            disk: crate::storage::disk(&self.host),
         }
     }
 
@@ -507,6 +494,7 @@ impl control::Administration for Administrator {
         let (_errand, engine) = self.open(id).await?;
         let mut rows = vec![self.volume_row(id), self.canary_row(id, &engine).await];
         rows.extend(self.sandbox_rows(id).await);
+        rows.push(crate::storage::row(&self.host, &self.store, id));
         rows.push(passwords_row(&within(engine.roles()).await?));
         Ok(rows)
     }
@@ -573,6 +561,7 @@ fn refusal(cause: engine::Error) -> Refusal {
         engine::Error::AlreadyExists { .. } => Refusal::exists(text),
         engine::Error::Refused(_)
         | engine::Error::NoRoom { .. }
+        | engine::Error::ReserveReached { .. }
         | engine::Error::TooMuch { .. }
         | engine::Error::VolumeRefused { .. } => Refusal::wrong_state(text),
         engine::Error::Unready(_)

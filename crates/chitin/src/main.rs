@@ -37,6 +37,7 @@ mod root_key;
 mod skipped;
 mod staple;
 mod start;
+mod storage;
 #[cfg(test)]
 mod testing;
 mod trial;

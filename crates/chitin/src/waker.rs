@@ -134,6 +134,9 @@ fn standing(entry: &Entry, is_running: bool) -> Standing {
         _ if entry.seen.keys.hindrance(&entry.cluster.keys).is_some() => {
             Standing::Refused(NotReady::KeyRevoked)
         }
+        _ if entry.seen.storage.is_stopped(entry.cluster.storage()) => {
+            Standing::Refused(NotReady::StorageUsedUp)
+        }
         (Wish::Exists(Power::Asleep), _) => Standing::Unwished,
         (Wish::Exists(Power::Running), Phase::Running) if is_running => Standing::Ready,
         (Wish::Exists(Power::Running), Phase::Broken { .. }) => {

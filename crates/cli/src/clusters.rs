@@ -1,4 +1,4 @@
-//! `chitin cluster`: create, list, show, url, sleep, wake, accept-restored, visibility, protect, delete.
+//! `chitin cluster`: create, list, show, url, sleep, wake, accept-restored, visibility, update, protect, delete.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -6,15 +6,15 @@ use std::time::Duration;
 use api::{
     Cluster, ClusterConfig, ClusterDetail, ClusterKeys, ClusterNetwork, CreateCluster as Request,
     CreateDedicated, CreateServerless, CreateSpec, Error, Hardware, MachineSpec, Protection, UpdateCluster,
-    UsageLimits,
+    UpdateDedicated, UpdateServerless, UsageLimits,
 };
-use model::{ClusterState, Phase, Plan, Provider, Resources, Tier, Visibility};
+use model::{ClusterState, Enforcement, Fullness, Phase, Plan, Provider, Resources, Tier, Visibility};
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
 use crate::cloud::{Cloud, UNAVAILABLE};
 use crate::command::network::VisibilityName;
-use crate::command::{ClusterCommand, CreateCluster};
+use crate::command::{ClusterCommand, CreateCluster, UpdateLimits};
 use crate::failure::{Failure, Kind};
 use crate::output::{self, Printer, facts, table};
 use crate::{confirm, keys, url, visibility};
@@ -67,6 +67,7 @@ pub async fn run(cloud: &Cloud, command: ClusterCommand, printer: Printer) -> Re
             printer.result(&detail, || format!("the volume of {} is accepted as it is", cluster.name))
         }
         ClusterCommand::Visibility(wanted) => visibility::run(cloud, wanted, printer).await,
+        ClusterCommand::Update(wanted) => update(cloud, &wanted, printer).await,
         ClusterCommand::Protect { cluster, off } => protect(cloud, &cluster, off, printer).await,
         ClusterCommand::Delete { cluster, yes } => delete(cloud, &cluster, yes, printer).await,
     }
@@ -163,9 +164,12 @@ fn request(wanted: &CreateCluster) -> Request {
                 network_visibility,
                 cidr_range,
                 restrict_egress_traffic,
-                usage_limits: wanted.virtual_cpus.map(|cpus| UsageLimits {
-                    provisioned_virtual_cpus: Some(cpus.into()),
-                    ..UsageLimits::default()
+                usage_limits: (wanted.virtual_cpus.is_some() || wanted.storage.is_some()).then(|| {
+                    UsageLimits {
+                        provisioned_virtual_cpus: wanted.virtual_cpus.map(i64::from),
+                        storage_mib_limit: wanted.storage.map(|gib| i64::from(gib) * 1_024),
+                        ..UsageLimits::default()
+                    }
                 }),
                 ..CreateServerless::default()
             });
@@ -177,18 +181,19 @@ fn request(wanted: &CreateCluster) -> Request {
                 network_visibility,
                 cidr_range,
                 restrict_egress_traffic,
-                hardware: (wanted.virtual_cpus.is_some() || wanted.disk_iops.is_some()).then(|| Hardware {
-                    machine_spec: wanted
-                        .virtual_cpus
-                        .map(|cpus| MachineSpec { num_virtual_cpus: Some(cpus), ..MachineSpec::default() }),
-                    disk_iops: wanted.disk_iops,
-                    ..Hardware::default()
-                }),
+                hardware: hardware(wanted.virtual_cpus, wanted.storage, wanted.disk_iops),
                 ..CreateDedicated::default()
             });
         }
     }
     Request { name: wanted.name.as_str().to_owned(), provider: Provider::Aws, spec }
+}
+
+fn hardware(cpus: Option<u32>, storage_gib: Option<u32>, disk_iops: Option<u32>) -> Option<Hardware> {
+    let machine_spec =
+        cpus.map(|cpus| MachineSpec { num_virtual_cpus: Some(cpus), ..MachineSpec::default() });
+    let hardware = Hardware { machine_spec, storage_gib, disk_iops };
+    (hardware != Hardware::default()).then_some(hardware)
 }
 
 /// What the operator must know about who may connect.
@@ -308,6 +313,7 @@ fn shown(
         ("may use", resources(&detail.resources)),
         ("sessions", detail.facts.sessions.to_string()),
         ("encryption", encryption),
+        ("storage", storage(detail)),
         ("volume key", key.to_owned()),
         ("wrapped by", keys.map(keys::line).unwrap_or_default()),
         ("key service", keys.map(keys::trouble).unwrap_or_default()),
@@ -329,6 +335,83 @@ async fn protect(cloud: &Cloud, text: &str, off: bool, printer: Printer) -> Resu
         let state = if off { "may be deleted" } else { "is protected from deletion" };
         format!("{} {state}", cluster.name)
     })
+}
+
+async fn update(cloud: &Cloud, wanted: &UpdateLimits, printer: Printer) -> Result<(), Failure> {
+    let cluster = cloud.cluster(&wanted.cluster).await?;
+    let change = change(wanted, &cluster.config)?;
+    let changed = cloud.api.update_cluster(cluster.id, &change).await?;
+    printer.result(&changed, || {
+        let named = [
+            ("may store", wanted.storage, "GiB"),
+            ("may use", wanted.virtual_cpus, "processors"),
+            ("may ask of the disk", wanted.disk_iops, "times a second"),
+        ];
+        let told =
+            named.iter().filter_map(|(may, count, of)| count.map(|count| format!("{may} {count} {of}")));
+        format!("{} {}", cluster.name, told.collect::<Vec<_>>().join(", "))
+    })
+}
+
+/// The change in the words of the cluster's plan.
+fn change(wanted: &UpdateLimits, config: &ClusterConfig) -> Result<UpdateCluster, Failure> {
+    match config {
+        ClusterConfig::Serverless(_) if wanted.disk_iops.is_some() => Err(Failure::new(
+            Kind::Usage,
+            "--disk-iops is for dedicated clusters; a serverless one has 3000".to_owned(),
+        )),
+        // All limits are replaced at once, so the others are said again.
+        ClusterConfig::Serverless(config) => {
+            let mut limits = config.usage_limits.clone().unwrap_or_default();
+            limits.storage_mib_limit =
+                wanted.storage.map(|gib| i64::from(gib) * 1_024).or(limits.storage_mib_limit);
+            limits.provisioned_virtual_cpus =
+                wanted.virtual_cpus.map(i64::from).or(limits.provisioned_virtual_cpus);
+            Ok(UpdateCluster {
+                serverless: Some(UpdateServerless {
+                    usage_limits: Some(limits),
+                    ..UpdateServerless::default()
+                }),
+                ..UpdateCluster::default()
+            })
+        }
+        ClusterConfig::Dedicated(_) => {
+            let hardware = hardware(wanted.virtual_cpus, wanted.storage, wanted.disk_iops);
+            Ok(UpdateCluster {
+                dedicated: Some(UpdateDedicated { hardware, ..UpdateDedicated::default() }),
+                ..UpdateCluster::default()
+            })
+        }
+    }
+}
+
+/// What it may store, and what it stores.
+fn storage(detail: &ClusterDetail) -> String {
+    let mib = |bytes: u64| bytes >> 20;
+    let limit = mib(detail.storage_limit_bytes);
+    let Some(usage) = detail.facts.storage else {
+        return format!("at most {limit} MiB");
+    };
+    let held = match usage.enforcement {
+        Enforcement::Enforced => "enforced by its file system",
+        Enforcement::Watched => "watched",
+    };
+    let wal = usage
+        .wal_used_bytes
+        .map(|used| {
+            format!(
+                ", write-ahead log {} of {} MiB",
+                mib(used),
+                mib(usage.limit_bytes - usage.data_limit_bytes)
+            )
+        })
+        .unwrap_or_default();
+    let full = if usage.fullness == Fullness::Full { ", FULL: what grows is refused" } else { "" };
+    format!(
+        "{} of {} MiB{wal}; at most {limit} MiB, {held}{full}",
+        mib(usage.used_bytes),
+        mib(usage.data_limit_bytes)
+    )
 }
 
 async fn delete(cloud: &Cloud, text: &str, yes: bool, printer: Printer) -> Result<(), Failure> {
@@ -364,6 +447,7 @@ mod tests {
             name: "my-shop".parse().unwrap(),
             plan,
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
+            storage: Some(20),
             protect: true,
             restrict_egress: false,
             network: NetworkChoice::default(),
@@ -399,6 +483,40 @@ mod tests {
                 "{note}"
             );
         }
+    }
+
+    #[test]
+    fn a_storage_limit_is_asked_for_in_the_words_of_the_plan() {
+        let limits =
+            request(&wanted(PlanName::Serverless, &[])).spec.serverless.unwrap().usage_limits.unwrap();
+        assert_eq!(limits.storage_mib_limit, Some(20 * 1_024));
+        let hardware = request(&wanted(PlanName::Dedicated, &[])).spec.dedicated.unwrap().hardware.unwrap();
+        assert_eq!(hardware.storage_gib, Some(20));
+    }
+
+    #[test]
+    fn an_update_leaves_what_it_does_not_name() {
+        let wanted = |storage, virtual_cpus, disk_iops| UpdateLimits {
+            cluster: "my-shop".to_owned(),
+            storage,
+            virtual_cpus,
+            disk_iops,
+        };
+        let mut cluster = crate::fixtures::cluster();
+        let ClusterConfig::Serverless(config) = &mut cluster.config else {
+            panic!("the fixture is serverless");
+        };
+        config.usage_limits = Some(UsageLimits {
+            request_unit_limit: Some(5),
+            storage_mib_limit: Some(2_048),
+            provisioned_virtual_cpus: None,
+        });
+        let changed = change(&wanted(None, Some(3), None), &cluster.config).unwrap();
+        let limits = changed.serverless.unwrap().usage_limits.unwrap();
+        assert_eq!(limits.request_unit_limit, Some(5));
+        assert_eq!(limits.storage_mib_limit, Some(2_048));
+        assert_eq!(limits.provisioned_virtual_cpus, Some(3));
+        assert!(change(&wanted(None, None, Some(100)), &cluster.config).is_err());
     }
 
     #[test]

@@ -210,6 +210,11 @@ pub enum ClusterCommand {
         after_help = "Example:  chitin cluster visibility my-shop\n          chitin cluster visibility my-shop private\n          chitin cluster visibility my-shop public --cidr 10.77.0.0/24\nNext:     chitin peering create my-shop office --namespace office"
     )]
     Visibility(ClusterVisibility),
+    /// Change what a cluster may store and use; it goes on working meanwhile
+    #[command(
+        after_help = "Example:  chitin cluster update my-shop --storage 50\nNext:     chitin cluster show my-shop"
+    )]
+    Update(UpdateLimits),
     /// Protect a cluster from deletion, or lift the protection
     #[command(
         after_help = "Example:  chitin cluster protect my-shop\n          chitin cluster protect my-shop --off\nNext:     chitin cluster show my-shop"
@@ -232,6 +237,23 @@ pub enum ClusterCommand {
     },
 }
 
+/// `chitin cluster update`; what is not given stays.
+#[derive(Args, Clone, Debug)]
+#[group(required = true, multiple = true, args = ["storage", "virtual_cpus", "disk_iops"])]
+pub struct UpdateLimits {
+    /// Name, NAME-ID or id of the cluster
+    pub cluster: String,
+    /// What it may store in GiB, its write-ahead log included. With less than is in use it grows no more
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub storage: Option<u32>,
+    /// Processors that it may use; memory comes with them: 2 GiB each for serverless, 4 GiB each for dedicated
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub virtual_cpus: Option<u32>,
+    /// Reads a second that a dedicated cluster may ask of the disk, and as many writes
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..))]
+    pub disk_iops: Option<u32>,
+}
+
 /// `chitin cluster create`
 #[derive(Args, Clone, Debug)]
 pub struct CreateCluster {
@@ -250,6 +272,9 @@ pub struct CreateCluster {
     /// Reads a second that a dedicated cluster may ask of the disk, and as many writes; a serverless one has 3000
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..))]
     pub disk_iops: Option<u32>,
+    /// What it may store in GiB, its write-ahead log included; without it 10 on serverless and 100 on dedicated
+    #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
+    pub storage: Option<u32>,
     /// Refuse deletion until the protection is lifted: chitin cluster protect NAME --off
     #[arg(long)]
     pub protect: bool,

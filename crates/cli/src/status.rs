@@ -1,6 +1,6 @@
 //! `chitin status`: the cloud, what the machine gives, and the clusters' numbers.
 
-use api::{Alert, RootKey, Status};
+use api::{Alert, Disk, RootKey, Status};
 use time::format_description::well_known::Rfc3339;
 
 use crate::cloud::Cloud;
@@ -42,6 +42,7 @@ fn shown(status: &Status, root: &RootKey) -> String {
             ("clusters", clusters),
             ("engine", format!("PostgreSQL {}", machine.postgres_version)),
             ("encryption", encryption),
+            ("disk", machine.disk.as_ref().map(disk).unwrap_or_default()),
             ("root key", keys::root_line(root)),
         ]);
     let rows = machine.capabilities.iter().map(|capability| {
@@ -53,6 +54,18 @@ fn shown(status: &Status, root: &RootKey) -> String {
         return head;
     }
     format!("{head}\n\n{}", table(["WALL", "STANDS", "HOW", "NEXT STEP"], rows))
+}
+
+/// What the disk below all clusters has left.
+fn disk(disk: &Disk) -> String {
+    let mib = |bytes: u64| bytes >> 20;
+    let used_up = if disk.is_used_up() { ", USED UP: no cluster is made, and none grows" } else { "" };
+    format!(
+        "{} of {} MiB free, {} of them kept for what runs{used_up}",
+        mib(disk.free_bytes),
+        mib(disk.total_bytes),
+        mib(disk.reserve_bytes)
+    )
 }
 
 /// What somebody must look at, before everything else.

@@ -1,7 +1,7 @@
 //! What somebody must look at, from what was last seen. Every word of a key service has been bounded where it was read.
 
 use api::{Alert, Severity};
-use model::{KeyServiceName, Wish};
+use model::{Enforcement, Fullness, KeyServiceName, Wish};
 use store::{Entry, Snapshot};
 
 /// Most alerts of one answer.
@@ -14,6 +14,23 @@ pub(crate) fn all(snapshot: &Snapshot) -> Vec<Alert> {
     alerts.sort_by(|one, other| (one.severity, &one.cluster).cmp(&(other.severity, &other.cluster)));
     alerts.truncate(ALERTS_MAX);
     alerts
+}
+
+/// The disk below all clusters has nothing left to give.
+pub(crate) fn reserve_reached(disk: &api::Disk) -> Alert {
+    let mib = |bytes: u64| bytes >> 20;
+    Alert {
+        severity: Severity::Critical,
+        cluster: None,
+        what: format!(
+            "the disk below {} has {} MiB left, less than the machine's reserve of {} MiB: no cluster is made, and none grows",
+            disk.path,
+            mib(disk.free_bytes),
+            mib(disk.reserve_bytes)
+        ),
+        since: None,
+        next_step: "free some space there, or delete a cluster; clusters grow again by themselves".to_owned(),
+    }
 }
 
 /// The worst of one cluster.
@@ -67,6 +84,7 @@ fn of(entry: &Entry) -> Vec<Alert> {
             "lower work_mem or the number of sessions, or give the cluster more processors and memory".to_owned(),
         ));
     }
+    alerts.extend(of_storage(entry));
     // Of a key that cannot be had, what follows says more.
     if let model::Phase::Broken { reason } = &entry.seen.phase
         && seen.hindrance(&cluster.keys).is_none()
@@ -135,6 +153,49 @@ fn of(entry: &Entry) -> Vec<Alert> {
             format!("it is tried again by itself; look at it: chitin key list {name}"),
         ));
     }
+    alerts
+}
+
+/// What is wrong with what a cluster stores.
+fn of_storage(entry: &Entry) -> Vec<Alert> {
+    let (cluster, seen) = (&entry.cluster, &entry.seen.storage);
+    let name = &cluster.name;
+    let alert = |severity, what, next_step| Alert {
+        severity,
+        cluster: Some(name.to_string()),
+        what,
+        since: None,
+        next_step,
+    };
+    let mut alerts = Vec::new();
+    if let Some(reason) = &seen.is_read_only {
+        let next = "it comes back by itself; see to the disk below, which may be full or broken".to_owned();
+        alerts.push(alert(Severity::Critical, reason.clone(), next));
+    }
+    let Some(last) = seen.last else {
+        return alerts;
+    };
+    let mib = |bytes: u64| bytes >> 20;
+    let of = format!("{} of {} MiB are in use", mib(last.used_bytes), mib(last.data_limit_bytes));
+    let more = format!("free some space in it, or give it more: chitin cluster update {name} --storage GIB");
+    let (severity, what) = match (last.fullness, last.enforcement) {
+        (Fullness::Ample, _) => return alerts,
+        (Fullness::Filling, _) => (Severity::Warning, format!("it fills: {of}")),
+        (Fullness::Low, _) => (Severity::Warning, format!("it is near its storage limit: {of}")),
+        (Fullness::Full, Enforcement::Enforced) => {
+            (Severity::Critical, format!("it has reached its storage limit, and what grows is refused: {of}"))
+        }
+        (Fullness::Full, Enforcement::Watched) if seen.is_stopped(cluster.storage()) => {
+            (Severity::Critical, format!("it stores more than its limit, and is stopped: {of}"))
+        }
+        (Fullness::Full, Enforcement::Watched) => (
+            Severity::Critical,
+            format!(
+                "it has reached its storage limit, and its transactions are read-only unless they say otherwise: {of}"
+            ),
+        ),
+    };
+    alerts.push(alert(severity, what, more));
     alerts
 }
 

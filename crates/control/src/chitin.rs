@@ -25,6 +25,10 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
     for name in plain.take(20) {
         warnings.push(format!("cluster {name} is not encrypted"));
     }
+    let mut alerts = alerts::all(&snapshot);
+    if let Some(disk) = machine.disk.as_ref().filter(|disk| disk.is_used_up()) {
+        alerts.insert(0, alerts::reserve_reached(disk));
+    }
     Json(Status {
         version: settings.version.clone(),
         sql: settings.sql.clone(),
@@ -34,7 +38,7 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
         asleep: count(&Phase::Asleep),
         machine,
         warnings,
-        alerts: alerts::all(&snapshot),
+        alerts,
     })
 }
 
@@ -128,6 +132,7 @@ async fn describe(state: &State, id: ClusterId) -> Result<Json<ClusterDetail>, R
         revision: cluster.revision,
         created_at: cluster.created_at,
         expires_at: cluster.asked.expires_at,
+        storage_limit_bytes: cluster.storage().bytes(),
         facts,
     }))
 }

@@ -178,7 +178,7 @@ fn dedicated_regions(spec: CreateDedicated, asked: &mut Asked) -> Result<Vec<Str
     if has_text(&spec.cockroach_version) || spec.region_machine_specs.is_some() {
         return Err(Refusal::unbuilt("cockroach_version and region_machine_specs are"));
     }
-    keep_hardware(asked, spec.hardware);
+    keep_hardware(asked, spec.hardware)?;
     let regions = regions(spec.region_nodes.keys().cloned().collect())?;
     asked.region_nodes = spec.region_nodes;
     Ok(regions)

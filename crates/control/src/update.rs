@@ -4,7 +4,7 @@ use api::{Hardware, Protection, UpdateCluster, UpdateDedicated, UpdateServerless
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State as Shared};
-use model::{Asked, Cluster, Plan, Tier};
+use model::{Asked, Cluster, Plan, StorageLimit, Tier};
 
 use crate::create::{labels, parent, regions, upgrade};
 use crate::{Refusal, State, clusters, cmek, input, shape};
@@ -92,8 +92,7 @@ fn change_dedicated(cluster: &mut Cluster, change: UpdateDedicated) -> Result<()
         cluster.regions = regions(nodes.keys().cloned().collect())?;
         cluster.asked.region_nodes = nodes;
     }
-    keep_hardware(&mut cluster.asked, change.hardware);
-    Ok(())
+    keep_hardware(&mut cluster.asked, change.hardware)
 }
 
 /// Records limits as given, all at once.
@@ -103,6 +102,11 @@ pub(crate) fn keep_limits(asked: &mut Asked, limits: Option<UsageLimits>) -> Res
     if all.into_iter().flatten().any(|limit| limit < 0) {
         return Err(Refusal::invalid("usage limits are not negative"));
     }
+    if let Some(mib) = limits.storage_mib_limit.and_then(|mib| u64::try_from(mib).ok()).filter(|mib| *mib > 0)
+    {
+        StorageLimit::from_mib(mib)
+            .map_err(|reason| Refusal::invalid(format!("storage_mib_limit: {reason}")))?;
+    }
     asked.request_unit_limit = limits.request_unit_limit;
     asked.storage_mib_limit = limits.storage_mib_limit;
     asked.provisioned_virtual_cpus = limits.provisioned_virtual_cpus;
@@ -110,11 +114,16 @@ pub(crate) fn keep_limits(asked: &mut Asked, limits: Option<UsageLimits>) -> Res
 }
 
 /// Records sizes; what is absent stays.
-pub(crate) fn keep_hardware(asked: &mut Asked, hardware: Option<Hardware>) {
+pub(crate) fn keep_hardware(asked: &mut Asked, hardware: Option<Hardware>) -> Result<(), Refusal> {
     let hardware = hardware.unwrap_or_default();
+    if let Some(gib) = hardware.storage_gib.filter(|gib| *gib > 0) {
+        StorageLimit::from_gib(gib.into())
+            .map_err(|reason| Refusal::invalid(format!("storage_gib: {reason}")))?;
+    }
     let machine = hardware.machine_spec.unwrap_or_default();
     asked.machine_type = machine.machine_type.or_else(|| asked.machine_type.take());
     asked.virtual_cpus = machine.num_virtual_cpus.or(asked.virtual_cpus);
     asked.storage_gib = hardware.storage_gib.or(asked.storage_gib);
     asked.disk_iops = hardware.disk_iops.or(asked.disk_iops);
+    Ok(())
 }

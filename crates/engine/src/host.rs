@@ -5,6 +5,7 @@ mod data_key;
 mod ending;
 mod looking;
 mod next_volume;
+mod storage;
 mod switching;
 mod watching;
 
@@ -44,6 +45,7 @@ const DEATHS_BUFFERED: usize = 64;
 
 pub use data_key::KeyUse;
 pub use next_volume::{Copied, CopyProgress};
+pub use storage::MachineRoom;
 pub use watching::{Look, Looked};
 
 /// What the host needs to know.
@@ -208,6 +210,7 @@ impl Host {
             return Ok(Made { volume, engine_version });
         }
         let kind = self.posture.encryption_of_new()?;
+        self.must_have_room()?;
         self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
         let key = DataKey::random();
         let wrapped = self.keys.wrap(cluster, &key).await?;
@@ -261,7 +264,7 @@ impl Host {
         make_folder(&folder, 0o711)?;
         // The key before the volume: a volume whose key was never kept could never be opened.
         volume::keep_wrapped_key(&folder, wrapped)?;
-        let volume = volume::create(&self.companion, &folder, kind, key, owner)?;
+        let volume = volume::create(&self.companion, &folder, kind, key, owner, (cluster.storage(), 0))?;
         let made = (|| {
             let base = Inside::at(&volume.base)?;
             for folder in ["pg", "log"] {
@@ -270,6 +273,7 @@ impl Host {
             let (run, etc) = self.prepare_run(cluster, owner)?;
             let group = self.limited(cluster)?;
             initialize::initdb(&self.jail(owner, &volume.base, (&run, &etc), group.as_ref()))?;
+            volume.separate_wal(&folder, owner)?;
             volume.sync(&folder)
         })();
         match made {
@@ -332,10 +336,10 @@ impl Host {
         .await?;
         let key = self.keys.unwrap(id, &wrapped).await?;
         let (places, owner, companion) = (self.places.clone(), Owner::of(cluster), self.companion.clone());
-        let newest = self.record.checkpoint(id);
+        let (newest, limit) = (self.record.checkpoint(id), cluster.storage());
         blocking(move || {
             let folder = places.volume(id, marker.generation);
-            let volume = volume::unlock(&companion, &folder, marker.encryption, &key, owner)?;
+            let volume = volume::unlock(&companion, &folder, marker.encryption, &key, owner, limit)?;
             if let Some(newest) = newest
                 && let Err(older) = control_file::check(&volume.base, &newest)
             {
@@ -376,6 +380,7 @@ impl Host {
             self.stop_in(slot).await?;
             return Err(Error::Unready(reason));
         }
+        self.settle_storage(&running, cluster.storage()).await;
         Ok(())
     }
 

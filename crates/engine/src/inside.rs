@@ -30,6 +30,9 @@ use crate::places::{Owner, is_root};
 pub(crate) const DEPTH_MAX: usize = 32;
 /// Names in one folder, and files of one volume.
 pub(crate) const ENTRIES_MAX: usize = 4_000_000;
+/// The write-ahead log, and the small files in which a checkpoint writes what transactions and subscriptions have become. We mount
+/// another part of the volume over these folders of a data directory.
+pub(crate) const MOUNTED: &[&str] = &["pg_wal", "pg_xact", "pg_multixact", "pg_subtrans", "pg_logical"];
 /// Of the names in one folder. Those that PostgreSQL gives have some twenty bytes.
 const NAMES_BYTES_MAX: usize = 128 << 20;
 /// Of a file that is read as a whole; nothing that we read there is longer.
@@ -61,16 +64,27 @@ impl Inside {
     /// Where there is none of that name, or a link or a mount is in its place.
     pub(crate) fn below(&self, name: impl AsRef<OsStr>) -> Result<Self, Error> {
         let path = self.path.join(name.as_ref());
-        let folder = self.opened(name.as_ref(), folder_flags()).map_err(failed("open", &path))?;
+        let folder = self.opened_folder(name.as_ref()).map_err(failed("open", &path))?;
         Ok(Self { folder, path })
     }
 
     /// The same of a folder that was just listed; `None` if it is gone or is no folder any more.
     pub(crate) fn enter(&self, name: impl AsRef<OsStr>) -> Result<Option<Self>, Error> {
         let path = self.path.join(name.as_ref());
-        match self.opened(name.as_ref(), folder_flags()) {
+        match self.opened_folder(name.as_ref()) {
             Err(Errno::NOENT | Errno::NOTDIR | Errno::LOOP) => Ok(None),
             opened => Ok(Some(Self { folder: opened.map_err(failed("open", &path))?, path })),
+        }
+    }
+
+    fn opened_folder(&self, name: &OsStr) -> Result<OwnedFd, Errno> {
+        match self.opened(name, folder_flags()) {
+            // Of our own making: engines cannot mount.
+            Err(Errno::XDEV) if MOUNTED.iter().any(|folder| name == *folder) => {
+                let across = beneath().difference(ResolveFlags::NO_XDEV);
+                openat2(&self.folder, name, folder_flags(), Mode::empty(), across)
+            }
+            opened => opened,
         }
     }
 
@@ -96,6 +110,12 @@ impl Inside {
 
     /// The names in the folder, in no order.
     pub(crate) fn names(&self) -> Result<Vec<OsString>, Error> {
+        let too_many = || io::Error::other("it has more files than any engine makes");
+        self.names_up_to(ENTRIES_MAX)?.ok_or_else(|| Error::file("list", &self.path)(too_many()))
+    }
+
+    /// The same; `None` if there are more, or if they are longer than any engine makes them.
+    pub(crate) fn names_up_to(&self, count_max: usize) -> Result<Option<Vec<OsString>>, Error> {
         let entries = Dir::read_from(&self.folder).map_err(failed("list", &self.path))?;
         let (mut found, mut bytes) = (Vec::new(), 0);
         for entry in entries {
@@ -104,13 +124,12 @@ impl Inside {
                 continue;
             }
             bytes += name.len();
-            if found.len() == ENTRIES_MAX || bytes > NAMES_BYTES_MAX {
-                let too_many = io::Error::other("it has more files than any engine makes");
-                return Err(Error::file("list", &self.path)(too_many));
+            if found.len() >= count_max || bytes > NAMES_BYTES_MAX {
+                return Ok(None);
             }
             found.push(OsString::from_vec(name));
         }
-        Ok(found)
+        Ok(Some(found))
     }
 
     /// What has this name, without following a link; `None` if nothing has.

@@ -88,6 +88,8 @@ const OURS: &[&str] = &[
     "mount",
     "mkfs.ext4",
     "mke2fs",
+    "e2fsck",
+    "fsck.ext4",
     "losetup",
     "cryptsetup",
 ];

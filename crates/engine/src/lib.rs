@@ -46,7 +46,9 @@ pub use claim::Claim;
 pub use connector::Connector;
 pub use evidence::Evidence;
 pub use foreign_data::Subscriptions;
-pub use host::{Copied, CopyProgress, Host, HostConfig, KeyUse, Look, Looked, Made, Started, VolumeRecord};
+pub use host::{
+    Copied, CopyProgress, Host, HostConfig, KeyUse, Look, Looked, MachineRoom, Made, Started, VolumeRecord,
+};
 pub use launch::{Launcher, launch_if_asked};
 pub use pinned::pinned_settings;
 pub use postgres::MAJOR_VERSIONS;
@@ -55,7 +57,7 @@ pub use roles::{RoleNow, VERIFIERS_SAMPLED, VerifierForm};
 pub use running::Run;
 pub use search::SearchReport;
 pub use users::User;
-pub use volume::VolumeState;
+pub use volume::{Measured, VolumeState};
 
 use std::path::{Path, PathBuf};
 
@@ -155,7 +157,7 @@ pub enum Error {
     },
     /// The disk has no room for a second volume beside the first.
     #[error(
-        "the volume takes {used_bytes} bytes, so encrypting it anew needs {needed_bytes} free bytes beside it, and {free_bytes} are free; free some space in {}, then try again", path.display()
+        "the volume takes {used_bytes} bytes, so encrypting it anew needs {needed_bytes} free bytes with what the machine keeps for what runs, and {free_bytes} are free; free some space in {}, then try again", path.display()
     )]
     NoRoom {
         /// What the volume takes now.
@@ -166,6 +168,18 @@ pub enum Error {
         free_bytes: u64,
         /// Where.
         path: PathBuf,
+    },
+    /// The machine's reserve is reached.
+    #[error(
+        "the disk below {} has {free_bytes} free bytes, and the machine keeps {reserve_bytes} of it for what runs; free some space there, or delete a cluster, then try again", path.display()
+    )]
+    ReserveReached {
+        /// Where.
+        path: PathBuf,
+        /// What is there.
+        free_bytes: u64,
+        /// What must stay.
+        reserve_bytes: u64,
     },
     /// The engine's answer was not taken.
     #[error("the engine's answer has more than {limit} {what}, and was not taken")]

@@ -213,6 +213,19 @@ pub(crate) fn mount_at(path: &Path) -> Option<Mount> {
     })
 }
 
+/// Why what is mounted exactly there cannot be written to, as the kernel says.
+pub(crate) fn read_only_reason(path: &Path) -> Option<String> {
+    let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();
+    let options = table.lines().rev().find_map(|line| {
+        let (place, file_system) = line.split_once(" - ")?;
+        (unescape(place.split(' ').nth(4)?) == path)
+            .then(|| file_system.split(' ').nth(2).map(str::to_owned))?
+    })?;
+    // Kernels since 6.15 keep `rw` for a file system that they stopped writing to.
+    let said = options.split(',').find(|option| ["ro", "emergency_ro", "shutdown"].contains(option))?;
+    Some(format!("the kernel stopped writing to its file system after an error (mount option `{said}`)"))
+}
+
 /// proc(5): space, tab, newline and backslash are written in octal.
 fn unescape(text: &str) -> PathBuf {
     PathBuf::from(

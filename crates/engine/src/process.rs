@@ -55,9 +55,20 @@ pub(crate) fn run(name: &'static str, command: Command, patience: Duration) -> R
 /// The same with something to read on its input, which must fit into a pipe; hands back what it said on its output.
 pub(crate) fn run_with(
     name: &'static str,
+    command: Command,
+    input: &[u8],
+    patience: Duration,
+) -> Result<String, Error> {
+    run_to(name, command, input, patience, &[0])
+}
+
+/// The same, of a program that says what it did with its exit code: these are good.
+pub(crate) fn run_to(
+    name: &'static str,
     mut command: Command,
     input: &[u8],
     patience: Duration,
+    good: &[i32],
 ) -> Result<String, Error> {
     let failed = |reason: String| Error::Program { program: name, reason };
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
@@ -80,7 +91,7 @@ pub(crate) fn run_with(
         }
         std::thread::sleep(PAUSE);
     };
-    if status.success() {
+    if status.code().is_some_and(|code| good.contains(&code)) {
         return Ok(answering.join().unwrap_or_default());
     }
     let said = listening.join().unwrap_or_default();
@@ -106,6 +117,20 @@ pub(crate) fn children(parent: u32) -> Vec<u32> {
         .filter_map(|thread| std::fs::read_to_string(thread.path().join("children")).ok())
         .flat_map(|text| text.split_whitespace().filter_map(|pid| pid.parse().ok()).collect::<Vec<u32>>())
         .collect()
+}
+
+/// A process and everything that it and its children have started, at most so many.
+pub(crate) fn family(of: u32, count_max: usize) -> Vec<u32> {
+    let mut found = vec![of];
+    let mut at = 0;
+    while let Some(parent) = found.get(at).copied()
+        && found.len() < count_max
+    {
+        found.extend(children(parent));
+        at += 1;
+    }
+    found.truncate(count_max);
+    found
 }
 
 /// Sends a signal; a process that is gone is no error.

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use model::{Cluster, ClusterId, Resources, RoutingId, VolumeId};
+use model::{Cluster, ClusterId, Resources, RoutingId, StorageUse, VolumeId};
 use rustix::process::Signal;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
 use tokio::time::timeout;
@@ -16,7 +16,7 @@ use crate::cgroup::{Group, MemoryKills};
 use crate::connector::Connector;
 use crate::inside::Inside;
 use crate::process;
-use crate::volume::Unlocked;
+use crate::volume::{Giving, Unlocked};
 
 /// For a fast shutdown, which writes everything to the disk.
 const STOP_MAX: Duration = Duration::from_secs(60);
@@ -53,6 +53,10 @@ pub(crate) struct Running {
     /// Which volume it runs on.
     pub(crate) on: VolumeId,
     pub(crate) volume: Mutex<Option<Unlocked>>,
+    /// What it stored when it was last measured.
+    pub(crate) measured: Mutex<Option<StorageUse>>,
+    /// When more of what is kept back may be given: of its data and of its write-ahead log.
+    pub(crate) giving: Mutex<[Giving; 2]>,
     exited: watch::Receiver<bool>,
     /// Set when the end is wanted, so that it is not reported as a death.
     stopping: Arc<AtomicBool>,
@@ -88,6 +92,8 @@ impl Running {
             resources: Mutex::new(cluster.resources()),
             on,
             volume,
+            measured: Mutex::default(),
+            giving: Mutex::default(),
             exited,
             stopping,
             lost: OnceLock::new(),
@@ -122,13 +128,14 @@ impl Running {
         let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
     }
 
-    /// Ends the engine: asked nicely, then firmly, then killed.
-    pub(crate) async fn end(&self) {
+    /// Ends the engine: asked nicely, unless it cannot write any more, then firmly, then killed.
+    pub(crate) async fn end(&self, can_write: bool) {
         self.stopping.store(true, Ordering::SeqCst);
         let mut exited = self.exited.clone();
         let postmaster =
             process::children(self.jailer).first().and_then(|init| process::children(*init).first().copied());
-        for (signal, patience) in [(Signal::INT, STOP_MAX), (Signal::QUIT, ABORT_MAX)] {
+        let ways = [(Signal::INT, STOP_MAX), (Signal::QUIT, ABORT_MAX)];
+        for (signal, patience) in ways.into_iter().skip(usize::from(!can_write)) {
             let Some(postmaster) = postmaster.filter(|_| !self.has_exited()) else {
                 break;
             };

@@ -48,7 +48,9 @@ pub(crate) fn search(
     let mut raw = Search::new(needle);
     let place: String = match kind {
         Encryption::FscryptImage | Encryption::Luks2 => {
-            raw.named(&Inside::at(folder)?, OsStr::new("image"))?;
+            let folder = Inside::at(folder)?;
+            raw.named(&folder, OsStr::new("image"))?;
+            raw.named(&folder, OsStr::new("wal"))?;
             "the volume's image".to_owned()
         }
         Encryption::Gocryptfs => {

@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use model::{Cluster, INTERNAL_ROLE, Plan};
+use model::{Cluster, INTERNAL_ROLE, Plan, StorageLimit};
 
 use crate::Error;
 use crate::inside::Inside;
@@ -16,8 +16,16 @@ const CONNECTIONS_MAX: u32 = model::CONNECTIONS_PER_CLUSTER_MAX + 20;
 const CONNECTIONS_RESERVED: u32 = 10;
 /// Subscriptions of one engine. Until PostgreSQL 17 they are counted as replication slots are, which nobody can make here.
 const ORIGINS_MAX: u32 = 10;
+/// Twice what PostgreSQL takes at least with segments of 16 MiB.
+const WAL_MIB_MIN: u64 = 64;
 /// First major version whose `pg_ident.conf` knows `all`.
 const IDENT_ALL_MAJOR: u32 = 16;
+
+/// What the write-ahead log may grow to between checkpoints, in MiB. PostgreSQL takes it as an aim: while a checkpoint waits for
+/// a slow disk more is written, so it is a quarter of what there is.
+fn wal_mib(limit: StorageLimit, of_plan: u64) -> u64 {
+    (limit.wal_bytes() / 4 / (1 << 20)).clamp(WAL_MIB_MIN, of_plan)
+}
 
 /// Writes `postgresql.conf` and `pg_hba.conf` anew. What may subscribe elsewhere keeps track of how far it came.
 pub(crate) fn write(
@@ -28,7 +36,8 @@ pub(crate) fn write(
 ) -> Result<(), Error> {
     let origins = if cluster.egress.engine { ORIGINS_MAX } else { 0 };
     let memory = cluster.resources().memory_bytes.unwrap_or(u64::MAX).min(memory_bytes());
-    let text = postgresql_conf(cluster.plan, memory, postgres.has_library("passwordcheck"), origins);
+    let checks_passwords = postgres.has_library("passwordcheck");
+    let text = postgresql_conf(cluster.plan, cluster.storage(), memory, checks_passwords, origins);
     data.write("postgresql.conf", &text, owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
     data.write("postgresql.auto.conf", "", owner)?;
@@ -59,13 +68,21 @@ pub(crate) fn admits_all(postgres: &Postgres) -> bool {
     postgres.major >= IDENT_ALL_MAJOR
 }
 
-fn postgresql_conf(plan: Plan, memory_bytes: u64, checks_passwords: bool, origins: u32) -> String {
+fn postgresql_conf(
+    plan: Plan,
+    limit: StorageLimit,
+    memory_bytes: u64,
+    checks_passwords: bool,
+    origins: u32,
+) -> String {
     let megabyte = 1 << 20;
     let (shared, work, maintenance, wal) = match plan {
         Plan::Serverless => (32, 4, 64, 512),
         // A quarter of its memory, as PostgreSQL's manual advises (20.4.1).
         Plan::Dedicated => ((memory_bytes / megabyte / 4).clamp(128, 8_192), 16, 256, 2_048),
     };
+    let wal = wal_mib(limit, wal);
+    let temp = limit.temp_kib_per_session();
     // Its rules for passwords in clear are PostgreSQL's own: eight characters, letters and others, not the user's name.
     let libraries = if checks_passwords { "passwordcheck" } else { "" };
     let jit = if plan == Plan::Dedicated { "on" } else { "off" };
@@ -85,7 +102,11 @@ shared_buffers = '{shared}MB'
 work_mem = '{work}MB'
 maintenance_work_mem = '{maintenance}MB'
 max_wal_size = '{wal}MB'
-min_wal_size = '80MB'
+min_wal_size = '32MB'
+# Nobody makes replication slots here; one that was made all the same must not fill the disk.
+max_slot_wal_keep_size = '{wal}MB'
+wal_keep_size = 0
+temp_file_limit = '{temp}kB'
 wal_level = replica
 max_wal_senders = 0
 max_replication_slots = {origins}
@@ -128,15 +149,36 @@ pub(crate) fn memory_bytes() -> u64 {
 mod tests {
     use super::*;
 
+    fn storage(gib: u64) -> StorageLimit {
+        StorageLimit::from_gib(gib).unwrap()
+    }
+
+    #[test]
+    fn the_log_aims_at_a_quarter_of_its_part_and_a_session_s_temporary_files_have_a_limit() {
+        let text = |gib, plan| postgresql_conf(plan, storage(gib), 4 << 30, true, 0);
+        for (gib, plan, line) in [
+            (1, Plan::Serverless, "max_wal_size = '64MB'"),
+            (10, Plan::Serverless, "max_wal_size = '320MB'"),
+            (1_000, Plan::Serverless, "max_wal_size = '512MB'"),
+            (1_000, Plan::Dedicated, "max_wal_size = '2048MB'"),
+            (1, Plan::Serverless, "temp_file_limit = '196608kB'"),
+        ] {
+            assert!(text(gib, plan).lines().any(|found| found == line), "{gib} GiB: {line}");
+        }
+    }
+
     #[test]
     fn nothing_listens_on_a_network_and_no_statement_is_logged() {
         for plan in [Plan::Serverless, Plan::Dedicated] {
-            let text = postgresql_conf(plan, 24 << 30, true, 0);
+            let text = postgresql_conf(plan, storage(10), 24 << 30, true, 0);
             for line in ["listen_addresses = ''", "log_min_error_statement = panic", "fsync = on"] {
                 assert!(text.lines().any(|found| found == line), "{line}");
             }
         }
-        assert!(postgresql_conf(Plan::Dedicated, 4 << 30, true, 0).contains("shared_buffers = '1024MB'"));
+        assert!(
+            postgresql_conf(Plan::Dedicated, storage(10), 4 << 30, true, 0)
+                .contains("shared_buffers = '1024MB'")
+        );
     }
 
     #[test]

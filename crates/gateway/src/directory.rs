@@ -103,6 +103,8 @@ pub enum NotReady {
     KeyServiceSilent,
     /// The service that keeps the key of its data does not let the cloud in.
     KeyServiceNotLettingIn,
+    /// It was stopped because it stores more than its limit.
+    StorageUsedUp,
     /// Who may sign in cannot be asked. The reason is in the operator's log.
     Unasked,
     /// The user could not be made, or its roles could not be granted. The reason is in the operator's log.

@@ -252,6 +252,11 @@ fn not_ready(reason: crate::directory::NotReady) -> (&'static str, String, Optio
                 .to_owned(),
             Some("The operator sets others with: chitin key service set NAME"),
         ),
+        NotReady::StorageUsedUp => (
+            "53100",
+            "the cluster stores more than its limit, and was stopped".to_owned(),
+            Some("The operator gives it more with: chitin cluster update NAME --storage GIB"),
+        ),
         NotReady::Unasked => (
             "57P03",
             "the cluster cannot say at this moment who may sign in".to_owned(),

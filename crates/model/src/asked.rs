@@ -1,4 +1,4 @@
-//! What a client of the Cloud API asked for, most of which changes nothing on this machine.
+//! What a client of the Cloud API asked for in its own words.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +17,8 @@ pub enum Tier {
     Advanced,
 }
 
-/// Kept only because clients compare our answers with what they sent; none of it is enforced but [`Self::expires_at`].
+/// Kept because clients compare our answers with what they sent. Of it only storage ([`crate::StorageLimit`]), processors and disk
+/// operations ([`crate::Resources`]) and [`Self::expires_at`] change anything here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Asked {
@@ -27,7 +28,7 @@ pub struct Asked {
     pub primary_region: Option<String>,
     /// Request units a month.
     pub request_unit_limit: Option<i64>,
-    /// Storage.
+    /// The storage limit of a serverless cluster, in MiB.
     pub storage_mib_limit: Option<i64>,
     /// The size of a STANDARD cluster.
     pub provisioned_virtual_cpus: Option<i64>,
@@ -39,7 +40,7 @@ pub struct Asked {
     pub machine_type: Option<String>,
     /// Processors of a node.
     pub virtual_cpus: Option<u32>,
-    /// Storage of a node.
+    /// The storage limit of a dedicated cluster, in GiB.
     pub storage_gib: Option<u32>,
     /// Disk operations a second.
     pub disk_iops: Option<u32>,

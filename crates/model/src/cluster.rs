@@ -177,6 +177,9 @@ pub struct Observation {
     /// Its memory.
     #[serde(default)]
     pub memory: crate::MemorySeen,
+    /// What it stores.
+    #[serde(default)]
+    pub storage: crate::StorageSeen,
 }
 
 impl Observation {
@@ -198,6 +201,7 @@ impl Observation {
             roles: crate::RolesSeen { is_whole: Some(true), ..crate::RolesSeen::default() },
             volume: crate::VolumeSeen::default(),
             memory: crate::MemorySeen::default(),
+            storage: crate::StorageSeen::default(),
         }
     }
 }

@@ -15,6 +15,7 @@ mod outlet;
 mod resources;
 mod role;
 mod sign_in;
+mod storage;
 mod volume;
 
 pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical, neighbourhood};
@@ -52,6 +53,7 @@ pub use sign_in::{
     OCSP_TIMEOUT_MS_DEFAULT, Ocsp, OcspMode, PROVIDERS_MAX, ProviderName, Provisioned,
     SIGN_IN_TEXT_BYTES_MAX, SignIn,
 };
+pub use storage::{Enforcement, Fullness, StorageLimit, StorageSeen, StorageUse};
 pub use volume::{Checkpoint, VolumeId, VolumeSeen};
 
 /// The database that every cluster starts with, as CockroachDB Cloud names it.

@@ -33,7 +33,7 @@ pub struct EngineFacts {
     pub is_running: bool,
     /// This process saw the engine work before.
     pub was_good: bool,
-    /// The data key may not be used: nothing may run, whatever is wished.
+    /// The data key may not be used, or the cluster is above its storage limit: nothing may run, whatever is wished.
     pub is_barred: bool,
     /// A copy of the volume under another data key is ready.
     pub is_copied: bool,

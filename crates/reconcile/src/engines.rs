@@ -206,6 +206,7 @@ async fn take(house: &Reconciler, step: Step, entry: &Entry, failures: u32) -> O
 /// Whether the keys forbid that it runs.
 fn is_barred(entry: &Entry) -> bool {
     entry.seen.keys.hindrance(&entry.cluster.keys).is_some()
+        || entry.seen.storage.is_stopped(entry.cluster.storage())
 }
 
 /// Whether the volume is copied under a data key that somebody asked for.

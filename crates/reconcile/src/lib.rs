@@ -13,6 +13,7 @@ mod keys;
 mod memory;
 mod networks;
 mod roles;
+mod storage;
 mod volumes;
 
 pub use back_off::{BackOff, LONGEST, SHORTEST};
@@ -149,7 +150,8 @@ impl Reconciler {
             checkpoints::run(&self, &stop),
             memory::run(&self, &stop),
             volumes::run(&self, &stop),
-            expiry::run(&self, &stop)
+            expiry::run(&self, &stop),
+            storage::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
     }

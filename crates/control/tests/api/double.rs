@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use api::{
-    Capability, Database, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
+    Capability, Database, Disk, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
     RootKeyProtection, SqlUser, ThrottleLine,
 };
 use async_trait::async_trait;
@@ -26,6 +26,7 @@ pub struct Engines {
     pub throttle: Mutex<Vec<ThrottleLine>>,
     pub cleared: Mutex<Vec<ClearThrottle>>,
     pub capabilities: Mutex<Vec<Capability>>,
+    pub disk: Mutex<Option<Disk>>,
     tunnels: AtomicUsize,
     pub engine_egress: Mutex<Vec<(ClusterId, bool)>>,
     /// Which keys were tried, and for whom.
@@ -122,7 +123,7 @@ impl Administration for Engines {
 
     async fn facts(&self, id: ClusterId) -> Result<Facts, Refusal> {
         let is_asleep = self.asleep.lock().unwrap().contains(&id);
-        Ok(Facts { sessions: 3, is_unlocked: Some(!is_asleep), volume_evidence: None })
+        Ok(Facts { sessions: 3, is_unlocked: Some(!is_asleep), volume_evidence: None, storage: None })
     }
 
     async fn prove(&self, _: ClusterId) -> Result<Vec<ProofRow>, Refusal> {
@@ -189,7 +190,8 @@ impl Administration for Engines {
 
     fn machine(&self) -> Machine {
         let capabilities = self.capabilities.lock().unwrap().clone();
-        Machine { postgres_version: "15.18".to_owned(), capabilities, ..Machine::default() }
+        let disk = self.disk.lock().unwrap().clone();
+        Machine { postgres_version: "15.18".to_owned(), capabilities, disk, ..Machine::default() }
     }
 
     fn wireguard_private_key(&self) -> String {

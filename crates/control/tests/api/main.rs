@@ -17,4 +17,5 @@ mod peerings;
 mod rules;
 mod served;
 mod sign_in;
+mod storage;
 mod world;

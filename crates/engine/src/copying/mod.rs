@@ -74,7 +74,7 @@ pub(crate) fn pass(
 }
 
 /// The bytes that the files of a volume take on the disk.
-pub(crate) fn used_bytes(base: &Path) -> Result<u64, Error> {
+pub(crate) fn used_bytes(base: &Inside) -> Result<u64, Error> {
     fn add(folder: &Inside, depth: usize) -> Result<u64, Error> {
         let mut bytes = 0;
         for name in folder.names()? {
@@ -91,7 +91,7 @@ pub(crate) fn used_bytes(base: &Path) -> Result<u64, Error> {
         }
         Ok(bytes)
     }
-    add(&Inside::at(base)?, 0)
+    add(base, 0)
 }
 
 struct Pass<'a> {

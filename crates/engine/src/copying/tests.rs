@@ -210,7 +210,7 @@ fn a_copy_that_is_given_up_ends_at_once() {
 fn folders_without_end_are_refused_and_measured_in_an_end() {
     let mut trees = Trees::new();
     fs::create_dir_all(trees.from("pg").join("d/".repeat(DEPTH_MAX + 10))).unwrap();
-    assert!(used_bytes(trees.from.path()).is_ok());
+    assert!(used_bytes(&Inside::at(trees.from.path()).unwrap()).is_ok());
     let Err(Stopped::Failed(refused)) = trees.pass() else {
         panic!("it was copied");
     };

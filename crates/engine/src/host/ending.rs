@@ -23,7 +23,22 @@ impl Host {
         .await
     }
 
+    /// Stops an engine that cannot bring anything to the disk any more, and locks its volume.
+    pub async fn stop_at_once(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
+        let host = self.clone();
+        to_its_end(async move {
+            let slot = host.slot(id);
+            let _turn = slot.turn.lock().await;
+            host.end_in(&slot, false).await
+        })
+        .await
+    }
+
     pub(super) async fn stop_in(&self, slot: &Slot) -> Result<(), Error> {
+        self.end_in(slot, true).await
+    }
+
+    async fn end_in(&self, slot: &Slot, can_write: bool) -> Result<(), Error> {
         Self::give_up_copy(slot).await?;
         let Some(running) = lock(&slot.running).clone() else {
             return Ok(());
@@ -33,7 +48,7 @@ impl Host {
             lock(&running.volume).as_mut().map(Unlocked::give_up);
             running.end_at_once().await;
         } else {
-            running.end().await;
+            running.end(can_write).await;
         }
         let volume = lock(&running.volume).take();
         let (run, etc) = (self.places.run(running.routing_id), self.etc(running.id));

@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use keys::{DataKey, WrappedKey};
-use model::{Cluster, ClusterId, Encryption, VolumeId};
+use model::{Cluster, ClusterId, Encryption, StorageLimit, VolumeId};
 use tokio::sync::watch;
 use tokio::time::timeout;
 
 use super::{Host, Slot, blocking, lock, to_its_end};
 use crate::companion::Companion;
 use crate::copying::{self, Looks, Progress, Stopped};
+use crate::inside::Inside;
 use crate::places::{Marker, Owner, Places, make_folder};
 use crate::volume::{self, Unlocked};
 use crate::{Error, syscall};
@@ -210,17 +211,20 @@ impl Host {
             self.stop_in(slot).await?;
         }
         let (places, id, owner) = (self.places.clone(), cluster.id, Owner::of(cluster));
+        let limit = cluster.storage();
         let (from, source) = match (base, keys.source) {
             (Some(base), _) => (base, None),
             (None, Some(key)) => {
                 let (folder, companion) = (places.volume(id, marker.generation), self.companion.clone());
-                let unlock = move || volume::unlock(&companion, &folder, marker.encryption, &key, owner);
+                let unlock =
+                    move || volume::unlock(&companion, &folder, marker.encryption, &key, owner, limit);
                 let unlocked = blocking(unlock).await?;
                 (unlocked.base.clone(), Some(unlocked))
             }
             // It was stopped since its key was not needed.
             (None, None) => return Ok(None),
         };
+        let reserve_bytes = self.machine_room()?.reserve_bytes;
         let next = lock(&slot.next).clone();
         let kind = self.posture.encryption_of_new();
         let base = from.clone();
@@ -229,12 +233,15 @@ impl Host {
             let opened = match (next, wrapped) {
                 (Some(next), None) => {
                     let folder = places.volume(id, next.generation);
-                    let unlocked = volume::unlock(&companion, &folder, next.kind, &target, owner);
+                    // What fits into the one fits into the other, whatever the limit says by now.
+                    let unlocked =
+                        volume::unlock(&companion, &folder, next.kind, &target, owner, StorageLimit::MAX);
                     unlocked.map(|unlocked| Some((next, unlocked)))
                 }
                 (None, Some(wrapped)) => {
                     let made = (&*companion, &places, id, marker);
-                    make_next(made, kind?, (&target, &wrapped), owner, &base).map(Some)
+                    make_next(made, kind?, (&target, &wrapped), (owner, limit), (&base, reserve_bytes))
+                        .map(Some)
                 }
                 // Somebody destroyed the copy, or began one, while we asked for its key.
                 (Some(_), Some(_)) | (None, None) => Ok(None),
@@ -339,19 +346,22 @@ fn make_next(
     (companion, places, id, current): (&Companion, &Places, ClusterId, Marker),
     kind: Encryption,
     (key, wrapped): (&DataKey, &WrappedKey),
-    owner: Owner,
-    base: &Path,
+    (owner, limit): (Owner, StorageLimit),
+    (base, reserve_bytes): (&Path, u64),
 ) -> Result<(Arc<NextVolume>, Unlocked), Error> {
     volume::destroy_others(places, id, current.generation)?;
     let generation = current.generation.checked_add(1).unwrap_or(1);
     let folder = places.volume(id, generation);
-    let used_bytes = copying::used_bytes(base)?;
-    must_have_room(&places.cluster(id), used_bytes)?;
+    let used_bytes = copying::used_bytes(&Inside::at(base)?)?;
+    must_have_room(&places.cluster(id), used_bytes, reserve_bytes)?;
     make_folder(&folder, 0o711)?;
     let made = (|| {
         volume::keep_wrapped_key(&folder, wrapped)?;
         fail::fail_point!("copy-keyed");
-        volume::create(companion, &folder, kind, key, owner)
+        let wal_bytes = volume::wal_used_bytes(base)?;
+        let unlocked = volume::create(companion, &folder, kind, key, owner, (limit, wal_bytes))?;
+        unlocked.receive(&folder, kind, owner)?;
+        Ok(unlocked)
     })();
     let unlocked = match made {
         Ok(unlocked) => unlocked,
@@ -376,10 +386,11 @@ fn make_next(
     Ok((Arc::new(next), unlocked))
 }
 
-fn must_have_room(folder: &Path, used_bytes: u64) -> Result<(), Error> {
+/// Refuses a copy for which there is no room, or which would take from what the machine keeps for what runs.
+fn must_have_room(folder: &Path, used_bytes: u64, reserve_bytes: u64) -> Result<(), Error> {
     let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("look at", folder)(cause.into()))?;
     let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
-    let needed_bytes = used_bytes.saturating_add(used_bytes / 10);
+    let needed_bytes = used_bytes.saturating_add(used_bytes / 10).saturating_add(reserve_bytes);
     if free_bytes >= needed_bytes {
         return Ok(());
     }
@@ -393,9 +404,10 @@ mod tests {
     #[test]
     fn a_copy_that_has_no_room_is_refused_with_numbers() {
         let folder = tempfile::tempdir().unwrap();
-        must_have_room(folder.path(), 1).unwrap();
-        let refused = must_have_room(folder.path(), 1_000_000_000_000_000).unwrap_err().to_string();
-        assert!(refused.contains("1100000000000000 free bytes"), "a tenth more is wanted: {refused}");
+        must_have_room(folder.path(), 1, 0).unwrap();
+        let refused = must_have_room(folder.path(), 1_000_000_000_000_000, 7).unwrap_err().to_string();
+        assert!(refused.contains("1100000000000007 free bytes"), "a tenth more, and the reserve: {refused}");
+        assert!(must_have_room(folder.path(), 1, u64::MAX / 2).is_err(), "the reserve counts");
         assert!(refused.contains(&folder.path().display().to_string()), "{refused}");
     }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use keys::DataKey;
-use model::{Cluster, VolumeId};
+use model::{Cluster, StorageLimit, VolumeId};
 
 use super::{Host, KeyUse, NextVolume, Slot, admitted_before, blocking, lock, to_its_end};
 use crate::copying::{self, Stopped};
@@ -63,7 +63,9 @@ impl Host {
         let source = self.ended_cleanly(slot, cluster, old, &old_key).await?;
         let (last, owner, companion) = (next.clone(), Owner::of(cluster), self.companion.clone());
         blocking(move || {
-            let target = match volume::unlock(&companion, &new_folder, last.kind, &new_key, owner) {
+            let unlocked =
+                volume::unlock(&companion, &new_folder, last.kind, &new_key, owner, StorageLimit::MAX);
+            let target = match unlocked {
                 Ok(target) => target,
                 Err(cause) => {
                     source.lock()?;
@@ -113,8 +115,8 @@ impl Host {
     ) -> Result<Unlocked, Error> {
         for is_last in [false, true] {
             let (folder, key) = (self.places.volume(cluster.id, marker.generation), key.clone());
-            let (owner, companion) = (Owner::of(cluster), self.companion.clone());
-            let unlock = move || volume::unlock(&companion, &folder, marker.encryption, &key, owner);
+            let (owner, companion, limit) = (Owner::of(cluster), self.companion.clone(), cluster.storage());
+            let unlock = move || volume::unlock(&companion, &folder, marker.encryption, &key, owner, limit);
             let volume = blocking(unlock).await?;
             let (host, wanted) = (self.clone(), cluster.clone());
             let (volume, state) = blocking(move || {

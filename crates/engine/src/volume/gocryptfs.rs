@@ -166,6 +166,11 @@ fn wait_ready(server: &mut Child) -> Result<(), String> {
 }
 
 impl Unlocked {
+    /// The process that serves it, and whose children do.
+    pub(super) fn server(&self) -> u32 {
+        self.server.id()
+    }
+
     /// Unmounts; the key ends with the process that held it.
     pub(super) fn lock(mut self) -> Result<(), Error> {
         let by_kernel = unmount(&self.mounted, UnmountFlags::empty());

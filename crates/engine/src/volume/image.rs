@@ -1,18 +1,22 @@
 //! fscrypt inside an ext4 image of our own, for machines whose file system was made without encryption.
 
 use std::fs::File;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use keys::DataKey;
+use model::StorageLimit;
+use rustix::fs::{RenameFlags, renameat_with};
 use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::trouble::{self, Trouble};
-use super::{FILES, Seen, fscrypt};
+use super::{FILES, Seen, fscrypt, wal};
 use crate::Error;
-use crate::places::{make_folder, mount_at};
+use crate::inside::Inside;
+use crate::places::{self, Owner, make_folder, mount_at};
 use crate::process::run;
 
 /// The image's largest size. It is sparse: what the cluster does not use costs nothing.
@@ -25,67 +29,171 @@ const TOOL_MAX: Duration = Duration::from_secs(60);
 const DETACH_MAX: Duration = Duration::from_secs(10);
 const DETACH_PAUSE: Duration = Duration::from_millis(10);
 pub(super) const IMAGE: &str = "image";
+/// The image that has the write-ahead log alone, and where it is mounted.
+pub(super) const WAL: &str = "wal";
+pub(super) const WAL_NEW: &str = "wal.new";
+pub(super) const WAL_FILES: &str = "wal-files";
 /// The encrypted folder inside: the root of an ext4 file system cannot be one.
 const INNER: &str = "v";
 
 /// A mounted image whose key the kernel holds.
 #[derive(Debug)]
-pub(super) struct Unlocked {
+struct Part {
     inner: fscrypt::Unlocked,
     image: PathBuf,
     mounted: PathBuf,
+}
+
+/// The two images of a volume.
+#[derive(Debug)]
+pub(super) struct Unlocked {
+    data: Part,
+    wal: Part,
 }
 
 pub(super) fn base(folder: &Path) -> PathBuf {
     folder.join(FILES).join(INNER)
 }
 
-/// Makes an empty image file. It is sparse, and as large as the disk below: what fills up is the disk, and it says so
-/// itself.
+/// The encrypted folder of the image for the write-ahead log.
+pub(super) fn wal_base(folder: &Path) -> PathBuf {
+    folder.join(WAL_FILES).join(INNER)
+}
+
+/// Makes an empty image file for data. It is sparse, and as large as the disk below: what holds a cluster to its limit is
+/// the ballast in it, which can shrink and grow while the engine works.
 pub(super) fn allocate(folder: &Path) -> Result<(), Error> {
     let image = folder.join(IMAGE);
-    let failed = || Error::file("create", &image);
-    let room = rustix::fs::statvfs(folder).map_err(|cause| failed()(cause.into()))?;
+    let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("create", &image)(cause.into()))?;
     let bytes = (room.f_blocks * room.f_frsize).clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX);
-    let file = File::create_new(&image).map_err(failed())?;
+    allocate_file(&image, bytes)
+}
+
+fn allocate_file(image: &Path, bytes: u64) -> Result<(), Error> {
+    let failed = || Error::file("create", image);
+    let file = File::create_new(image).map_err(failed())?;
     rustix::fs::fchmod(&file, rustix::fs::Mode::from_raw_mode(0o600))
         .map_err(|cause| failed()(cause.into()))?;
     file.set_len(bytes).map_err(failed())
 }
 
-/// Makes the image with the encryption feature, and the encrypted folder in it; leaves it unmounted.
-pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
+/// Makes the images with the encryption feature, and the encrypted folder in each; leaves them unmounted. With room for a
+/// write-ahead log of so many bytes.
+pub(super) fn create(folder: &Path, key: &DataKey, wal_bytes: u64) -> Result<(), Error> {
     allocate(folder)?;
+    format(&folder.join(IMAGE), folder, FILES, key)?;
+    create_wal(folder, key, wal_bytes)?;
+    keep_wal(folder)
+}
+
+/// Makes the image for the write-ahead log, under another name until it is whole. It is as large as any limit allows, and
+/// larger where that is needed for what is there already: what holds it to its limit is a ballast, as in the other.
+fn create_wal(folder: &Path, key: &DataKey, wal_bytes: u64) -> Result<(), Error> {
+    let made = folder.join(WAL_NEW);
+    places::remove_folder(&made)?;
+    allocate_file(&made, StorageLimit::MAX.wal_bytes().max(wal_bytes.saturating_mul(2)))?;
+    format(&made, folder, WAL_FILES, key)
+}
+
+fn keep_wal(folder: &Path) -> Result<(), Error> {
+    let opened = Inside::at(folder)?;
+    renameat_with(&opened, WAL_NEW, &opened, WAL, RenameFlags::NOREPLACE)
+        .map_err(|cause| Error::file("create", &folder.join(WAL))(cause.into()))?;
+    opened.sync()
+}
+
+/// Gives a volume of an earlier version, which is unlocked, its image for the write-ahead log, with everything in it that
+/// belongs there.
+fn add_wal(folder: &Path, key: &DataKey, owner: Owner) -> Result<(), Error> {
+    let base = base(folder);
+    wal::must_be_here(&base, &folder.join(WAL))?;
+    create_wal(folder, key, wal::used_bytes(&base)?)?;
+    let made = open(&folder.join(WAL_NEW), folder.join(WAL_FILES), key)?;
+    let filled = wal::fill(&base, &wal_base(folder), owner);
+    filled.and(made.lock())?;
+    keep_wal(folder)
+}
+
+fn format(image: &Path, folder: &Path, at: &str, key: &DataKey) -> Result<(), Error> {
     // Inode tables and journal are not written: making a cluster must not write gigabytes of zeros.
     let mut make = Command::new("mkfs.ext4");
-    make.args(["-q", "-F", "-O", "encrypt", "-m", "0", "-i", "65536", "-J", "size=16"])
+    make.args(["-q", "-F", "-O", "encrypt", "-m", "0", "-b", "4096", "-i", "65536", "-J", "size=16"])
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
-        .arg(folder.join(IMAGE));
+        .arg(image);
     run("mkfs.ext4", make, TOOL_MAX)?;
-    let mounted = mount(folder)?;
+    let mounted = mount(image, &folder.join(at))?;
     let made =
         fscrypt::create(&mounted.join(INNER), key).and_then(|()| fscrypt::unlock(&mounted.join(INNER), key));
     let locked = made.and_then(fscrypt::Unlocked::lock);
-    locked.and(take_down(&mounted, &folder.join(IMAGE)))
+    locked.and(take_down(&mounted, image))
 }
 
-pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
-    let mounted = mount(folder)?;
+/// Unlocks both images. A volume of an earlier version has one, and gets the other.
+pub(super) fn unlock(folder: &Path, key: &DataKey, owner: Owner) -> Result<Unlocked, Error> {
+    super::check::must_have_room(folder)?;
+    let data = open(&folder.join(IMAGE), folder.join(FILES), key)?;
+    let wal = (|| {
+        let image = folder.join(WAL);
+        if !image.try_exists().map_err(Error::file("look at", &image))? {
+            add_wal(folder, key, owner)?;
+        }
+        open(&image, folder.join(WAL_FILES), key)
+    })();
+    match wal {
+        Ok(wal) => Ok(Unlocked { data, wal }),
+        Err(cause) => {
+            data.lock()?;
+            Err(cause)
+        }
+    }
+}
+
+/// Checks an image where its file system says that something is wrong with it, mounts it and gives the kernel its key.
+fn open(image: &Path, mounted: PathBuf, key: &DataKey) -> Result<Part, Error> {
+    // Two mounts of one image write over each other, and so do a mount and a check.
+    if let Some(device) = loops_below(image).next() {
+        let attached = format!(
+            "it is still attached to {}, by a mount that somebody else holds; end that, or restart the machine",
+            device.display()
+        );
+        return Err(Error::file("unlock", image)(std::io::Error::other(attached)));
+    }
+    super::check::mend(image)?;
+    let mounted = mount(image, &mounted).or_else(|refused| {
+        if !super::check::is_of_file_system(&refused) {
+            return Err(refused);
+        }
+        // A disk that failed may have kept it from writing down that it has errors.
+        tracing::warn!(image = %image.display(), %refused, "the file system cannot be mounted; it is checked");
+        super::check::check(image)?;
+        mount(image, &mounted)
+    })?;
     match fscrypt::unlock(&mounted.join(INNER), key) {
-        Ok(inner) => Ok(Unlocked { inner, image: folder.join(IMAGE), mounted }),
+        Ok(inner) => Ok(Part { inner, image: image.to_owned(), mounted }),
         Err(cause) => {
             // Why it could not be unlocked is the better reason.
-            let _ = take_down(&mounted, &folder.join(IMAGE));
+            let _ = take_down(&mounted, image);
             Err(cause)
         }
     }
 }
 
 impl Unlocked {
-    /// Removes the key, then the mount. Both are tried, whatever the first says.
+    /// Removes the keys, then the mounts. All are tried, whatever the others say.
     pub(super) fn lock(self) -> Result<(), Error> {
-        let locked = self.inner.lock();
-        locked.and(take_down(&self.mounted, &self.image))
+        let (inside, wal) = (wal::unbind(&self.data.mounted), self.wal.lock());
+        self.data.lock().and(wal).and(inside)
+    }
+}
+
+impl Part {
+    fn lock(self) -> Result<(), Error> {
+        let (locked, down) = (self.inner.lock(), take_down(&self.mounted, &self.image));
+        match locked {
+            // No key can be removed from a file system that the kernel stopped writing to. It ends with the mount.
+            Err(Error::File { source, .. }) if source.kind() == ErrorKind::ReadOnlyFilesystem => down,
+            locked => locked.and(down),
+        }
     }
 }
 
@@ -115,6 +223,12 @@ pub(super) fn unmount_wholly(mounted: &Path) -> Result<(), Errno> {
 /// What the kernel says of the mount, and of the encrypted folder inside.
 pub(super) fn seen(folder: &Path) -> Seen {
     let loops: Vec<PathBuf> = loops_below(&folder.join(IMAGE)).collect();
+    let is_mounted = mount_at(&folder.join(FILES)).is_some();
+    if !is_mounted
+        && (loops_below(&folder.join(WAL)).next().is_some() || mount_at(&folder.join(WAL_FILES)).is_some())
+    {
+        return Seen::wrong("the image of its write-ahead log is still attached or mounted".to_owned());
+    }
     match mount_at(&folder.join(FILES)) {
         None if loops.is_empty() => {
             Seen::locked("nothing of its image is mounted, and its key died with the mount".to_owned())
@@ -152,24 +266,21 @@ pub(super) fn is_mounted(folder: &Path) -> Result<(), Trouble> {
     Err(Trouble::Lost(format!("{source} is mounted there, which is not its image")))
 }
 
-/// Mounts the image. The loop device frees itself with the mount, also when we are killed.
-fn mount(folder: &Path) -> Result<PathBuf, Error> {
-    let target = folder.join(FILES);
-    make_folder(&target, 0o711)?;
+/// Mounts an image. The loop device frees itself with the mount, also when we are killed. What is freed inside is given back
+/// to the disk below.
+fn mount(image: &Path, target: &Path) -> Result<PathBuf, Error> {
+    make_folder(target, 0o711)?;
     let mut mount = Command::new("mount");
-    mount
-        .args(["-n", "-t", "ext4", "-o", "loop", "-o", super::MOUNT_OPTIONS])
-        .arg(folder.join(IMAGE))
-        .arg(&target);
+    mount.args(["-n", "-t", "ext4", "-o", "loop,discard", "-o", super::MOUNT_OPTIONS]).arg(image).arg(target);
     run("mount", mount, TOOL_MAX)?;
     // Past the page cache of the disk below: else every block is cached twice, and a commit's flush takes twice as long.
     // A disk that cannot works as before.
-    for device in loops_below(&folder.join(IMAGE)) {
+    for device in loops_below(image) {
         let _ = Command::new("losetup").arg("--direct-io=on").arg(device).stderr(Stdio::null()).status();
     }
     // Searchable, so that the engine's user comes to its own folder inside; listable by nobody.
-    make_folder(&target, 0o711)?;
-    Ok(target)
+    make_folder(target, 0o711)?;
+    Ok(target.to_owned())
 }
 
 /// Frees loop devices whose file lies below the folder, and waits until they are gone.
@@ -198,4 +309,68 @@ fn loops_below(path: &Path) -> impl Iterator<Item = PathBuf> {
         let file = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
         Path::new(file.trim_end()).starts_with(path).then(|| Path::new("/dev").join(device.file_name()))
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use model::Encryption;
+
+    use super::*;
+    use crate::places::is_root;
+    use crate::volume::space;
+
+    fn owner() -> Owner {
+        Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    }
+
+    /// Its log takes more than the part that its limit gives, and an earlier try to add the image was broken off.
+    #[test]
+    fn a_volume_of_an_earlier_version_gets_an_image_that_its_log_fits_into() {
+        if !is_root() || !Path::new("/dev/loop-control").exists() {
+            return crate::skipped::skipped("only root may mount images");
+        }
+        let place = tempfile::tempdir().unwrap();
+        let (folder, key) = (place.path(), DataKey::random());
+        allocate(folder).unwrap();
+        format(&folder.join(IMAGE), folder, FILES, &key).unwrap();
+        let data = open(&folder.join(IMAGE), folder.join(FILES), &key).unwrap();
+        let log = base(folder).join("pg/pg_wal");
+        std::fs::create_dir_all(&log).unwrap();
+        let (segment, count, limit) = (vec![0x55; 16 << 20], 20, StorageLimit::MIN);
+        assert!(count * (16 << 20) > limit.wal_bytes());
+        for number in 0..count {
+            std::fs::write(log.join(format!("{number:024}")), &segment).unwrap();
+        }
+        data.lock().unwrap();
+        std::fs::write(folder.join(WAL_NEW), "half of an image").unwrap();
+
+        for _ in 0..2 {
+            let unlocked = unlock(folder, &key, owner()).unwrap();
+            space::begin(folder, Encryption::FscryptImage, limit).unwrap();
+            wal::separate(&base(folder), &wal_base(folder), owner()).unwrap();
+            assert_eq!(std::fs::read_dir(&log).unwrap().count() as u64, count);
+            assert!(
+                std::fs::read(log.join(format!("{:024}", 7))).unwrap() == segment,
+                "it is not what it was"
+            );
+            // What recovery needs, whatever the limit says.
+            std::fs::write(log.join("new"), &segment).unwrap();
+            std::fs::remove_file(log.join("new")).unwrap();
+            unlocked.lock().unwrap();
+            assert!(!folder.join(WAL_NEW).exists());
+        }
+        // Somebody attached it elsewhere.
+        let device =
+            Command::new("losetup").args(["--find", "--show"]).arg(folder.join(WAL)).output().unwrap();
+        let refused = unlock(folder, &key, owner()).unwrap_err().to_string();
+        detach_loops_below(folder);
+        assert!(device.status.success() && refused.contains("still attached"), "{refused}");
+        // Somebody took it away.
+        std::fs::rename(folder.join(WAL), folder.join("away")).unwrap();
+        let refused = unlock(folder, &key, owner()).unwrap_err().to_string();
+        assert!(refused.contains("write-ahead log is missing"), "{refused}");
+        assert!(!folder.join(WAL).exists(), "an empty one is in its place");
+        std::fs::rename(folder.join("away"), folder.join(WAL)).unwrap();
+        unlock(folder, &key, owner()).unwrap().lock().unwrap();
+    }
 }

@@ -54,8 +54,9 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
 }
 
 pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
+    super::check::must_have_room(folder)?;
     let name = open(folder, key)?;
-    match mount(folder, &name) {
+    match super::check::mend(&device(&name)).and_then(|()| mount(folder, &name)) {
         Ok(mounted) => Ok(Unlocked { name, mounted }),
         Err(cause) => {
             // Why it could not be mounted is the better reason.

@@ -1,11 +1,15 @@
 //! One encrypted volume a cluster, by the best means that the machine has.
 
 mod below;
+mod check;
 mod fscrypt;
 mod gocryptfs;
 mod image;
 mod luks;
+mod space;
 mod trouble;
+mod wal;
+mod watched;
 
 use std::fs::File;
 use std::path::{Path, PathBuf};
@@ -13,8 +17,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use keys::{DataKey, WrappedKey};
-use model::{ClusterId, Encryption};
+use model::{ClusterId, Encryption, StorageLimit};
 use serde::Serialize;
+
+pub use space::Measured;
+pub(crate) use space::{Giving, is_tight, measure, settle};
 
 use crate::Error;
 use crate::companion::{Companion, Told};
@@ -25,9 +32,12 @@ use crate::process::run;
 
 /// How a file system of a cluster's own is mounted. Its inode tables are marked as unused until they are; the kernel would
 /// write hundreds of megabytes of zeros over them in the background, and with that fill the sparse image.
-const MOUNT_OPTIONS: &str = "nosuid,nodev,noexec,noatime,noinit_itable";
+///
+/// What cannot be written any more says so at once, instead of going on with what may be wrong.
+const MOUNT_OPTIONS: &str = "nosuid,nodev,noexec,noatime,noinit_itable,errors=remount-ro";
 
 pub(crate) use trouble::{Trouble, look};
+pub(crate) use wal::used_bytes as wal_used_bytes;
 
 /// An unlocked volume.
 #[derive(Debug)]
@@ -123,14 +133,14 @@ pub(crate) fn lock_left(folder: &Path, kind: Encryption) -> Result<(), Error> {
     match kind {
         Encryption::Fscrypt => fscrypt::lock_left(&files)?,
         // Before the mount goes: somebody else's copy of it shows nothing without the key.
-        Encryption::FscryptImage if places::mount_at(&files).is_some() => {
-            let _ = fscrypt::lock_left(&image::base(folder));
+        Encryption::FscryptImage => {
+            let parts =
+                [(files, image::base(folder)), (folder.join(image::WAL_FILES), image::wal_base(folder))];
+            for (_, base) in parts.iter().filter(|(mounted, _)| places::mount_at(mounted).is_some()) {
+                let _ = fscrypt::lock_left(base);
+            }
         }
-        Encryption::FscryptImage
-        | Encryption::Luks2
-        | Encryption::Gocryptfs
-        | Encryption::Attested
-        | Encryption::None => {}
+        Encryption::Luks2 | Encryption::Gocryptfs | Encryption::Attested | Encryption::None => {}
     }
     put_away(folder);
     let deadline = Instant::now() + GONE_MAX;
@@ -151,43 +161,50 @@ pub(crate) fn lock_left(folder: &Path, kind: Encryption) -> Result<(), Error> {
     }
 }
 
-/// Makes an empty volume and unlocks it. The companion hears of it first.
+/// Makes an empty volume and unlocks it, with room for a write-ahead log of so many bytes beside what its limit gives. The
+/// companion hears of it first.
 pub(crate) fn create(
     companion: &Companion,
     folder: &Path,
     kind: Encryption,
     key: &DataKey,
     owner: Owner,
+    (limit, wal_bytes): (StorageLimit, u64),
 ) -> Result<Unlocked, Error> {
     make_folder(folder, if places::is_root() { 0o711 } else { 0o700 })?;
     // Making it may unlock it already.
     companion.tell(folder, kind)?;
     match kind {
         Encryption::Fscrypt => fscrypt::create(&folder.join(FILES), key)?,
-        Encryption::FscryptImage => image::create(folder, key)?,
+        Encryption::FscryptImage => image::create(folder, key, wal_bytes)?,
         Encryption::Gocryptfs => gocryptfs::create(folder, key)?,
         Encryption::Luks2 => luks::create(folder, key)?,
         Encryption::Attested | Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
     }
-    let unlocked = unlock(companion, folder, kind, key, owner)?;
+    let unlocked = unlock(companion, folder, kind, key, owner, limit)?;
     places::give(&unlocked.base, owner)?;
+    if kind == Encryption::FscryptImage {
+        places::give(&image::wal_base(folder), owner)?;
+    }
     Ok(unlocked)
 }
 
-/// Unlocks a volume that exists, for its owner. The companion hears of it first; without one it stays locked.
+/// Unlocks a volume that exists, for its owner, with all the room that its limit gives. The companion hears of it first;
+/// without one it stays locked.
 pub(crate) fn unlock(
     companion: &Companion,
     folder: &Path,
     kind: Encryption,
     key: &DataKey,
     owner: Owner,
+    limit: StorageLimit,
 ) -> Result<Unlocked, Error> {
     let told = companion.tell(folder, kind)?;
     let files = folder.join(FILES);
     let (base, lock) = match kind {
         Encryption::Fscrypt => (files.clone(), Lock::Fscrypt(fscrypt::unlock(&files, key)?)),
         Encryption::FscryptImage => {
-            let unlocked = image::unlock(folder, key)?;
+            let unlocked = image::unlock(folder, key, owner)?;
             (image::base(folder), Lock::Image(unlocked))
         }
         Encryption::Gocryptfs => (files, Lock::Gocryptfs(gocryptfs::unlock(folder, key, owner)?)),
@@ -197,14 +214,51 @@ pub(crate) fn unlock(
         }
         Encryption::Attested | Encryption::None => (files, Lock::None),
     };
-    Ok(Unlocked { base, lock, told })
+    let unlocked = Unlocked { base, lock, told };
+    let given = space::begin(folder, kind, limit).and_then(|()| unlocked.separate_wal(folder, owner));
+    match given {
+        Ok(()) => Ok(unlocked),
+        Err(cause) => {
+            unlocked.lock()?;
+            Err(cause)
+        }
+    }
 }
 
 impl Unlocked {
+    /// Puts what must always be able to grow into the part of the volume that is for it alone, where the volume has one.
+    /// Does nothing where it is there, or where the engine's folder was not made yet.
+    pub(crate) fn separate_wal(&self, folder: &Path, owner: Owner) -> Result<(), Error> {
+        match self.lock {
+            Lock::Image(_) => wal::separate(&self.base, &image::wal_base(folder), owner),
+            Lock::Fscrypt(_) | Lock::Luks(_) | Lock::Gocryptfs(_) | Lock::None => Ok(()),
+        }
+    }
+
+    /// Makes an empty volume ready for a copy of another: with room for all of it, whatever the limit, and with the log in its
+    /// part from the beginning.
+    pub(crate) fn receive(&self, folder: &Path, kind: Encryption, owner: Owner) -> Result<(), Error> {
+        space::begin(folder, kind, StorageLimit::MAX)?;
+        if let Lock::Image(_) = self.lock {
+            wal::make_folders(&self.base)?;
+        }
+        self.separate_wal(folder, owner)
+    }
+
+    /// The process that serves it, where one does.
+    pub(crate) fn server(&self) -> Option<u32> {
+        match &self.lock {
+            Lock::Gocryptfs(unlocked) => Some(unlocked.server()),
+            Lock::Fscrypt(_) | Lock::Image(_) | Lock::Luks(_) | Lock::None => None,
+        }
+    }
+
     /// Returns when everything that was written to the volume in this folder is on the disk.
     pub(crate) fn sync(&self, folder: &Path) -> Result<(), Error> {
         // The volume first: what it writes then lies in a file of the folder, or in several.
-        for place in [&self.base, folder] {
+        let wal = image::wal_base(folder);
+        let wal = matches!(self.lock, Lock::Image(_)).then_some(wal.as_path());
+        for place in wal.into_iter().chain([self.base.as_path(), folder]) {
             Inside::at(place)?.sync()?;
         }
         Ok(())
@@ -292,7 +346,7 @@ pub(crate) fn destroy(places: &Places, id: ClusterId, generation: u32) -> Result
     shred_key(&folder)?;
     // Without one, or in another kind of volume, there is no key of it to be taken out.
     let _ = lock_native(&folder);
-    for name in [FILES, image::IMAGE, gocryptfs::CIPHER] {
+    for name in [FILES, image::WAL_FILES, image::IMAGE, image::WAL, image::WAL_NEW, gocryptfs::CIPHER] {
         let path = folder.join(name);
         put_away(&path);
         remove_folder(&path)?;
@@ -371,10 +425,10 @@ fn try_out(companion: &Companion, places: &Places, id: ClusterId, kind: Encrypti
     let owner = Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };
     let folder = places.cluster(id);
     let tried = (|| -> Result<(), Error> {
-        let unlocked = create(companion, &folder, kind, &key, owner)?;
+        let unlocked = create(companion, &folder, kind, &key, owner, (StorageLimit::MIN, 0))?;
         Inside::at(&unlocked.base)?.write("trial", "trial", owner)?;
         unlocked.lock()?;
-        let unlocked = unlock(companion, &folder, kind, &key, owner)?;
+        let unlocked = unlock(companion, &folder, kind, &key, owner, StorageLimit::MIN)?;
         let read = Inside::at(&unlocked.base).map(|base| base.read("trial"));
         unlocked.lock()?;
         let is_same = read?.is_some_and(|read| read == "trial");

@@ -26,6 +26,8 @@ pub(crate) fn look(folder: &Path, base: &Path, kind: Encryption) -> Result<(), T
         Encryption::FscryptImage => {
             image::is_mounted(folder)?;
             fscrypt::holds(base).map_err(Trouble::Lost)?;
+            fscrypt::holds(&image::wal_base(folder))
+                .map_err(|reason| Trouble::Lost(format!("of its write-ahead log: {reason}")))?;
         }
         Encryption::Luks2 => luks::is_open(folder).map_err(Trouble::Lost)?,
         Encryption::Gocryptfs => gocryptfs::is_mounted(folder).map_err(Trouble::Lost)?,

@@ -1,0 +1,196 @@
+//! What clusters store, and what the machine has left for them.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use model::{ClusterId, INTERNAL_ROLE, StorageLimit, StorageUse};
+use tokio::time::timeout;
+
+use super::{Host, blocking, lock};
+use crate::running::Running;
+use crate::volume::{self, Measured};
+use crate::{Error, process};
+
+/// The machine keeps one in so many bytes of the disk below, at most [`RESERVE_BYTES_MAX`] and, unless the disk is small, at
+/// least [`RESERVE_BYTES_MIN`].
+const RESERVE_PART: u64 = 50;
+const RESERVE_BYTES_MIN: u64 = 1 << 30;
+const RESERVE_BYTES_MAX: u64 = 32 << 30;
+/// Of a small disk, one in so many.
+const RESERVE_PART_MAX: u64 = 10;
+/// Processes of one engine that are looked at: its sessions and its workers.
+const PROCESSES_MAX: usize = 2_048;
+/// For sessions to begin in all databases.
+const OPEN_MAX: Duration = Duration::from_secs(10);
+/// For an engine to take that it is full.
+const RESTRAIN_MAX: Duration = Duration::from_secs(10);
+
+/// What the disk below all clusters has left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MachineRoom {
+    /// The data directory.
+    pub path: PathBuf,
+    /// Its disk.
+    pub total_bytes: u64,
+    /// What everybody may still write.
+    pub free_bytes: u64,
+    /// With less than this no cluster grows and none is made: what runs needs the rest to go on working.
+    pub reserve_bytes: u64,
+}
+
+impl MachineRoom {
+    /// Whether nothing may grow.
+    pub fn is_used_up(&self) -> bool {
+        self.free_bytes < self.reserve_bytes
+    }
+}
+
+impl Host {
+    /// What the disk below has left.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be asked.
+    pub fn machine_room(&self) -> Result<MachineRoom, Error> {
+        let path = self.places.clusters();
+        let room = rustix::fs::statvfs(&path).map_err(|cause| Error::file("look at", &path)(cause.into()))?;
+        let total_bytes = room.f_blocks.saturating_mul(room.f_frsize);
+        let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+        Ok(MachineRoom { path, total_bytes, free_bytes, reserve_bytes: reserve_bytes(total_bytes) })
+    }
+
+    /// Refuses what would take from the reserve.
+    pub(super) fn must_have_room(&self) -> Result<(), Error> {
+        let room = self.machine_room()?;
+        if room.is_used_up() {
+            let MachineRoom { path, free_bytes, reserve_bytes, .. } = room;
+            return Err(Error::ReserveReached { path, free_bytes, reserve_bytes });
+        }
+        Ok(())
+    }
+
+    /// Measures a running cluster, and holds it to its limit where its file system can; with `is_frozen` to what it has.
+    /// Nothing where it does not run.
+    ///
+    /// # Errors
+    ///
+    /// It cannot be measured.
+    pub async fn storage(
+        self: &Arc<Self>,
+        id: ClusterId,
+        limit: StorageLimit,
+        is_frozen: bool,
+    ) -> Result<Option<Measured>, Error> {
+        let Ok(running) = self.running(id) else {
+            return Ok(None);
+        };
+        let Some((base, server)) =
+            lock(&running.volume).as_ref().map(|volume| (volume.base.clone(), volume.server()))
+        else {
+            return Ok(None);
+        };
+        let folder = self.places.volume(id, running.on.generation);
+        let kind = running.on.encryption;
+        let run = running.clone();
+        let measured = blocking(move || {
+            let processes: Vec<u32> = [Some(run.jailer), server]
+                .into_iter()
+                .flatten()
+                .flat_map(|process| process::family(process, PROCESSES_MAX))
+                .collect();
+            let giving = &mut *lock(&run.giving);
+            volume::measure(&folder, &base, &processes, kind, (limit, is_frozen), giving)
+        })
+        .await?;
+        *lock(&running.measured) = Some(measured.usage);
+        if measured.is_given_more {
+            self.keep_open(id).await;
+        }
+        Ok(Some(measured))
+    }
+
+    /// Takes back what an engine that has just started found free and did not need, before anybody is let in.
+    pub(super) async fn settle_storage(&self, running: &Arc<Running>, limit: StorageLimit) {
+        let (folder, run) = (self.places.volume(running.id, running.on.generation), running.clone());
+        let (place, kind) = (folder.clone(), running.on.encryption);
+        if blocking(move || volume::is_tight(&place, kind, limit)).await.unwrap_or(false) {
+            self.keep_open(running.id).await;
+        }
+        let settled =
+            blocking(move || volume::settle(&folder, run.on.encryption, limit, &mut lock(&run.giving)));
+        if let Err(cause) = settled.await {
+            // It is tried again when it is measured.
+            tracing::warn!(cluster = %running.id, %cause, "could not hold the cluster to its storage limit");
+        }
+    }
+
+    /// Opens a session in each database while there is room, so that others find the small file that the first one writes.
+    async fn keep_open(&self, id: ClusterId) {
+        let opened = async { self.administration(id).await?.everywhere("SELECT 1").await };
+        match timeout(OPEN_MAX, opened).await {
+            Ok(Ok(())) => {}
+            Ok(Err(cause)) => {
+                tracing::debug!(cluster = %id, %cause, "a full cluster has no room for sessions to begin");
+            }
+            Err(_) => tracing::debug!(cluster = %id, "a full cluster opens sessions too slowly"),
+        }
+    }
+
+    /// What a running cluster stored when it was last measured.
+    pub fn last_storage(&self, id: ClusterId) -> Option<StorageUse> {
+        *lock(&self.running(id).ok()?.measured)
+    }
+
+    /// Makes the transactions of a running cluster read-only unless they say otherwise and cuts its sessions, so that what
+    /// they were storing is given back; or lets it write as before. Another run of it writes as before.
+    ///
+    /// # Errors
+    ///
+    /// The engine did not take it within ten seconds.
+    pub async fn restrain(&self, id: ClusterId, is_over: bool) -> Result<(), Error> {
+        let late = |_| Error::Unready("it did not take its limit in time".to_owned());
+        timeout(RESTRAIN_MAX, self.restrain_now(id, is_over)).await.map_err(late)?
+    }
+
+    async fn restrain_now(&self, id: ClusterId, is_over: bool) -> Result<(), Error> {
+        let administration = self.administration(id).await?;
+        // Each by itself: a change of the system's settings stands in no transaction.
+        let set = if is_over {
+            "SET default_transaction_read_only = on"
+        } else {
+            "RESET default_transaction_read_only"
+        };
+        administration.batch(&format!("ALTER SYSTEM {set}")).await?;
+        administration.batch("SELECT pg_catalog.pg_reload_conf()").await?;
+        if is_over {
+            administration
+                .batch(&format!(
+                    "SELECT pg_catalog.pg_terminate_backend(pid) FROM pg_catalog.pg_stat_activity
+                     WHERE backend_type = 'client backend' AND usename <> '{INTERNAL_ROLE}'"
+                ))
+                .await?;
+        }
+        Ok(())
+    }
+}
+
+fn reserve_bytes(total_bytes: u64) -> u64 {
+    (total_bytes / RESERVE_PART)
+        .clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX)
+        .min(total_bytes / RESERVE_PART_MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reserve_fits_the_disk() {
+        let gib = |gib: u64| gib << 30;
+        assert_eq!(reserve_bytes(gib(250)), gib(5));
+        assert_eq!(reserve_bytes(gib(100_000)), gib(32));
+        assert_eq!(reserve_bytes(gib(20)), gib(1));
+        assert_eq!(reserve_bytes(gib(2)), gib(2) / 10);
+    }
+}

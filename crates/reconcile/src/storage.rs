@@ -1,0 +1,317 @@
+//! The loop that holds running clusters to their storage limits, and sees file systems that cannot be written to any more.
+//!
+//! Where a volume's own file system is the wall, the loop only moves it: what is kept back is given once something was refused, a
+//! larger limit counts at once, and while the machine's reserve is reached nobody grows. Where nothing is a wall (the operator's
+//! own file system, gocryptfs) the loop measures, and stops a cluster from writing: at its limit transactions are read-only
+//! unless they say otherwise, which is for who wants to delete, and a little above it the engine is stopped until the limit is
+//! larger ([`model::StorageSeen::is_stopped`]).
+//!
+//! Each cluster is measured and held in a task of its own: an engine that does not answer delays nobody else's turn.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{Measured, Run};
+use model::{ClusterId, Enforcement, Fullness, StorageLimit, StorageUse};
+use store::Entry;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::Reconciler;
+
+/// So often the machine and the clusters with a wall of their own are looked at, which is a few system calls.
+const LOOK_EVERY: Duration = Duration::from_millis(500);
+/// After a measurement that took long, so many times the time is left for other work.
+const PAUSE_OF_ITS_TIME: u32 = 10;
+/// But no more than this, and near the limit none.
+const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// The machine lets clusters grow again when so much more than its reserve is free: one in so many bytes of the reserve.
+const AGAIN_PART: u64 = 10;
+
+/// What the loop knows of one cluster.
+#[derive(Default)]
+struct Watch {
+    /// A look at it that is under way.
+    looking: Option<JoinHandle<Looked>>,
+    next: Option<Instant>,
+    /// The run whose sessions were cut, and that writes only where it is asked for.
+    restrained: Option<Run>,
+}
+
+/// What a look came to.
+struct Looked {
+    restrained: Option<Run>,
+    pause: Duration,
+}
+
+pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut watches: HashMap<ClusterId, Watch> = HashMap::new();
+    let mut is_frozen = false;
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        is_frozen = look_at_machine(house, is_frozen);
+        let snapshot = house.store.snapshot();
+        watches.retain(|id, _| snapshot.get(id).is_some());
+        for entry in snapshot.iter().filter(|entry| entry.seen.is_initialized) {
+            let id = entry.cluster.id;
+            let is_known = watches.contains_key(&id);
+            if !is_known && !house.host.is_running(id) {
+                continue;
+            }
+            watches.entry(id).or_default().turn(house, entry, is_frozen).await;
+        }
+    }
+}
+
+/// Whether nobody may grow.
+fn look_at_machine(house: &Reconciler, was_frozen: bool) -> bool {
+    let Ok(room) = house.host.machine_room() else {
+        return was_frozen;
+    };
+    let enough = room.reserve_bytes + room.reserve_bytes / AGAIN_PART;
+    let is_frozen = room.is_used_up() || (was_frozen && room.free_bytes < enough);
+    let (free_bytes, reserve_bytes) = (room.free_bytes, room.reserve_bytes);
+    match (was_frozen, is_frozen) {
+        (false, true) => tracing::error!(
+            free_bytes,
+            reserve_bytes,
+            "the machine's reserve of disk space is reached: no cluster grows"
+        ),
+        (true, false) => {
+            tracing::info!(free_bytes, "the machine has disk space again: clusters grow within their limits");
+        }
+        (true, true) | (false, false) => {}
+    }
+    is_frozen
+}
+
+impl Watch {
+    /// Takes what the last look came to, and begins the next where it is due.
+    async fn turn(&mut self, house: &Arc<Reconciler>, entry: &Arc<Entry>, is_frozen: bool) {
+        if let Some(looking) = self.looking.take() {
+            if !looking.is_finished() {
+                self.looking = Some(looking);
+                return;
+            }
+            // One that broke off says nothing; the next one may.
+            if let Ok(looked) = looking.await {
+                self.restrained = looked.restrained;
+                self.next = Some(Instant::now() + looked.pause);
+            }
+        }
+        let is_due = self.next.is_none_or(|next| Instant::now() >= next);
+        if is_due && house.host.is_running(entry.cluster.id) {
+            let look = look_at(house.clone(), entry.clone(), is_frozen, self.restrained);
+            self.looking = Some(tokio::spawn(look));
+        }
+    }
+}
+
+/// Measures a cluster, writes down what changed, and holds it back where no file system does.
+async fn look_at(
+    house: Arc<Reconciler>,
+    entry: Arc<Entry>,
+    is_frozen: bool,
+    restrained: Option<Run>,
+) -> Looked {
+    let (id, limit) = (entry.cluster.id, entry.cluster.storage());
+    let began = Instant::now();
+    let measured = house.host.storage(id, limit, is_frozen).await;
+    let pause = (began.elapsed() * PAUSE_OF_ITS_TIME).min(PAUSE_MAX);
+    let unchanged = Looked { restrained, pause };
+    match measured {
+        Ok(Some(Measured { is_read_only: Some(reason), .. })) => {
+            bring_back(&house, id, reason).await;
+            unchanged
+        }
+        Ok(Some(Measured { usage, is_read_only: None, .. })) => {
+            write_down(&house, &entry, usage).await;
+            if usage.enforcement == Enforcement::Enforced {
+                return unchanged;
+            }
+            let restrained = restrain(&house, id, &usage, is_frozen, restrained).await;
+            let pause = if usage.fullness == Fullness::Ample { pause } else { Duration::ZERO };
+            Looked { restrained, pause }
+        }
+        // It may just have been stopped.
+        Err(cause) if house.host.is_running(id) => {
+            tracing::warn!(cluster = %id, %cause, "what the cluster stores could not be measured");
+            unchanged
+        }
+        Ok(None) | Err(_) => unchanged,
+    }
+}
+
+async fn write_down(house: &Reconciler, entry: &Entry, usage: StorageUse) {
+    let (id, seen) = (entry.cluster.id, &entry.seen.storage);
+    let is_stopped = usage.enforcement == Enforcement::Watched
+        && usage.used_bytes >= entry.cluster.storage().stopped_at_bytes();
+    let is_changed = seen.last.is_none_or(|last| last.limit_bytes != usage.limit_bytes)
+        || settled(seen.fullness(), &usage) != seen.fullness()
+        || is_stopped;
+    if !is_changed && seen.is_read_only.is_none() {
+        return;
+    }
+    // What was stored before there were limits goes on: its first measurement gives it a limit that it fits into.
+    let is_adopted = seen.last.is_none() && !entry.cluster.has_storage_limit();
+    let wider = is_adopted.then(|| wider(entry.cluster.storage(), &usage)).flatten();
+    if wider.is_none() {
+        tell(id, seen.fullness(), &usage);
+    }
+    let now = house.now();
+    let written = house.write(move |store| {
+        if let Some(limit) = wider {
+            store.edit(id, now, |cluster| {
+                cluster.set_storage(limit);
+                Ok::<(), store::Error>(())
+            })?;
+        }
+        store.note(id, |seen| {
+            // Of a limit that has just become another one the next measurement says how full it is.
+            seen.storage.last = Some(usage).filter(|_| wider.is_none());
+            seen.storage.is_read_only = None;
+        })
+    });
+    match (written.await, wider) {
+        (Err(cause), _) => {
+            tracing::warn!(cluster = %id, %cause, "could not write how full a cluster is");
+        }
+        (Ok(()), Some(limit)) => {
+            tracing::warn!(cluster = %id, used_bytes = usage.used_bytes, limit_bytes = limit.bytes(), "the cluster stored more than its plan's limit before there was one: it got a larger one");
+        }
+        (Ok(()), None) => {}
+    }
+}
+
+/// The limit of a cluster that nobody gave one, and that fills its plan's own as soon as there is one: half as much again as it
+/// stores, in whole GiB.
+fn wider(plans_own: StorageLimit, usage: &StorageUse) -> Option<StorageLimit> {
+    if usage.fullness == Fullness::Ample {
+        return None;
+    }
+    let used_bytes = usage.used_bytes.saturating_add(usage.wal_used_bytes.unwrap_or(0));
+    let gib = used_bytes.saturating_add(used_bytes / 2).div_ceil(1 << 30);
+    StorageLimit::from_gib(gib).ok().filter(|limit| *limit > plans_own)
+}
+
+/// Cuts the sessions of a cluster that has reached its limit without a wall, and lets it write only where that is asked for.
+/// Returns the run for which that is so.
+async fn restrain(
+    house: &Reconciler,
+    id: ClusterId,
+    usage: &StorageUse,
+    is_frozen: bool,
+    restrained: Option<Run>,
+) -> Option<Run> {
+    let run = house.host.run(id)?;
+    let is_over = usage.fullness == Fullness::Full || is_frozen;
+    if is_over == (restrained == Some(run)) {
+        return restrained;
+    }
+    match house.host.restrain(id, is_over).await {
+        Ok(()) if is_over => {
+            tracing::error!(cluster = %id, used_bytes = usage.used_bytes, "the cluster has reached its limit: transactions are read-only unless they say otherwise");
+            Some(run)
+        }
+        Ok(()) => {
+            tracing::info!(cluster = %id, "the cluster has room again, and writes as before");
+            None
+        }
+        Err(cause) => {
+            tracing::warn!(cluster = %id, %cause, "the cluster could not be told that it is full");
+            restrained
+        }
+    }
+}
+
+/// How full it is, where a little less than before is as before: else it would be written down again and again.
+fn settled(before: Fullness, usage: &StorageUse) -> Fullness {
+    if usage.fullness >= before {
+        return usage.fullness;
+    }
+    if before == Fullness::Full {
+        return usage.fullness;
+    }
+    usage.fullness.max(Fullness::of(
+        usage.used_bytes.saturating_add(usage.data_limit_bytes / 50),
+        usage.data_limit_bytes,
+    ))
+}
+
+fn tell(id: ClusterId, before: Fullness, usage: &StorageUse) {
+    let (used_bytes, limit_bytes) = (usage.used_bytes, usage.data_limit_bytes);
+    match usage.fullness {
+        // Nothing to say of one that always had.
+        Fullness::Ample if before == Fullness::Ample => {}
+        Fullness::Ample => tracing::info!(cluster = %id, used_bytes, limit_bytes, "the cluster has room"),
+        Fullness::Filling | Fullness::Low => {
+            tracing::warn!(cluster = %id, used_bytes, limit_bytes, "the cluster is near its storage limit");
+        }
+        Fullness::Full => {
+            tracing::error!(cluster = %id, used_bytes, limit_bytes, "the cluster has reached its storage limit: what grows is refused");
+        }
+    }
+}
+
+/// Stops an engine whose file system cannot be written to. Its next start checks the file system and mounts it again, and comes
+/// by itself, because the cluster is wished to run.
+async fn bring_back(house: &Reconciler, id: ClusterId, reason: String) {
+    tracing::error!(cluster = %id, %reason, "the engine is stopped, its file system is checked, and it is started again");
+    let told = format!(
+        "{reason}; the engine is stopped, the file system is checked, and it is started again by itself"
+    );
+    let note = |text: Option<String>| {
+        house.write(move |store| store.note(id, |seen| seen.storage.is_read_only = text))
+    };
+    if let Err(cause) = note(Some(told)).await {
+        tracing::warn!(cluster = %id, %cause, "could not write that a file system cannot be written to");
+    }
+    if let Err(cause) = house.host.stop_at_once(id).await {
+        tracing::error!(cluster = %id, %cause, "an engine whose file system cannot be written to could not be stopped");
+    }
+    // A change of what is written is what the engines' loop looks at next.
+    let _ = note(Some(format!(
+        "{reason}; the engine was stopped, and the file system is checked before it starts again"
+    )))
+    .await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(used_bytes: u64, fullness: Fullness) -> StorageUse {
+        StorageUse {
+            limit_bytes: 1_200,
+            used_bytes,
+            data_limit_bytes: 1_000,
+            wal_used_bytes: None,
+            enforcement: Enforcement::Enforced,
+            fullness,
+        }
+    }
+
+    #[test]
+    fn a_cluster_at_a_threshold_is_not_written_down_again_and_again() {
+        assert_eq!(settled(Fullness::Ample, &usage(800, Fullness::Filling)), Fullness::Filling);
+        assert_eq!(settled(Fullness::Filling, &usage(799, Fullness::Ample)), Fullness::Filling);
+        assert_eq!(settled(Fullness::Filling, &usage(779, Fullness::Ample)), Fullness::Ample);
+        assert_eq!(settled(Fullness::Full, &usage(700, Fullness::Ample)), Fullness::Ample);
+    }
+
+    #[test]
+    fn what_was_stored_before_there_were_limits_gets_one_that_it_fits_into() {
+        let gib = |gib: u64| gib << 30;
+        let plans_own = StorageLimit::of_plan(model::Plan::Serverless);
+        let found = |bytes, fullness| StorageUse { wal_used_bytes: Some(gib(1)), ..usage(bytes, fullness) };
+        assert_eq!(wider(plans_own, &found(gib(1), Fullness::Ample)), None);
+        assert_eq!(wider(plans_own, &found(gib(49), Fullness::Full)), StorageLimit::from_gib(75).ok());
+    }
+}
