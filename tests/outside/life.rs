@@ -9,6 +9,7 @@ mod power;
 mod program;
 mod resources;
 mod roles;
+mod shortage;
 mod storage;
 mod volumes;
 
@@ -71,6 +72,7 @@ pub(crate) fn suite() -> Suite {
             program::an_idle_client_is_ended_after_the_idle_timeout,
         ])
         .alone(tests![
+            shortage::the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour,
             resources::a_cluster_that_eats_memory_loses_its_own_sessions_and_says_so,
             resources::a_cluster_that_never_rests_has_no_more_processors_than_its_own,
             resources::a_cluster_that_writes_without_end_has_no_more_of_the_disk_than_its_own,

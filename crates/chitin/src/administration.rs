@@ -485,6 +485,7 @@ impl control::Administration for Administrator {
                 wall("private networks", &self.private_networks),
                 wall("memory locked", &memory::locked()),
                 wall("swap", &memory::swap()),
+                wall("memory shortage", &engine::shortage_protection()),
             ],
             disk: crate::storage::disk(&self.host),
         }

@@ -125,6 +125,7 @@ fn start(mut options: StartOptions) -> ExitCode {
         return ExitCode::FAILURE;
     }
     memory::keep_in();
+    memory::protect();
     descriptors::raise();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,

@@ -1,4 +1,5 @@
-//! Keys live in memory while the cloud runs: they must not reach a swap area or a core file.
+//! Keys live in memory while the cloud runs: they must not reach a swap area or a core file. And where the machine has no memory
+//! left, this is not the program that the kernel ends.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,6 +37,13 @@ pub fn keep_in() {
 fn may_lock_all() -> bool {
     let has_right = capabilities(None).is_ok_and(|sets| sets.effective.contains(CapabilitySet::IPC_LOCK));
     has_right || getrlimit(Resource::Memlock).current.is_none()
+}
+
+/// Whom the kernel ends first in a shortage of memory: not us. To be called before there are engines, which inherit it.
+pub fn protect() {
+    if let Err(cause) = engine::protect_in_shortage() {
+        tracing::info!(%cause, "the kernel does not let this program be protected in a shortage of memory");
+    }
 }
 
 /// Whether this program's memory is locked.

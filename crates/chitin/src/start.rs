@@ -109,6 +109,7 @@ fn greet(cloud: &Cloud, began: Instant) {
         ("root key", cloud.rotation.describe()),
         ("memory locked", capability(&memory::locked())),
         ("swap", capability(&memory::swap())),
+        ("memory shortage", capability(&engine::shortage_protection())),
         ("next", next),
         ("stop", "Ctrl-C".to_owned()),
     ];

@@ -7,11 +7,12 @@ use std::time::Duration;
 use serde::Serialize;
 use tokio::time::timeout;
 
+use crate::Capability;
 use crate::cgroup::Group;
 use crate::connector::Connector;
 use crate::inside::is_there_below;
 use crate::jail::WRITABLE;
-use crate::launch::{Attempt, Found};
+use crate::launch::{Attempt, Found, own_shortage_score, shortage_score};
 use crate::places::is_root;
 use crate::process::children;
 
@@ -49,6 +50,7 @@ pub(crate) fn of(jailer: u32, group: Option<&Group>) -> Vec<Evidence> {
         filtered(&process),
         no_programs(&process),
         limits(jailer, group),
+        shortage(postmaster),
     ]
 }
 
@@ -200,8 +202,9 @@ fn read_only(process: &Path) -> Evidence {
         .filter_map(|line| {
             let fields: Vec<&str> = line.split(' ').collect();
             let (place, options) = (*fields.get(4)?, *fields.get(5)?);
-            let is_device = place.starts_with("/dev/");
-            (options.split(',').any(|option| option == "rw") && !expected.contains(place) && !is_device)
+            // The volume has several file systems.
+            let is_part = place.starts_with("/dev/") || place.starts_with("/volume/");
+            (options.split(',').any(|option| option == "rw") && !expected.contains(place) && !is_part)
                 .then_some(place)
         })
         .collect();
@@ -241,18 +244,24 @@ fn filtered(process: &Path) -> Evidence {
 
 fn no_programs(process: &Path) -> Evidence {
     let table = std::fs::read_to_string(process.join("mountinfo")).unwrap_or_default();
-    let options = |place: &str| {
-        let fields = table.lines().map(|line| line.split(' ').collect::<Vec<_>>());
-        let mut here = fields.filter(|fields| fields.get(4) == Some(&place));
-        here.next_back().and_then(|fields| fields.get(5).map(|options| (*options).to_owned()))
-    };
+    let mounts: Vec<(&str, &str)> = table
+        .lines()
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split(' ').collect();
+            Some((*fields.get(4)?, *fields.get(5)?))
+        })
+        .collect();
     let is_closed = |place: &&str| {
-        let options = options(place).unwrap_or_default();
-        ["nosuid", "nodev", "noexec"].iter().all(|flag| options.split(',').any(|option| option == *flag))
+        let options = mounts.iter().rev().find(|(at, _)| at == place).map(|(_, options)| *options);
+        let options: Vec<&str> = options.unwrap_or_default().split(',').collect();
+        ["nosuid", "nodev", "noexec"].iter().all(|flag| options.contains(flag))
     };
-    let open: Vec<&str> = WRITABLE.iter().copied().filter(|place| !is_closed(place)).collect();
+    // The volume has several file systems.
+    let parts = mounts.iter().map(|(at, _)| *at).filter(|at| at.starts_with("/volume/"));
+    let places: Vec<&str> = WRITABLE.iter().copied().chain(parts).collect();
+    let open: Vec<&str> = places.iter().copied().filter(|place| !is_closed(place)).collect();
     let evidence = if open.is_empty() {
-        format!("nosuid, nodev, noexec: {}", WRITABLE.join(", "))
+        format!("nosuid, nodev, noexec: {}", places.join(", "))
     } else {
         format!("without nosuid, nodev or noexec: {}", open.join(", "))
     };
@@ -285,6 +294,41 @@ fn limits(jailer: u32, group: Option<&Group>) -> Evidence {
         outside.is_empty() && is_set("memory.max") && is_set("pids.max") && is_weighed,
         format!("{all} processes, {} outside of the group; {}", outside.len(), values.join(", ")),
     )
+}
+
+/// Whom the kernel ends first when the machine has no memory left.
+fn shortage(postmaster: u32) -> Evidence {
+    let text = "in a shortage of memory a session goes before its engine, and the engine before Chitin";
+    let score = |pid: u32| shortage_score(&Path::new("/proc").join(pid.to_string()).join("oom_score_adj"));
+    let (Ok(ours), Ok(engine)) = (own_shortage_score(), score(postmaster)) else {
+        return claim(text, false, "the kernel does not say it".to_owned());
+    };
+    // One that is just being started has not said it yet, one that has ended says nothing.
+    let others = children(postmaster).into_iter().filter_map(|pid| score(pid).ok()).max();
+    let is_ordered = ours < engine && others.is_some_and(|others| engine < others);
+    let others = others.map_or_else(|| "none".to_owned(), |score| score.to_string());
+    let evidence = format!("oom_score_adj: Chitin {ours}, the engine {engine}, its other processes {others}");
+    claim(text, is_ordered, evidence)
+}
+
+/// Whether this program is protected in a shortage of memory.
+pub fn shortage_protection() -> Capability {
+    match own_shortage_score() {
+        Ok(score @ ..0) => Capability::Present {
+            how: format!("oom_score_adj {score}: sessions go first, then engines, then Chitin"),
+        },
+        Ok(score) => Capability::Missing {
+            why: format!(
+                "oom_score_adj {score}: sessions go first, then engines, but Chitin is as near as the machine's other programs"
+            ),
+            next_step: "start Chitin with OOMScoreAdjust=-900 in its systemd unit, or with CAP_SYS_RESOURCE"
+                .to_owned(),
+        },
+        Err(cause) => Capability::Missing {
+            why: format!("the kernel does not say it: {cause}"),
+            next_step: "mount /proc".to_owned(),
+        },
+    }
 }
 
 fn status(process: &Path, name: &str) -> Option<String> {

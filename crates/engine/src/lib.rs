@@ -44,12 +44,12 @@ pub use administration::{Administration, Database};
 pub use cgroup::MemoryKills;
 pub use claim::Claim;
 pub use connector::Connector;
-pub use evidence::Evidence;
+pub use evidence::{Evidence, shortage_protection};
 pub use foreign_data::Subscriptions;
 pub use host::{
     Copied, CopyProgress, Host, HostConfig, KeyUse, Look, Looked, MachineRoom, Made, Started, VolumeRecord,
 };
-pub use launch::{Launcher, launch_if_asked};
+pub use launch::{Launcher, launch_if_asked, protect_in_shortage};
 pub use pinned::pinned_settings;
 pub use postgres::MAJOR_VERSIONS;
 pub use posture::{Capability, Posture};

@@ -242,7 +242,8 @@ fn first_block(file: &Path) -> u64 {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     let line =
         text.lines().find(|line| line.trim_start().starts_with("0:")).unwrap_or_else(|| panic!("{text}"));
-    line.split_whitespace().nth(3).unwrap().trim_end_matches("..").trim_end_matches('.').parse().unwrap()
+    // After two colons, up to the dots; large numbers leave no space between.
+    line.splitn(3, ':').nth(2).and_then(|ends| ends.split("..").next()).unwrap().trim().parse().unwrap()
 }
 
 fn flip(path: &Path, at: u64) {

@@ -117,7 +117,7 @@ async fn a_full_cluster_refuses_what_grows_and_lets_everything_else_go_on() {
         .batch_execute("CREATE TABLE kept (x int); INSERT INTO kept SELECT generate_series(1, 1000)")
         .await
         .unwrap();
-    client.batch_execute("CREATE TABLE t (x text); CREATE TABLE u (x text)").await.unwrap();
+    client.batch_execute("CREATE TABLE t (x text); CREATE UNLOGGED TABLE u (x text)").await.unwrap();
     let began = born(&client).await;
     fill_wholly(&client, "t").await;
 
@@ -222,7 +222,7 @@ async fn a_cluster_far_above_its_limit_wakes_and_can_be_emptied() {
     common::maria(&place.host.administration(cluster.id).await.unwrap()).await;
     let client = session(&place.host, cluster.id, "maria", "defaultdb").await;
     let more = "INSERT INTO t SELECT repeat('x', 900) FROM generate_series(1, 1200000)";
-    client.batch_execute(&format!("CREATE TABLE t (x text); {more}")).await.unwrap();
+    client.batch_execute(&format!("CREATE UNLOGGED TABLE t (x text); {more}")).await.unwrap();
     drop(client);
     cluster.asked.storage_mib_limit = Some(MIB);
     let mut used_before = 0;

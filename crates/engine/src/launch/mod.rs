@@ -8,6 +8,7 @@
 mod filter;
 mod probe;
 mod rights;
+mod shortage;
 
 use std::ffi::{OsStr, OsString};
 use std::os::unix::process::CommandExt;
@@ -24,6 +25,10 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use probe::{Attempt, Found};
+pub use shortage::protect_in_shortage;
+pub(crate) use shortage::{of as shortage_score, of_this_process as own_shortage_score};
+
+use shortage::Shares;
 
 use crate::cgroup::Group;
 use crate::places::Owner;
@@ -152,14 +157,17 @@ fn launch(orders: &str) -> Result<ExitCode, String> {
     syscall::close_on_exec().map_err(|cause| format!("closing descriptors: {cause}"))?;
     // This file goes on running, and nobody finds it any more.
     unmount(LAUNCHER, UnmountFlags::DETACH).map_err(|cause| format!("unmounting {LAUNCHER}: {cause}"))?;
+    // While it may be lowered: what the kernel takes for the lowest from now on is what was written here.
+    let shares = Shares::take().map_err(|cause| format!("its place in a shortage of memory: {cause}"))?;
     syscall::leave_session_keyring().map_err(|cause| format!("leaving the keyring: {cause}"))?;
     give_up_privileges(owner).map_err(|cause| format!("giving up privileges: {cause}"))?;
     rights::restrict(&executable, &writable)?;
     filter::apply()?;
     match then {
         Then::Become { program, arguments } => {
-            let cause = Command::new(&program).args(arguments).env_remove(ORDERS).exec();
-            Err(format!("starting {}: {cause}", program.display()))
+            let mut command = Command::new(&program);
+            command.args(arguments).env_remove(ORDERS).envs(shares.environment());
+            Err(format!("starting {}: {}", program.display(), command.exec()))
         }
         Then::Probe => probe::run(&writable),
     }

@@ -20,6 +20,8 @@ pub(super) fn restrict(executable: &[PathBuf], writable: &[PathBuf]) -> Result<(
         .and_then(|rules| rules.scope(Scope::from_all(KNOWN)))
         .and_then(Ruleset::create)
         .and_then(|rules| rules.add_rules(path_beneath_rules([Path::new("/")], reading)))
+        // A session says there that it goes first in a shortage of memory. Whose files these are the kernel looks at as ever.
+        .and_then(|rules| rules.add_rules(path_beneath_rules([Path::new("/proc")], AccessFs::WriteFile)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(executable, reading | AccessFs::Execute)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(writable, all & !AccessFs::Execute)))
         .and_then(RulesetCreated::restrict_self)

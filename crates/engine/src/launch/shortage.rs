@@ -1,0 +1,83 @@
+//! Whom the kernel ends first when the machine's memory is used up (proc(5): `oom_score_adj`).
+//!
+//! Chitin's own value is the lowest; whatever it starts inherits that. An engine's first process has one that is higher, since
+//! with it all of its sessions end, and its sessions have the highest: so the session that took the memory is the one that goes.
+//! The last step is PostgreSQL's own, by the environment (PostgreSQL 15 manual, 19.4.4).
+
+use std::path::Path;
+
+/// What Chitin gives itself, where the kernel lets it: nearly never.
+const OURS: i32 = -900;
+/// What a session has at least above Chitin: as if it took so many thousandths of the memory more.
+const SESSIONS_ABOVE: i32 = 300;
+const OF_THIS_PROCESS: &str = "/proc/self/oom_score_adj";
+
+/// What this process has.
+///
+/// # Errors
+///
+/// The kernel does not say it.
+pub(crate) fn of_this_process() -> std::io::Result<i32> {
+    of(Path::new(OF_THIS_PROCESS))
+}
+
+pub(crate) fn of(file: &Path) -> std::io::Result<i32> {
+    let text = std::fs::read_to_string(file)?;
+    text.trim().parse().map_err(|_| std::io::Error::other("no number"))
+}
+
+/// Protects this program, and what it starts. Does nothing where it is protected better already.
+///
+/// # Errors
+///
+/// The kernel does not allow it, which takes `CAP_SYS_RESOURCE`.
+pub fn protect_in_shortage() -> std::io::Result<()> {
+    if of_this_process()? <= OURS {
+        return Ok(());
+    }
+    std::fs::write(OF_THIS_PROCESS, OURS.to_string())
+}
+
+/// What an engine's first process, and what its sessions have.
+pub(super) struct Shares {
+    first: i32,
+    sessions: i32,
+}
+
+impl Shares {
+    fn below(ours: i32) -> Self {
+        let sessions = (ours + SESSIONS_ABOVE).clamp(0, 1_000);
+        Self { first: ours + (sessions - ours) * 4 / 9, sessions }
+    }
+
+    /// Takes the share of an engine's first process. To be called as whoever may not lower it again.
+    pub(super) fn take() -> std::io::Result<Self> {
+        let shares = Self::below(of_this_process()?);
+        std::fs::write(OF_THIS_PROCESS, shares.first.to_string())?;
+        Ok(shares)
+    }
+
+    /// What makes PostgreSQL give its sessions theirs.
+    pub(super) fn environment(&self) -> [(&'static str, String); 2] {
+        [
+            ("PG_OOM_ADJUST_FILE", OF_THIS_PROCESS.to_owned()),
+            ("PG_OOM_ADJUST_VALUE", self.sessions.to_string()),
+        ]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sessions_go_before_engines_and_engines_before_chitin() {
+        for (ours, first, sessions) in [(-900, -500, 0), (0, 133, 300), (-1_000, -556, 0), (900, 944, 1_000)]
+        {
+            let shares = Shares::below(ours);
+            assert_eq!((shares.first, shares.sessions), (first, sessions), "{ours}");
+        }
+        let full = Shares::below(1_000);
+        assert_eq!((full.first, full.sessions), (1_000, 1_000), "where everything is last already");
+    }
+}
