@@ -61,13 +61,8 @@ pub struct Disk {
     pub free_bytes: u64,
     /// With less than this free no cluster is made, and none grows.
     pub reserve_bytes: u64,
-}
-
-impl Disk {
-    /// Whether nothing may grow.
-    pub fn is_used_up(&self) -> bool {
-        self.free_bytes < self.reserve_bytes
-    }
+    /// No cluster is made, and none grows: there was less free, and there is not clearly more yet.
+    pub is_used_up: bool,
 }
 
 /// One wall.

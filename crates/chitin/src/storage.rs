@@ -13,6 +13,7 @@ pub(crate) fn disk(host: &Host) -> Option<Disk> {
         total_bytes: room.total_bytes,
         free_bytes: room.free_bytes,
         reserve_bytes: room.reserve_bytes,
+        is_used_up: room.is_used_up(),
     })
 }
 
@@ -28,7 +29,7 @@ pub(crate) fn row(host: &Host, store: &Store, id: ClusterId) -> ProofRow {
                     format!(
                         "; {} of {} MiB of the write-ahead log's own part",
                         mib(used),
-                        mib(limit.wal_bytes())
+                        mib(usage.wal_limit_bytes.unwrap_or(limit.wal_bytes()))
                     )
                 },
             );

@@ -19,6 +19,7 @@ pub fn cluster() -> Cluster {
         is_delete_protected: false,
         allowlist: Vec::new(),
         asked: Asked::default(),
+        storage_floor: None,
         sign_in: SignIn::default(),
         network: Network::default(),
         egress: model::Egress::default(),

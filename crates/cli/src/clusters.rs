@@ -402,7 +402,7 @@ fn storage(detail: &ClusterDetail) -> String {
             format!(
                 ", write-ahead log {} of {} MiB",
                 mib(used),
-                mib(usage.limit_bytes - usage.data_limit_bytes)
+                mib(usage.wal_limit_bytes.unwrap_or_default())
             )
         })
         .unwrap_or_default();

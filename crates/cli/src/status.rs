@@ -59,7 +59,7 @@ fn shown(status: &Status, root: &RootKey) -> String {
 /// What the disk below all clusters has left.
 fn disk(disk: &Disk) -> String {
     let mib = |bytes: u64| bytes >> 20;
-    let used_up = if disk.is_used_up() { ", USED UP: no cluster is made, and none grows" } else { "" };
+    let used_up = if disk.is_used_up { ", USED UP: no cluster is made, and none grows" } else { "" };
     format!(
         "{} of {} MiB free, {} of them kept for what runs{used_up}",
         mib(disk.free_bytes),

@@ -23,7 +23,7 @@ pub(crate) fn reserve_reached(disk: &api::Disk) -> Alert {
         severity: Severity::Critical,
         cluster: None,
         what: format!(
-            "the disk below {} has {} MiB left, less than the machine's reserve of {} MiB: no cluster is made, and none grows",
+            "the disk below {} has {} MiB left, and the machine's reserve is {} MiB: no cluster is made, and none grows",
             disk.path,
             mib(disk.free_bytes),
             mib(disk.reserve_bytes)
@@ -171,6 +171,13 @@ fn of_storage(entry: &Entry) -> Vec<Alert> {
     if let Some(reason) = &seen.is_read_only {
         let next = "it comes back by itself; see to the disk below, which may be full or broken".to_owned();
         alerts.push(alert(Severity::Critical, reason.clone(), next));
+    }
+    if seen.is_stopped_for_machine {
+        let what =
+            "it went on storing when the machine's disk had nothing left to give, and is stopped".to_owned();
+        let next = "free some space on the machine's disk; it may run again by itself then".to_owned();
+        alerts.push(alert(Severity::Critical, what, next));
+        return alerts;
     }
     let Some(last) = seen.last else {
         return alerts;

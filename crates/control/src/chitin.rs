@@ -26,7 +26,7 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
         warnings.push(format!("cluster {name} is not encrypted"));
     }
     let mut alerts = alerts::all(&snapshot);
-    if let Some(disk) = machine.disk.as_ref().filter(|disk| disk.is_used_up()) {
+    if let Some(disk) = machine.disk.as_ref().filter(|disk| disk.is_used_up) {
         alerts.insert(0, alerts::reserve_reached(disk));
     }
     Json(Status {

@@ -73,6 +73,9 @@ fn change_serverless(cluster: &mut Cluster, change: UpdateServerless) -> Result<
         return Err(Refusal::invalid("several regions need a primary_region"));
     }
     if change.usage_limits.is_some() {
+        cluster.storage_floor = cluster
+            .storage_floor
+            .filter(|_| change.usage_limits.as_ref().is_none_or(|limits| limits.storage_mib_limit.is_none()));
         keep_limits(&mut cluster.asked, change.usage_limits)?;
     }
     if change.upgrade_type.is_some() {
@@ -92,6 +95,8 @@ fn change_dedicated(cluster: &mut Cluster, change: UpdateDedicated) -> Result<()
         cluster.regions = regions(nodes.keys().cloned().collect())?;
         cluster.asked.region_nodes = nodes;
     }
+    let asks = |hardware: &Hardware| hardware.storage_gib.is_some();
+    cluster.storage_floor = cluster.storage_floor.filter(|_| !change.hardware.as_ref().is_some_and(asks));
     keep_hardware(&mut cluster.asked, change.hardware)
 }
 

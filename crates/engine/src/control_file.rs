@@ -17,6 +17,23 @@ pub(crate) fn checkpoint(base: &Path) -> Result<Checkpoint, Error> {
         .ok_or_else(|| Error::VolumeRefused { reason: "its pg_control cannot be read".to_owned() })
 }
 
+/// Whether the engine ended as it should, so that its next start repeats nothing from its log; also where there is none yet.
+pub(crate) fn is_shut_down(base: &Path) -> Result<bool, Error> {
+    let data = match Inside::open(base, "pg") {
+        Err(Error::File { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => return Ok(true),
+        opened => opened?,
+    };
+    let Some(global) = data.enter("global")? else {
+        return Ok(true);
+    };
+    Ok(global.read_bytes("pg_control").is_none_or(|bytes| says_shut_down(&bytes)))
+}
+
+/// `state` is `DB_SHUTDOWNED`.
+fn says_shut_down(bytes: &[u8]) -> bool {
+    bytes.get(16..20).is_some_and(|state| state == 1_u32.to_ne_bytes())
+}
+
 fn parse(bytes: &[u8]) -> Option<Checkpoint> {
     let whole = |at: usize| Some(u64::from_ne_bytes(bytes.get(at..at + 8)?.try_into().ok()?));
     let half = |at: usize| Some(u32::from_ne_bytes(bytes.get(at..at + 4)?.try_into().ok()?));
@@ -56,5 +73,8 @@ mod tests {
         bytes[48..52].copy_from_slice(&3_u32.to_ne_bytes());
         assert_eq!(parse(&bytes), Some(Checkpoint { system: 7, timeline: 3, position: 0x1_0000_0005 }));
         assert_eq!(parse(&bytes[..50]), None);
+        assert!(!says_shut_down(&bytes) && !says_shut_down(&[]));
+        bytes[16] = 1;
+        assert!(says_shut_down(&bytes));
     }
 }

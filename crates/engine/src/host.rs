@@ -12,6 +12,7 @@ mod watching;
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -108,6 +109,8 @@ pub struct Host {
     attestation: Option<String>,
     slots: Mutex<HashMap<ClusterId, Arc<Slot>>>,
     deaths: broadcast::Sender<ClusterId>,
+    /// The disk below has nothing left to give.
+    is_frozen: AtomicBool,
     /// Before the claim: what follows on it waits until everything is locked.
     companion: Arc<Companion>,
     _claim: Claim,
@@ -123,6 +126,7 @@ struct Slot {
     /// Held by the one copy of its volume that may be under way.
     copying: Arc<AsyncMutex<()>>,
     next: Mutex<Option<Arc<NextVolume>>>,
+    giving: Arc<Mutex<[volume::Giving; 2]>>,
 }
 
 impl Host {
@@ -155,6 +159,7 @@ impl Host {
             attestation: config.attestation.clone(),
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
+            is_frozen: AtomicBool::new(false),
             companion,
             _claim: claim,
         });
@@ -371,8 +376,14 @@ impl Host {
             }
         };
         let (admitted, deaths) = (admitted.iter().cloned().collect(), self.deaths.clone());
-        let running =
-            Arc::new(Running::watch(child, connector, (cluster, group), (on, volume), admitted, deaths));
+        let running = Arc::new(Running::watch(
+            child,
+            connector,
+            (cluster, group),
+            (on, volume, slot.giving.clone()),
+            admitted,
+            deaths,
+        ));
         *lock(&slot.running) = Some(running.clone());
         if let Err(cause) = self.wait_ready(&running).await {
             // Of a volume that is lost nothing is read: it may not answer.

@@ -119,7 +119,12 @@ impl Inside {
         let entries = Dir::read_from(&self.folder).map_err(failed("list", &self.path))?;
         let (mut found, mut bytes) = (Vec::new(), 0);
         for entry in entries {
-            let name = entry.map_err(failed("list", &self.path))?.file_name().to_bytes().to_vec();
+            let entry = match entry {
+                // The folder itself was removed.
+                Err(Errno::NOENT) => break,
+                entry => entry.map_err(failed("list", &self.path))?,
+            };
+            let name = entry.file_name().to_bytes().to_vec();
             if name == b"." || name == b".." {
                 continue;
             }

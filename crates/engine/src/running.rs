@@ -3,11 +3,11 @@
 use std::collections::HashSet;
 use std::process::Child;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::sync::{Mutex, OnceLock};
 use std::time::Duration;
 
-use model::{Cluster, ClusterId, Resources, RoutingId, StorageUse, VolumeId};
+use model::{Cluster, ClusterId, Resources, RoutingId, StorageLimit, StorageUse, VolumeId};
 use rustix::process::Signal;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
 use tokio::time::timeout;
@@ -55,8 +55,14 @@ pub(crate) struct Running {
     pub(crate) volume: Mutex<Option<Unlocked>>,
     /// What it stored when it was last measured.
     pub(crate) measured: Mutex<Option<StorageUse>>,
-    /// When more of what is kept back may be given: of its data and of its write-ahead log.
-    pub(crate) giving: Mutex<[Giving; 2]>,
+    /// When more of what is kept back may be given: of its data and of its write-ahead log. Another run goes on with it.
+    pub(crate) giving: Arc<Mutex<[Giving; 2]>>,
+    /// Its storage limit when it started.
+    pub(crate) started: StorageLimit,
+    /// It has started, and what it found free for that was taken back.
+    pub(crate) is_settled: AtomicBool,
+    /// How many times it could not be measured, one after the other.
+    pub(crate) unmeasured: AtomicU32,
     exited: watch::Receiver<bool>,
     /// Set when the end is wanted, so that it is not reported as a death.
     stopping: Arc<AtomicBool>,
@@ -72,7 +78,7 @@ impl Running {
         child: Child,
         connector: Connector,
         (cluster, group): (&Cluster, Option<Group>),
-        (on, volume): (VolumeId, Unlocked),
+        (on, volume, giving): (VolumeId, Unlocked, Arc<Mutex<[Giving; 2]>>),
         admitted: HashSet<String>,
         deaths: broadcast::Sender<ClusterId>,
     ) -> Self {
@@ -93,7 +99,10 @@ impl Running {
             on,
             volume,
             measured: Mutex::default(),
-            giving: Mutex::default(),
+            giving,
+            started: cluster.storage(),
+            is_settled: AtomicBool::new(false),
+            unmeasured: AtomicU32::new(0),
             exited,
             stopping,
             lost: OnceLock::new(),

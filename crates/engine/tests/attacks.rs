@@ -44,6 +44,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         regions: vec!["local".to_owned()],
         labels: std::collections::BTreeMap::new(),
         asked: model::Asked::default(),
+        storage_floor: None,
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),

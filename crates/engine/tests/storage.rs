@@ -40,7 +40,8 @@ impl Watch {
         let task = tokio::spawn(async move {
             loop {
                 let limit = StorageLimit::from_bytes(limit.load(Ordering::Relaxed)).unwrap();
-                let _ = host.storage(id, limit, frozen.load(Ordering::Relaxed)).await;
+                host.set_frozen(frozen.load(Ordering::Relaxed));
+                let _ = host.storage(id, limit).await;
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
         });
@@ -55,7 +56,7 @@ impl Drop for Watch {
 }
 
 async fn measured(host: &Arc<Host>, id: ClusterId, limit: StorageLimit) -> Measured {
-    host.storage(id, limit, false).await.unwrap().unwrap()
+    host.storage(id, limit).await.unwrap().unwrap()
 }
 
 /// Stores until that is refused; returns how it was refused.
@@ -80,7 +81,7 @@ async fn give_back(client: &Client, sql: &str) {
 
 /// Stores until it is refused although all of the limit was given.
 async fn fill_wholly(client: &Client, table: &str) {
-    for _ in 0..20 {
+    for _ in 0..8 {
         let refused = fill(client, table).await;
         let refused = refused.as_db_error().unwrap_or_else(|| panic!("the session broke: {refused:?}"));
         assert_eq!(refused.code(), &SqlState::DISK_FULL, "{refused}");
@@ -299,20 +300,6 @@ async fn a_log_that_does_not_belong_to_the_data_starts_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_limit_is_counted_in_the_words_of_the_plan() {
-    let mut cluster = cluster(11);
-    for plan in [model::Plan::Serverless, model::Plan::Dedicated] {
-        cluster.plan = plan;
-        assert!(!cluster.has_storage_limit());
-        assert_eq!(cluster.storage(), StorageLimit::of_plan(plan));
-        let limit = StorageLimit::from_gib(75).unwrap();
-        cluster.set_storage(limit);
-        assert!(cluster.has_storage_limit());
-        assert_eq!(cluster.storage(), limit);
-    }
-}
-
-#[tokio::test(flavor = "multi_thread")]
 async fn temporary_files_of_a_session_have_a_limit_that_no_tenant_changes() {
     let place = place(common::kinds().first().copied()).await;
     let cluster = limited(11, MIB);
@@ -339,9 +326,14 @@ async fn the_log_lies_in_its_own_part_and_nothing_is_left_of_it_when_the_cluster
         return skipped(reason);
     }
     let place = place(Some(Encryption::FscryptImage)).await;
-    let cluster = limited(11, MIB);
+    let mut cluster = limited(11, 10 * MIB);
     place.host.create(&cluster).await.unwrap();
     let own = volume(place.folder.path(), &cluster, 0);
+    let larger = cluster.storage().wal_bytes();
+    cluster.asked.storage_mib_limit = Some(MIB);
+    // The engine counts on what there was when it started.
+    let lowered = measured(&place.host, cluster.id, cluster.storage()).await.usage;
+    assert_eq!((lowered.limit_bytes, lowered.wal_limit_bytes), (1 << 30, Some(larger)));
     for _ in 0..2 {
         let mounts = common::mounts_below(&own.join("files"));
         let is_mounted = |name: &str| mounts.iter().any(|at| Path::new(at).ends_with(name));
@@ -351,7 +343,62 @@ async fn the_log_lies_in_its_own_part_and_nothing_is_left_of_it_when_the_cluster
         place.host.stop(cluster.id).await.unwrap();
         common::nothing_left(place.folder.path());
         place.host.start(&cluster).await.unwrap();
+        let found = measured(&place.host, cluster.id, cluster.storage()).await.usage;
+        assert_eq!(found.wal_limit_bytes, Some(cluster.storage().wal_bytes()));
     }
+    place.host.shutdown().await;
+}
+
+/// What its log says of a table is done again before it is known that it was dropped.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_cluster_that_dropped_a_table_recovers_after_a_kill() {
+    if let Some(reason) = lacking_for_a_disk() {
+        return skipped(reason);
+    }
+    let place = place(Some(Encryption::FscryptImage)).await;
+    let full = limited(11, MIB);
+    place.host.create(&full).await.unwrap();
+    common::maria(&place.host.administration(full.id).await.unwrap()).await;
+    let client = session(&place.host, full.id, "maria", "defaultdb").await;
+    client.batch_execute("CREATE TABLE t (x text); CREATE TABLE kept (x text)").await.unwrap();
+    assert_eq!(fill(&client, "t").await.code(), Some(&SqlState::DISK_FULL));
+    let last = "DELETE FROM t WHERE ctid = (SELECT max(ctid) FROM t)";
+    place.host.administration(full.id).await.unwrap().checkpoint().await.unwrap();
+    client.batch_execute(&format!("{last}; DROP TABLE t")).await.unwrap();
+    client
+        .batch_execute("INSERT INTO kept SELECT repeat('x', 900) FROM generate_series(1, 20000)")
+        .await
+        .unwrap();
+    let sandbox = common::processes_of(place.folder.path());
+    assert!(!sandbox.is_empty());
+    sandbox.into_iter().for_each(common::kill);
+    eventually("the engine has ended", || !place.host.is_running(full.id));
+    place.host.start(&full).await.unwrap();
+    let client = session(&place.host, full.id, "maria", "defaultdb").await;
+    assert_eq!(number(&client, "SELECT count(*) FROM kept").await, 20_000);
+    let found = measured(&place.host, full.id, full.storage()).await.usage;
+    assert!(found.used_bytes < full.storage().data_bytes(), "{found:?}");
+    place.host.shutdown().await;
+}
+
+/// As an engine that was taken over makes its folders.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_cannot_be_counted_counts_as_above_its_limit() {
+    let place = place(Some(Encryption::None)).await;
+    let cluster = limited(11, MIB);
+    place.host.create(&cluster).await.unwrap();
+    let found = measured(&place.host, cluster.id, cluster.storage()).await.usage;
+    assert_eq!((found.fullness, found.enforcement), (Fullness::Ample, Enforcement::Watched));
+    let own = volume(place.folder.path(), &cluster, 0).join("files/pg");
+    std::fs::create_dir_all((0..40).fold(own.clone(), |path, _| path.join("d"))).unwrap();
+    for _ in 0..5 {
+        assert!(place.host.storage(cluster.id, cluster.storage()).await.is_err(), "it may be chance");
+    }
+    let found = measured(&place.host, cluster.id, cluster.storage()).await.usage;
+    assert!(found.used_bytes >= cluster.storage().stopped_at_bytes(), "{found:?}");
+    std::fs::remove_dir_all(own.join("d")).unwrap();
+    let found = measured(&place.host, cluster.id, cluster.storage()).await.usage;
+    assert_eq!(found.fullness, Fullness::Ample);
     place.host.shutdown().await;
 }
 

@@ -246,6 +246,10 @@ pub struct Cluster {
     /// What the client asked for that changes nothing here.
     #[serde(default)]
     pub asked: crate::Asked,
+    /// Its storage limit at least: what it got because it stored more than its limit before limits were enforced. Ends with the next
+    /// limit that somebody asks for.
+    #[serde(default)]
+    pub storage_floor: Option<crate::StorageLimit>,
     /// How people sign in.
     #[serde(default)]
     pub sign_in: crate::SignIn,

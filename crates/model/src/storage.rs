@@ -87,26 +87,8 @@ impl StorageLimit {
 }
 
 impl Cluster {
-    /// Whether somebody gave it a storage limit.
-    pub fn has_storage_limit(&self) -> bool {
-        match self.plan {
-            Plan::Serverless => self.asked.storage_mib_limit.is_some_and(|mib| mib > 0),
-            Plan::Dedicated => self.asked.storage_gib.is_some_and(|gib| gib > 0),
-        }
-    }
-
-    /// Gives it a storage limit, in whole MiB or GiB as its plan counts.
-    pub fn set_storage(&mut self, limit: StorageLimit) {
-        match self.plan {
-            Plan::Serverless => {
-                self.asked.storage_mib_limit = i64::try_from(limit.0.div_ceil(MIB)).ok();
-            }
-            Plan::Dedicated => self.asked.storage_gib = u32::try_from(limit.0.div_ceil(GIB)).ok(),
-        }
-    }
-
-    /// Its storage limit: what was asked for in the words of its plan, else the plan's own. What an earlier version wrote
-    /// down without a bound is brought within bounds.
+    /// Its storage limit: what was asked for in the words of its plan, else the plan's own, and never less than its floor. What
+    /// an earlier version wrote down without a bound is brought within bounds.
     pub fn storage(&self) -> StorageLimit {
         let asked = match self.plan {
             Plan::Serverless => self
@@ -117,7 +99,8 @@ impl Cluster {
             Plan::Dedicated => self.asked.storage_gib.map(|gib| u64::from(gib) * GIB),
         };
         let clamped = |bytes: u64| StorageLimit(bytes.clamp(StorageLimit::MIN.0, StorageLimit::MAX.0));
-        asked.filter(|bytes| *bytes > 0).map_or(StorageLimit::of_plan(self.plan), clamped)
+        let limit = asked.filter(|bytes| *bytes > 0).map_or(StorageLimit::of_plan(self.plan), clamped);
+        limit.max(self.storage_floor.unwrap_or(limit))
     }
 }
 
@@ -169,6 +152,9 @@ pub struct StorageUse {
     pub data_limit_bytes: u64,
     /// What the write-ahead log takes of its part; none where it has no part of its own.
     pub wal_used_bytes: Option<u64>,
+    /// The size of that part. When the limit is lowered it follows at the engine's next start.
+    #[serde(default)]
+    pub wal_limit_bytes: Option<u64>,
     /// What holds it to that.
     pub enforcement: Enforcement,
     /// How near the limit it is.
@@ -184,14 +170,21 @@ pub struct StorageSeen {
     /// Why its file system cannot be written to, while that is so.
     #[serde(default)]
     pub is_read_only: Option<String>,
+    /// It went on storing while the machine had nothing left to give, where nothing but stopping it holds it.
+    #[serde(default)]
+    pub is_stopped_for_machine: bool,
 }
 
 impl StorageSeen {
-    /// Whether the cluster may not run: nothing but stopping it kept it from growing further above this limit.
+    /// Whether the cluster may not run: nothing but stopping it kept it from growing further above this limit. Under a limit that
+    /// was lowered since it is measured first.
     pub fn is_stopped(&self, limit: StorageLimit) -> bool {
-        self.last.is_some_and(|last| {
-            last.enforcement == Enforcement::Watched && last.used_bytes >= limit.stopped_at_bytes()
-        })
+        self.is_stopped_for_machine
+            || self.last.is_some_and(|last| {
+                let measured_against = StorageLimit(last.limit_bytes);
+                last.enforcement == Enforcement::Watched
+                    && last.used_bytes >= limit.max(measured_against).stopped_at_bytes()
+            })
     }
 
     /// How near the limit it was.
@@ -224,16 +217,25 @@ mod tests {
                 used_bytes,
                 data_limit_bytes: limit.bytes(),
                 wal_used_bytes: None,
+                wal_limit_bytes: None,
                 enforcement,
                 fullness: Fullness::Full,
             };
-            StorageSeen { last: Some(last), is_read_only: None }
+            StorageSeen { last: Some(last), ..StorageSeen::default() }
         };
         let over = limit.stopped_at_bytes();
         assert!(over > limit.bytes() && !of(Enforcement::Watched, over - 1).is_stopped(limit));
         assert!(of(Enforcement::Watched, over).is_stopped(limit));
         assert!(!of(Enforcement::Watched, over).is_stopped(StorageLimit::from_gib(2).unwrap()));
         assert!(!of(Enforcement::Enforced, over).is_stopped(limit));
+        // What was noted under a larger limit says nothing of one that was lowered since: it may have been less for long.
+        let lower = StorageLimit::MIN;
+        let larger = StorageLimit::from_gib(8).unwrap();
+        let mut noted = of(Enforcement::Watched, 6 * GIB);
+        noted.last.as_mut().unwrap().limit_bytes = larger.bytes();
+        assert!(!noted.is_stopped(lower));
+        noted.is_stopped_for_machine = true;
+        assert!(noted.is_stopped(larger));
     }
 
     #[test]

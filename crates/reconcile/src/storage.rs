@@ -25,8 +25,11 @@ use crate::Reconciler;
 const LOOK_EVERY: Duration = Duration::from_millis(500);
 /// After a measurement that took long, so many times the time is left for other work.
 const PAUSE_OF_ITS_TIME: u32 = 10;
-/// But no more than this, and near the limit none.
+/// But no more than this, and near the limit as much as it took.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// What a cluster that nothing but stopping it holds may store more, from when the machine had nothing left to give: its log, and
+/// what it was just storing.
+const FROZEN_GROWTH_BYTES_MAX: u64 = 128 << 20;
 /// The machine lets clusters grow again when so much more than its reserve is free: one in so many bytes of the reserve.
 const AGAIN_PART: u64 = 10;
 
@@ -38,12 +41,15 @@ struct Watch {
     next: Option<Instant>,
     /// The run whose sessions were cut, and that writes only where it is asked for.
     restrained: Option<Run>,
+    /// What it stored when the machine had nothing left to give.
+    frozen_bytes: Option<u64>,
 }
 
 /// What a look came to.
 struct Looked {
     restrained: Option<Run>,
     pause: Duration,
+    used_bytes: Option<u64>,
 }
 
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
@@ -57,12 +63,22 @@ pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
             _ = tick.tick() => {}
         }
         is_frozen = look_at_machine(house, is_frozen);
+        house.host.set_frozen(is_frozen);
+        if is_frozen {
+            house.host.give_up_copies();
+        }
         let snapshot = house.store.snapshot();
         watches.retain(|id, _| snapshot.get(id).is_some());
         for entry in snapshot.iter().filter(|entry| entry.seen.is_initialized) {
             let id = entry.cluster.id;
-            let is_known = watches.contains_key(&id);
-            if !is_known && !house.host.is_running(id) {
+            if entry.seen.storage.is_stopped_for_machine && !is_frozen {
+                let again = house
+                    .write(move |store| store.note(id, |seen| seen.storage.is_stopped_for_machine = false));
+                if let Err(cause) = again.await {
+                    tracing::warn!(cluster = %id, %cause, "could not write that a cluster may run again");
+                }
+            }
+            if !watches.contains_key(&id) && !house.host.is_running(id) {
                 continue;
             }
             watches.entry(id).or_default().turn(house, entry, is_frozen).await;
@@ -103,12 +119,14 @@ impl Watch {
             // One that broke off says nothing; the next one may.
             if let Ok(looked) = looking.await {
                 self.restrained = looked.restrained;
+                let now = looked.used_bytes.filter(|_| is_frozen);
+                self.frozen_bytes = self.frozen_bytes.filter(|_| is_frozen).or(now);
                 self.next = Some(Instant::now() + looked.pause);
             }
         }
         let is_due = self.next.is_none_or(|next| Instant::now() >= next);
         if is_due && house.host.is_running(entry.cluster.id) {
-            let look = look_at(house.clone(), entry.clone(), is_frozen, self.restrained);
+            let look = look_at(house.clone(), entry.clone(), (is_frozen, self.frozen_bytes), self.restrained);
             self.looking = Some(tokio::spawn(look));
         }
     }
@@ -118,14 +136,15 @@ impl Watch {
 async fn look_at(
     house: Arc<Reconciler>,
     entry: Arc<Entry>,
-    is_frozen: bool,
+    (is_frozen, frozen_bytes): (bool, Option<u64>),
     restrained: Option<Run>,
 ) -> Looked {
     let (id, limit) = (entry.cluster.id, entry.cluster.storage());
     let began = Instant::now();
-    let measured = house.host.storage(id, limit, is_frozen).await;
-    let pause = (began.elapsed() * PAUSE_OF_ITS_TIME).min(PAUSE_MAX);
-    let unchanged = Looked { restrained, pause };
+    let measured = house.host.storage(id, limit).await;
+    let took = began.elapsed();
+    let pause = (took * PAUSE_OF_ITS_TIME).min(PAUSE_MAX).max(took);
+    let unchanged = Looked { restrained, pause, used_bytes: None };
     match measured {
         Ok(Some(Measured { is_read_only: Some(reason), .. })) => {
             bring_back(&house, id, reason).await;
@@ -136,9 +155,16 @@ async fn look_at(
             if usage.enforcement == Enforcement::Enforced {
                 return unchanged;
             }
+            let used_bytes = usage.used_bytes;
+            if let Some(then) = frozen_bytes.filter(|_| is_frozen)
+                && used_bytes > then.saturating_add(FROZEN_GROWTH_BYTES_MAX)
+            {
+                stop_for_machine(&house, id, used_bytes).await;
+                return unchanged;
+            }
             let restrained = restrain(&house, id, &usage, is_frozen, restrained).await;
-            let pause = if usage.fullness == Fullness::Ample { pause } else { Duration::ZERO };
-            Looked { restrained, pause }
+            let pause = if usage.fullness == Fullness::Ample { pause } else { took };
+            Looked { restrained, pause, used_bytes: Some(used_bytes) }
         }
         // It may just have been stopped.
         Err(cause) if house.host.is_running(id) => {
@@ -160,8 +186,7 @@ async fn write_down(house: &Reconciler, entry: &Entry, usage: StorageUse) {
         return;
     }
     // What was stored before there were limits goes on: its first measurement gives it a limit that it fits into.
-    let is_adopted = seen.last.is_none() && !entry.cluster.has_storage_limit();
-    let wider = is_adopted.then(|| wider(entry.cluster.storage(), &usage)).flatten();
+    let wider = seen.last.is_none().then(|| wider(entry.cluster.storage(), &usage)).flatten();
     if wider.is_none() {
         tell(id, seen.fullness(), &usage);
     }
@@ -169,7 +194,7 @@ async fn write_down(house: &Reconciler, entry: &Entry, usage: StorageUse) {
     let written = house.write(move |store| {
         if let Some(limit) = wider {
             store.edit(id, now, |cluster| {
-                cluster.set_storage(limit);
+                cluster.storage_floor = Some(limit);
                 Ok::<(), store::Error>(())
             })?;
         }
@@ -190,15 +215,27 @@ async fn write_down(house: &Reconciler, entry: &Entry, usage: StorageUse) {
     }
 }
 
-/// The limit of a cluster that nobody gave one, and that fills its plan's own as soon as there is one: half as much again as it
-/// stores, in whole GiB.
-fn wider(plans_own: StorageLimit, usage: &StorageUse) -> Option<StorageLimit> {
+/// The limit of a cluster that fills its own when it is measured for the first time: half as much again as it stores, in whole
+/// GiB. A new one stores next to nothing then.
+fn wider(limit: StorageLimit, usage: &StorageUse) -> Option<StorageLimit> {
     if usage.fullness == Fullness::Ample {
         return None;
     }
     let used_bytes = usage.used_bytes.saturating_add(usage.wal_used_bytes.unwrap_or(0));
     let gib = used_bytes.saturating_add(used_bytes / 2).div_ceil(1 << 30);
-    StorageLimit::from_gib(gib).ok().filter(|limit| *limit > plans_own)
+    StorageLimit::from_gib(gib).ok().filter(|wider| *wider > limit)
+}
+
+/// Stops a cluster that goes on storing while nothing may grow, as long as that is so.
+async fn stop_for_machine(house: &Reconciler, id: ClusterId, used_bytes: u64) {
+    tracing::error!(cluster = %id, used_bytes, "the cluster goes on storing while the machine has nothing left to give: it is stopped");
+    let written = house.write(move |store| store.note(id, |seen| seen.storage.is_stopped_for_machine = true));
+    if let Err(cause) = written.await {
+        tracing::warn!(cluster = %id, %cause, "could not write that a cluster is stopped");
+    }
+    if let Err(cause) = house.host.stop(id).await {
+        tracing::error!(cluster = %id, %cause, "a cluster that goes on storing could not be stopped");
+    }
 }
 
 /// Cuts the sessions of a cluster that has reached its limit without a wall, and lets it write only where that is asked for.
@@ -293,6 +330,7 @@ mod tests {
             used_bytes,
             data_limit_bytes: 1_000,
             wal_used_bytes: None,
+            wal_limit_bytes: None,
             enforcement: Enforcement::Enforced,
             fullness,
         }

@@ -78,6 +78,7 @@ impl Store {
             is_delete_protected: draft.is_delete_protected,
             allowlist: draft.allowlist,
             asked: draft.asked,
+            storage_floor: None,
             sign_in: model::SignIn::default(),
             network: draft.network,
             egress: draft.egress,

@@ -28,6 +28,19 @@ async fn a_limit_is_taken_in_the_words_of_the_plan_and_out_of_bounds_it_is_refus
     assert_eq!(limit().await, json!(2 * GIB));
     assert_eq!(world.call("PATCH", &path, change("4096")).await.status, 200);
     assert_eq!(limit().await, json!(4 * GIB));
+    // What it got because it stored more stays until somebody asks for another.
+    let floor = model::StorageLimit::from_gib(75).ok();
+    let now = time::OffsetDateTime::now_utc();
+    let stored = |cluster: &mut model::Cluster| {
+        cluster.storage_floor = floor;
+        Ok::<(), store::Error>(())
+    };
+    world.store.edit(id.parse().unwrap(), now, stored).unwrap();
+    let others = json!({"serverless": {"usage_limits": {"request_unit_limit": "5"}}});
+    assert_eq!(world.call("PATCH", &path, others).await.status, 200);
+    assert_eq!(limit().await, json!(75 * GIB));
+    assert_eq!(world.call("PATCH", &path, change("4096")).await.status, 200);
+    assert_eq!(limit().await, json!(4 * GIB));
     // What is absent is the plan's own again.
     assert_eq!(world.call("PATCH", &path, json!({"serverless": {"usage_limits": {}}})).await.status, 200);
     assert_eq!(limit().await, json!(10 * GIB));
@@ -45,6 +58,7 @@ async fn what_fills_is_an_alert_with_a_next_step_and_the_machine_s_disk_comes_fi
             used_bytes,
             data_limit_bytes: 10 * GIB,
             wal_used_bytes: None,
+            wal_limit_bytes: None,
             enforcement,
             fullness,
         };
@@ -75,11 +89,12 @@ async fn what_fills_is_an_alert_with_a_next_step_and_the_machine_s_disk_comes_fi
         total_bytes: 100 * GIB,
         free_bytes: GIB,
         reserve_bytes: 2 * GIB,
+        is_used_up: true,
     });
     says(
         &first().await,
         "critical",
-        "/var/lib/chitin/clusters has 1024 MiB left, less than the machine's reserve",
+        "/var/lib/chitin/clusters has 1024 MiB left, and the machine's reserve is 2048 MiB",
     );
     *world.engines.disk.lock().unwrap() = None;
     world.store.note(id, |seen| seen.storage = model::StorageSeen::default()).unwrap();

@@ -40,6 +40,7 @@ pub(crate) fn cluster() -> Result<Cluster, Box<dyn Error>> {
         is_delete_protected: false,
         allowlist: Vec::new(),
         asked: model::Asked::default(),
+        storage_floor: None,
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),

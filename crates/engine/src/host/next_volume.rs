@@ -225,12 +225,14 @@ impl Host {
             (None, None) => return Ok(None),
         };
         let reserve_bytes = self.machine_room()?.reserve_bytes;
+        let opens = self.must_have_room();
         let next = lock(&slot.next).clone();
         let kind = self.posture.encryption_of_new();
         let base = from.clone();
         let (target, wrapped, companion) = (keys.target, keys.wrapped, self.companion.clone());
         let opened = blocking(move || {
             let opened = match (next, wrapped) {
+                _ if opens.is_err() => opens.map(|()| None),
                 (Some(next), None) => {
                     let folder = places.volume(id, next.generation);
                     // What fits into the one fits into the other, whatever the limit says by now.
@@ -262,6 +264,14 @@ impl Host {
         next.is_idle.send_replace(false);
         *lock(&slot.next) = Some(next.clone());
         Ok(Some(Begun { next, from, source, target }))
+    }
+
+    /// Gives up every copy that is under way; what was copied serves the next try. The disk below has nothing left for them.
+    pub fn give_up_copies(&self) {
+        let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();
+        for next in slots.iter().filter_map(|slot| lock(&slot.next).clone()) {
+            next.is_given_up.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Wraps the data key of a copy anew, so that no earlier key opens it either. A copy whose key cannot be had any more

@@ -2,14 +2,15 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use model::{ClusterId, INTERNAL_ROLE, StorageLimit, StorageUse};
 use tokio::time::timeout;
 
-use super::{Host, blocking, lock};
+use super::{Host, Slot, blocking, lock};
 use crate::running::Running;
-use crate::volume::{self, Measured};
+use crate::volume::{self, Limits, Measured};
 use crate::{Error, process};
 
 /// The machine keeps one in so many bytes of the disk below, at most [`RESERVE_BYTES_MAX`] and, unless the disk is small, at
@@ -19,6 +20,10 @@ const RESERVE_BYTES_MIN: u64 = 1 << 30;
 const RESERVE_BYTES_MAX: u64 = 32 << 30;
 /// Of a small disk, one in so many.
 const RESERVE_PART_MAX: u64 = 10;
+/// What write-ahead logs may still grow by is kept beside that: of the disk at most one in so many bytes.
+const LOGS_PART: u64 = 4;
+/// A volume that is only watched may be busy, or change under the count, so many times, one after the other.
+const UNMEASURED_MAX: u32 = 5;
 /// Processes of one engine that are looked at: its sessions and its workers.
 const PROCESSES_MAX: usize = 2_048;
 /// For sessions to begin in all databases.
@@ -35,14 +40,17 @@ pub struct MachineRoom {
     pub total_bytes: u64,
     /// What everybody may still write.
     pub free_bytes: u64,
-    /// With less than this no cluster grows and none is made: what runs needs the rest to go on working.
+    /// With less than this no cluster grows and none is made: what runs needs the rest to go on working. It has what the
+    /// write-ahead logs of running engines may grow by even then.
     pub reserve_bytes: u64,
+    /// Nothing may grow, since there was less until now.
+    pub is_frozen: bool,
 }
 
 impl MachineRoom {
     /// Whether nothing may grow.
     pub fn is_used_up(&self) -> bool {
-        self.free_bytes < self.reserve_bytes
+        self.is_frozen || self.free_bytes < self.reserve_bytes
     }
 }
 
@@ -57,7 +65,18 @@ impl Host {
         let room = rustix::fs::statvfs(&path).map_err(|cause| Error::file("look at", &path)(cause.into()))?;
         let total_bytes = room.f_blocks.saturating_mul(room.f_frsize);
         let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
-        Ok(MachineRoom { path, total_bytes, free_bytes, reserve_bytes: reserve_bytes(total_bytes) })
+        let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();
+        let running = slots.iter().filter_map(|slot| lock(&slot.running).clone());
+        let logs_bytes =
+            running.filter_map(|running| *lock(&running.measured)).map(|usage| log_bytes(&usage)).sum();
+        let reserve_bytes = reserve_bytes(total_bytes, logs_bytes);
+        let is_frozen = self.is_frozen.load(Ordering::Relaxed);
+        Ok(MachineRoom { path, total_bytes, free_bytes, reserve_bytes, is_frozen })
+    }
+
+    /// Lets nothing grow any more, or again.
+    pub fn set_frozen(&self, is_frozen: bool) {
+        self.is_frozen.store(is_frozen, Ordering::Relaxed);
     }
 
     /// Refuses what would take from the reserve.
@@ -70,17 +89,16 @@ impl Host {
         Ok(())
     }
 
-    /// Measures a running cluster, and holds it to its limit where its file system can; with `is_frozen` to what it has.
-    /// Nothing where it does not run.
+    /// Measures a running cluster, and holds it to its limit where its file system can; while nothing may grow to what it has.
+    /// Nothing where it does not run, or is just being started.
     ///
     /// # Errors
     ///
-    /// It cannot be measured.
+    /// It cannot be measured. One that is only watched counts as above its limit when that happens again and again.
     pub async fn storage(
         self: &Arc<Self>,
         id: ClusterId,
         limit: StorageLimit,
-        is_frozen: bool,
     ) -> Result<Option<Measured>, Error> {
         let Ok(running) = self.running(id) else {
             return Ok(None);
@@ -90,19 +108,37 @@ impl Host {
         else {
             return Ok(None);
         };
+        if !running.is_settled.load(Ordering::SeqCst) {
+            return Ok(None);
+        }
         let folder = self.places.volume(id, running.on.generation);
         let kind = running.on.encryption;
+        let limits =
+            Limits { limit, started: running.started, is_frozen: self.is_frozen.load(Ordering::Relaxed) };
         let run = running.clone();
         let measured = blocking(move || {
-            let processes: Vec<u32> = [Some(run.jailer), server]
-                .into_iter()
-                .flatten()
-                .flat_map(|process| process::family(process, PROCESSES_MAX))
-                .collect();
+            let looked_at =
+                [Some(run.jailer), server].into_iter().flatten().filter(|_| volume::is_watched(kind));
+            let processes: Vec<u32> =
+                looked_at.flat_map(|process| process::family(process, PROCESSES_MAX)).collect();
             let giving = &mut *lock(&run.giving);
-            volume::measure(&folder, &base, &processes, kind, (limit, is_frozen), giving)
+            volume::measure(&folder, &base, &processes, kind, limits, giving)
         })
-        .await?;
+        .await;
+        let measured = match measured {
+            Ok(measured) => {
+                running.unmeasured.store(0, Ordering::Relaxed);
+                measured
+            }
+            Err(cause) => {
+                let before = running.unmeasured.fetch_add(1, Ordering::Relaxed);
+                if !volume::is_watched(kind) || before < UNMEASURED_MAX || running.has_exited() {
+                    return Err(cause);
+                }
+                tracing::error!(cluster = %id, %cause, "what the cluster stores cannot be measured; it counts as more than its limit");
+                Measured { usage: volume::endless(limit), is_read_only: None, is_given_more: false }
+            }
+        };
         *lock(&running.measured) = Some(measured.usage);
         if measured.is_given_more {
             self.keep_open(id).await;
@@ -123,6 +159,7 @@ impl Host {
             // It is tried again when it is measured.
             tracing::warn!(cluster = %running.id, %cause, "could not hold the cluster to its storage limit");
         }
+        running.is_settled.store(true, Ordering::SeqCst);
     }
 
     /// Opens a session in each database while there is room, so that others find the small file that the first one writes.
@@ -175,10 +212,17 @@ impl Host {
     }
 }
 
-fn reserve_bytes(total_bytes: u64) -> u64 {
-    (total_bytes / RESERVE_PART)
+/// What an engine's write-ahead log may still grow by while nothing else does.
+fn log_bytes(usage: &StorageUse) -> u64 {
+    let half = usage.wal_limit_bytes.unwrap_or(0) / 2;
+    half.saturating_sub(usage.wal_used_bytes.unwrap_or(0))
+}
+
+fn reserve_bytes(total_bytes: u64, logs_bytes: u64) -> u64 {
+    let own_bytes = (total_bytes / RESERVE_PART)
         .clamp(RESERVE_BYTES_MIN, RESERVE_BYTES_MAX)
-        .min(total_bytes / RESERVE_PART_MAX)
+        .min(total_bytes / RESERVE_PART_MAX);
+    own_bytes.saturating_add(logs_bytes.min(total_bytes / LOGS_PART))
 }
 
 #[cfg(test)]
@@ -188,9 +232,11 @@ mod tests {
     #[test]
     fn the_reserve_fits_the_disk() {
         let gib = |gib: u64| gib << 30;
-        assert_eq!(reserve_bytes(gib(250)), gib(5));
-        assert_eq!(reserve_bytes(gib(100_000)), gib(32));
-        assert_eq!(reserve_bytes(gib(20)), gib(1));
-        assert_eq!(reserve_bytes(gib(2)), gib(2) / 10);
+        assert_eq!(reserve_bytes(gib(250), 0), gib(5));
+        assert_eq!(reserve_bytes(gib(250), gib(3)), gib(8), "what logs may grow by");
+        assert_eq!(reserve_bytes(gib(200), gib(900)), gib(54));
+        assert_eq!(reserve_bytes(gib(100_000), 0), gib(32));
+        assert_eq!(reserve_bytes(gib(20), 0), gib(1));
+        assert_eq!(reserve_bytes(gib(2), 0), gib(2) / 10);
     }
 }

@@ -24,14 +24,14 @@ const GOOD: &[i32] = &[0, 1, 2];
 /// part because the disk below is full leaves worse than it found.
 const FREE_BYTES_MIN: u64 = 64 << 20;
 
-/// Refuses to touch an image where the disk below is full.
+/// Refuses to touch an image where the disk below is full, or has no room for so many bytes more.
 ///
 /// # Errors
 ///
 /// It is, or cannot be asked.
-pub(super) fn must_have_room(folder: &Path) -> Result<(), Error> {
+pub(super) fn must_have_room(folder: &Path, more_bytes: u64) -> Result<(), Error> {
     let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("look at", folder)(cause.into()))?;
-    if room.f_bavail.saturating_mul(room.f_frsize) >= FREE_BYTES_MIN {
+    if room.f_bavail.saturating_mul(room.f_frsize) >= FREE_BYTES_MIN.saturating_add(more_bytes) {
         return Ok(());
     }
     let full = std::io::Error::new(

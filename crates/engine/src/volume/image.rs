@@ -21,6 +21,8 @@ use crate::process::run;
 
 /// The image's largest size. It is sparse: what the cluster does not use costs nothing.
 const IMAGE_BYTES_MAX: u64 = 1 << 40;
+/// What a file of an ext4 below may have.
+const FILE_BYTES_MAX: u64 = (16 << 40) - 4_096;
 /// The smallest that is worth making.
 const IMAGE_BYTES_MIN: u64 = 1 << 30;
 /// For making or mounting a file system.
@@ -60,12 +62,13 @@ pub(super) fn wal_base(folder: &Path) -> PathBuf {
     folder.join(WAL_FILES).join(INNER)
 }
 
-/// Makes an empty image file for data. It is sparse, and as large as the disk below: what holds a cluster to its limit is
-/// the ballast in it, which can shrink and grow while the engine works.
-pub(super) fn allocate(folder: &Path) -> Result<(), Error> {
+/// Makes an empty image file for data. It is sparse, and as large as the disk below, or as the limit: what holds a cluster to
+/// that is the ballast in it, which can shrink and grow while the engine works.
+pub(super) fn allocate(folder: &Path, limit: StorageLimit) -> Result<(), Error> {
     let image = folder.join(IMAGE);
     let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("create", &image)(cause.into()))?;
-    let bytes = (room.f_blocks * room.f_frsize).clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX);
+    let disk_bytes = room.f_blocks.saturating_mul(room.f_frsize).clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX);
+    let bytes = disk_bytes.max(limit.bytes()).min(FILE_BYTES_MAX);
     allocate_file(&image, bytes)
 }
 
@@ -79,8 +82,12 @@ fn allocate_file(image: &Path, bytes: u64) -> Result<(), Error> {
 
 /// Makes the images with the encryption feature, and the encrypted folder in each; leaves them unmounted. With room for a
 /// write-ahead log of so many bytes.
-pub(super) fn create(folder: &Path, key: &DataKey, wal_bytes: u64) -> Result<(), Error> {
-    allocate(folder)?;
+pub(super) fn create(
+    folder: &Path,
+    key: &DataKey,
+    (limit, wal_bytes): (StorageLimit, u64),
+) -> Result<(), Error> {
+    allocate(folder, limit)?;
     format(&folder.join(IMAGE), folder, FILES, key)?;
     create_wal(folder, key, wal_bytes)?;
     keep_wal(folder)
@@ -107,7 +114,9 @@ fn keep_wal(folder: &Path) -> Result<(), Error> {
 fn add_wal(folder: &Path, key: &DataKey, owner: Owner) -> Result<(), Error> {
     let base = base(folder);
     wal::must_be_here(&base, &folder.join(WAL))?;
-    create_wal(folder, key, wal::used_bytes(&base)?)?;
+    let wal_bytes = wal::used_bytes(&base)?;
+    super::check::must_have_room(folder, wal_bytes)?;
+    create_wal(folder, key, wal_bytes)?;
     let made = open(&folder.join(WAL_NEW), folder.join(WAL_FILES), key)?;
     let filled = wal::fill(&base, &wal_base(folder), owner);
     filled.and(made.lock())?;
@@ -130,7 +139,7 @@ fn format(image: &Path, folder: &Path, at: &str, key: &DataKey) -> Result<(), Er
 
 /// Unlocks both images. A volume of an earlier version has one, and gets the other.
 pub(super) fn unlock(folder: &Path, key: &DataKey, owner: Owner) -> Result<Unlocked, Error> {
-    super::check::must_have_room(folder)?;
+    super::check::must_have_room(folder, 0)?;
     let data = open(&folder.join(IMAGE), folder.join(FILES), key)?;
     let wal = (|| {
         let image = folder.join(WAL);
@@ -330,13 +339,13 @@ mod tests {
             return crate::skipped::skipped("only root may mount images");
         }
         let place = tempfile::tempdir().unwrap();
-        let (folder, key) = (place.path(), DataKey::random());
-        allocate(folder).unwrap();
+        let (folder, key, limit) = (place.path(), DataKey::random(), StorageLimit::MIN);
+        allocate(folder, limit).unwrap();
         format(&folder.join(IMAGE), folder, FILES, &key).unwrap();
         let data = open(&folder.join(IMAGE), folder.join(FILES), &key).unwrap();
         let log = base(folder).join("pg/pg_wal");
         std::fs::create_dir_all(&log).unwrap();
-        let (segment, count, limit) = (vec![0x55; 16 << 20], 20, StorageLimit::MIN);
+        let (segment, count) = (vec![0x55; 16 << 20], 20);
         assert!(count * (16 << 20) > limit.wal_bytes());
         for number in 0..count {
             std::fs::write(log.join(format!("{number:024}")), &segment).unwrap();
@@ -346,7 +355,7 @@ mod tests {
 
         for _ in 0..2 {
             let unlocked = unlock(folder, &key, owner()).unwrap();
-            space::begin(folder, Encryption::FscryptImage, limit).unwrap();
+            space::begin(folder, Encryption::FscryptImage, limit, false).unwrap();
             wal::separate(&base(folder), &wal_base(folder), owner()).unwrap();
             assert_eq!(std::fs::read_dir(&log).unwrap().count() as u64, count);
             assert!(

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use keys::DataKey;
+use model::StorageLimit;
 
 use super::image::{self, IMAGE};
 use super::{FILES, Seen};
@@ -34,8 +35,8 @@ pub(super) fn base(folder: &Path) -> PathBuf {
 }
 
 /// Makes the image, its header and a file system in it; leaves it closed.
-pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
-    image::allocate(folder)?;
+pub(super) fn create(folder: &Path, key: &DataKey, limit: StorageLimit) -> Result<(), Error> {
+    image::allocate(folder, limit)?;
     format(&folder.join(IMAGE), key)?;
     let name = open(folder, key)?;
     let made = (|| {
@@ -54,7 +55,7 @@ pub(super) fn create(folder: &Path, key: &DataKey) -> Result<(), Error> {
 }
 
 pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
-    super::check::must_have_room(folder)?;
+    super::check::must_have_room(folder, 0)?;
     let name = open(folder, key)?;
     match super::check::mend(&device(&name)).and_then(|()| mount(folder, &name)) {
         Ok(mounted) => Ok(Unlocked { name, mounted }),
@@ -230,7 +231,7 @@ mod tests {
     fn a_header_opens_with_its_own_key_only_and_holds_no_key_in_clear() {
         let folder = tempfile::tempdir().unwrap();
         let (key, other) = (DataKey::random(), DataKey::random());
-        image::allocate(folder.path()).unwrap();
+        image::allocate(folder.path(), StorageLimit::MIN).unwrap();
         let image = folder.path().join(IMAGE);
         format(&image, &key).unwrap();
         let opens = |key: &DataKey| {

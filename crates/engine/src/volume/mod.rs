@@ -21,14 +21,15 @@ use model::{ClusterId, Encryption, StorageLimit};
 use serde::Serialize;
 
 pub use space::Measured;
-pub(crate) use space::{Giving, is_tight, measure, settle};
+pub(crate) use space::{Giving, Limits, is_tight, is_watched, measure, settle};
+pub(crate) use watched::endless;
 
-use crate::Error;
 use crate::companion::{Companion, Told};
 use crate::inside::Inside;
 use crate::leftovers::{end_processes_of, shred};
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
 use crate::process::run;
+use crate::{Error, control_file};
 
 /// How a file system of a cluster's own is mounted. Its inode tables are marked as unused until they are; the kernel would
 /// write hundreds of megabytes of zeros over them in the background, and with that fill the sparse image.
@@ -176,9 +177,9 @@ pub(crate) fn create(
     companion.tell(folder, kind)?;
     match kind {
         Encryption::Fscrypt => fscrypt::create(&folder.join(FILES), key)?,
-        Encryption::FscryptImage => image::create(folder, key, wal_bytes)?,
+        Encryption::FscryptImage => image::create(folder, key, (limit, wal_bytes))?,
         Encryption::Gocryptfs => gocryptfs::create(folder, key)?,
-        Encryption::Luks2 => luks::create(folder, key)?,
+        Encryption::Luks2 => luks::create(folder, key, limit)?,
         Encryption::Attested | Encryption::None => make_folder(&folder.join(FILES), 0o700)?,
     }
     let unlocked = unlock(companion, folder, kind, key, owner, limit)?;
@@ -215,7 +216,10 @@ pub(crate) fn unlock(
         Encryption::Attested | Encryption::None => (files, Lock::None),
     };
     let unlocked = Unlocked { base, lock, told };
-    let given = space::begin(folder, kind, limit).and_then(|()| unlocked.separate_wal(folder, owner));
+    // One whose control file cannot be read may have to recover as well.
+    let recovers = !control_file::is_shut_down(&unlocked.base).unwrap_or(false);
+    let given =
+        space::begin(folder, kind, limit, recovers).and_then(|()| unlocked.separate_wal(folder, owner));
     match given {
         Ok(()) => Ok(unlocked),
         Err(cause) => {
@@ -238,7 +242,7 @@ impl Unlocked {
     /// Makes an empty volume ready for a copy of another: with room for all of it, whatever the limit, and with the log in its
     /// part from the beginning.
     pub(crate) fn receive(&self, folder: &Path, kind: Encryption, owner: Owner) -> Result<(), Error> {
-        space::begin(folder, kind, StorageLimit::MAX)?;
+        space::begin(folder, kind, StorageLimit::MAX, false)?;
         if let Lock::Image(_) = self.lock {
             wal::make_folders(&self.base)?;
         }

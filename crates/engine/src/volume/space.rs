@@ -17,7 +17,8 @@ use std::time::{Duration, Instant};
 
 use model::{Encryption, Enforcement, Fullness, StorageLimit, StorageUse};
 use rustix::fs::{
-    AtFlags, FallocateFlags, Mode, OFlags, Stat, StatVfs, fallocate, ftruncate, openat, statat,
+    AtFlags, FallocateFlags, Mode, OFlags, Stat, StatVfs, StatVfsMountFlags, fallocate, ftruncate, openat,
+    statat,
 };
 use rustix::io::Errno;
 
@@ -38,6 +39,9 @@ const STEP_PAUSE_MAX: Duration = Duration::from_secs(600);
 /// What an engine that starts finds free, if need be above the limit: it writes a few small files. 16 MiB of it ext4 keeps for
 /// its own use. It is taken back before anybody is let in ([`settle`]).
 const START_BYTES: u64 = 20 << 20;
+/// While an engine repeats its log it may have so many times its limit: it makes tables again that were dropped since, and
+/// removes them at the end.
+const RECOVERY_LIMITS: u64 = 2;
 /// Four segments of the write-ahead log: what recovery and its checkpoint need where the log had filled its part.
 const WAL_KEPT_BYTES: u64 = 64 << 20;
 /// While the machine has nothing left to give, of the part for the write-ahead log one in so many may be used: twice what the
@@ -74,6 +78,18 @@ impl Giving {
         self.pause = (self.pause * 2).min(STEP_PAUSE_MAX);
         true
     }
+}
+
+/// What a volume may use.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Limits {
+    /// Its limit now.
+    pub(crate) limit: StorageLimit,
+    /// What it was when the engine started: the engine lets its write-ahead log grow accordingly, and ends where there is no room
+    /// for that, so that part does not become smaller before the next start.
+    pub(crate) started: StorageLimit,
+    /// Nothing may grow, whatever the limit: the machine has nothing left to give.
+    pub(crate) is_frozen: bool,
 }
 
 /// What was measured of a volume that is unlocked.
@@ -149,16 +165,24 @@ impl Room {
         (false, now.saturating_sub(ABOVE_BYTES))
     }
 
-    /// The ballast with which an engine starts.
-    fn ballast_at_start(self, part: &Part<'_>) -> u64 {
+    /// The ballast with which an engine starts, one that ended as it should, or that has to recover.
+    fn ballast_at_start(self, part: &Part<'_>, recovers: bool) -> u64 {
         let (least, most) = (self.ballast_min(part), self.ballast_min(part).saturating_add(part.kept_bytes));
         let leaves = self.total_bytes.saturating_sub(self.used_bytes).saturating_sub(part.start_bytes);
-        self.ballast_bytes.clamp(least, most).min(leaves)
+        let recovery = self.total_bytes.saturating_sub(part.limit_bytes.saturating_mul(RECOVERY_LIMITS));
+        let wanted = self.ballast_bytes.clamp(least, most).min(leaves);
+        if recovers { wanted.min(recovery) } else { wanted }
     }
 
     fn fullness(self, part: &Part<'_>) -> Fullness {
+        let is_refusing = self.available_bytes <= NO_ROOM_BYTES;
+        if is_refusing { Fullness::Full } else { self.fullness_of_use(part) }
+    }
+
+    /// The same, whatever is free at the moment.
+    fn fullness_of_use(self, part: &Part<'_>) -> Fullness {
         let limit = part.limit_bytes.min(self.total_bytes);
-        if self.available_bytes <= NO_ROOM_BYTES || self.used_bytes.saturating_add(part.kept_bytes) >= limit {
+        if self.used_bytes.saturating_add(part.kept_bytes) >= limit {
             return Fullness::Full;
         }
         Fullness::of(self.used_bytes, limit)
@@ -184,6 +208,17 @@ impl Part<'_> {
             (Ok(own), Ok(above)) if own != above => Ok(root),
             _ => Err(failed()(std::io::Error::other("nothing is mounted there"))),
         }
+    }
+
+    /// Why it cannot be written to. The table of all mounts is long where there are many clusters: it is read only where the
+    /// kernel says of this one that something is wrong, or does not say.
+    fn read_only_reason(&self) -> Result<Option<String>, Error> {
+        let root = self.open()?;
+        let failed = |cause: Errno| Error::file("look at", self.mounted)(cause.into());
+        let flags = rustix::fs::fstatvfs(&root).map_err(failed)?.f_flag;
+        let device = rustix::fs::fstat(&root).map_err(failed)?.st_dev;
+        let is_well = !flags.contains(StatVfsMountFlags::RDONLY) && errors_of(device) == Some(0);
+        Ok(if is_well { None } else { read_only_reason(self.mounted) })
     }
 
     fn look(&self, root: &OwnedFd) -> Result<Room, Error> {
@@ -221,15 +256,28 @@ impl Part<'_> {
         Ok(room)
     }
 
-    fn begin(&self) -> Result<(), Error> {
+    fn begin(&self, recovers: bool) -> Result<(), Error> {
         let root = self.open()?;
-        let wanted = self.look(&root)?.ballast_at_start(self);
+        let wanted = self.look(&root)?.ballast_at_start(self, recovers);
         self.set_ballast(&root, wanted)
     }
 }
 
+/// How many errors ext4 has had on this device, where the kernel tells it.
+fn errors_of(device: u64) -> Option<u64> {
+    let (major, minor) = (rustix::fs::major(device), rustix::fs::minor(device));
+    let link = std::fs::read_link(format!("/sys/dev/block/{major}:{minor}")).ok()?;
+    let name = link.file_name()?.to_str()?;
+    std::fs::read_to_string(format!("/sys/fs/ext4/{name}/errors_count")).ok()?.trim().parse().ok()
+}
+
 /// The file systems of a volume of this kind, data first.
-fn parts(kind: Encryption, limit: StorageLimit, mounts: &[std::path::PathBuf; 2]) -> Vec<Part<'_>> {
+fn parts(
+    kind: Encryption,
+    limit: StorageLimit,
+    started: StorageLimit,
+    mounts: &[std::path::PathBuf; 2],
+) -> Vec<Part<'_>> {
     let [data, wal] = mounts;
     let part = |mounted, limit_bytes: u64| {
         let kept_bytes = (limit_bytes / KEPT_PART).clamp(KEPT_BYTES_MIN, KEPT_BYTES_MAX);
@@ -244,7 +292,7 @@ fn parts(kind: Encryption, limit: StorageLimit, mounts: &[std::path::PathBuf; 2]
     };
     match kind {
         Encryption::FscryptImage => {
-            let (kept_bytes, limit_bytes) = (WAL_KEPT_BYTES, limit.wal_bytes());
+            let (kept_bytes, limit_bytes) = (WAL_KEPT_BYTES, limit.wal_bytes().max(started.wal_bytes()));
             let of_wal = Part {
                 mounted: wal,
                 limit_bytes,
@@ -265,15 +313,25 @@ fn mounts(folder: &Path) -> [std::path::PathBuf; 2] {
 }
 
 /// Holds a volume that was just unlocked to its limit, with room for what an engine writes when it starts.
-pub(super) fn begin(folder: &Path, kind: Encryption, limit: StorageLimit) -> Result<(), Error> {
+pub(super) fn begin(
+    folder: &Path,
+    kind: Encryption,
+    limit: StorageLimit,
+    recovers: bool,
+) -> Result<(), Error> {
     let places = mounts(folder);
-    parts(kind, limit, &places).iter().map(Part::begin).fold(Ok(()), Result::and)
+    parts(kind, limit, limit, &places).iter().map(|part| part.begin(recovers)).fold(Ok(()), Result::and)
+}
+
+/// Whether nothing holds such a volume to its limit but that it is measured again and again.
+pub(crate) fn is_watched(kind: Encryption) -> bool {
+    !matches!(kind, Encryption::FscryptImage | Encryption::Luks2)
 }
 
 /// Whether the next page may find no room.
 pub(crate) fn is_tight(folder: &Path, kind: Encryption, limit: StorageLimit) -> Result<bool, Error> {
     let places = mounts(folder);
-    let parts = parts(kind, limit, &places);
+    let parts = parts(kind, limit, limit, &places);
     let Some(data) = parts.first() else {
         return Ok(false);
     };
@@ -288,29 +346,32 @@ pub(crate) fn settle(
     giving: &mut [Giving; 2],
 ) -> Result<(), Error> {
     let places = mounts(folder);
-    for (part, giving) in parts(kind, limit, &places).iter().zip(giving) {
+    for (part, giving) in parts(kind, limit, limit, &places).iter().zip(giving) {
         part.hold(&part.open()?, giving)?;
     }
     Ok(())
 }
 
 /// Measures an unlocked volume and holds it to its limit where its file system can. With `is_frozen` nothing may grow,
-/// whatever the limit: the machine has nothing left to give. The processes are the engine's, and whatever serves the volume.
+/// whatever the limit. The processes are the engine's, and whatever serves the volume, for a volume that is [`is_watched`].
 pub(crate) fn measure(
     folder: &Path,
     base: &Path,
     processes: &[u32],
     kind: Encryption,
-    (limit, is_frozen): (StorageLimit, bool),
+    Limits { limit, started, is_frozen }: Limits,
     giving: &mut [Giving; 2],
 ) -> Result<Measured, Error> {
     let places = mounts(folder);
-    let is_read_only = places.iter().find_map(|mounted| read_only_reason(mounted));
-    let parts = parts(kind, limit, &places);
+    let parts = parts(kind, limit, started, &places);
     let Some((data, others)) = parts.split_first() else {
         let usage = watched::usage(base, folder, processes, limit)?;
-        return Ok(Measured { usage, is_read_only, is_given_more: false });
+        return Ok(Measured { usage, is_read_only: None, is_given_more: false });
     };
+    let mut is_read_only = None;
+    for part in &parts {
+        is_read_only = is_read_only.or(part.read_only_reason()?);
+    }
     let root = data.open()?;
     let room = data.look(&root)?;
     let limit_bytes = if is_frozen { room.used_bytes.min(data.limit_bytes) } else { data.limit_bytes };
@@ -335,10 +396,12 @@ pub(crate) fn measure(
     let usage = StorageUse {
         limit_bytes: limit.bytes(),
         used_bytes: room.used_bytes,
-        data_limit_bytes: data.limit_bytes,
+        // A limit beyond the image is the image.
+        data_limit_bytes: data.limit_bytes.min(room.total_bytes),
         wal_used_bytes: wal.map(|wal| wal.used_bytes),
+        wal_limit_bytes: others.first().map(|part| part.limit_bytes),
         enforcement: Enforcement::Enforced,
-        fullness: room.fullness(&held),
+        fullness: if is_frozen { room.fullness_of_use(data) } else { room.fullness(data) },
     };
     Ok(Measured { usage, is_read_only, is_given_more })
 }
@@ -394,11 +457,14 @@ mod tests {
     #[test]
     fn an_engine_starts_also_where_everything_is_full() {
         let part = part(400, 20, 5);
-        let at_start = |used, ballast| room(used, ballast).ballast_at_start(&part) / MIB;
+        let at_start = |used, ballast| room(used, ballast).ballast_at_start(&part, false) / MIB;
         assert_eq!(at_start(0, 0), 600, "at first");
         assert_eq!(at_start(380, 620), 618);
         assert_eq!(at_start(400, 600), 598, "a little above the limit");
         assert_eq!(at_start(700, 0), 298, "far above a limit that was lowered");
+        let recovering = |used, ballast| room(used, ballast).ballast_at_start(&part, true) / MIB;
+        assert_eq!(recovering(100, 620), 200, "tables that were dropped are made again");
+        assert_eq!(recovering(900, 0), 98);
         // And when it has started it is taken back, all that is free; of the write-ahead log's part not so much that it ends.
         assert_eq!(room(700, 298).ballast_for(&part, || false), (false, 300 * MIB));
         assert_eq!(room(700, 300).ballast_for(&part, || true), (false, 300 * MIB - ABOVE_BYTES));
@@ -432,7 +498,7 @@ mod tests {
         let files = folder.path().join("files");
         std::fs::create_dir(&files).unwrap();
         let part = Part { mounted: &files, ..part(1, 1, 1) };
-        assert!(part.begin().unwrap_err().to_string().contains("nothing is mounted"));
+        assert!(part.begin(false).unwrap_err().to_string().contains("nothing is mounted"));
         assert!(!files.join(BALLAST).exists());
     }
 }

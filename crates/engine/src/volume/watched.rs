@@ -1,7 +1,8 @@
 //! What a volume stores that no file system of its own holds back: its files, counted one by one.
 //!
 //! An engine that was taken over hides from such a count: in folders without end, in files without number, in files that it has
-//! removed and holds open. The first two count as more than the limit, the last are found by the descriptors of its processes.
+//! removed and holds open or mapped. The first two are an error, which again and again counts as more than the limit; the last are
+//! found by what its processes have open. What it gives another name while it is counted is missed: a count is no wall.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
@@ -13,8 +14,8 @@ use rustix::fs::FileType;
 use crate::Error;
 use crate::inside::{DEPTH_MAX, Inside};
 
-/// Names in one volume. A cluster with a million tables has fewer.
-const NAMES_MAX: usize = 4_000_000;
+/// Names in one volume. A cluster with half a million tables has fewer.
+const NAMES_MAX: usize = 2_000_000;
 /// Processes of one engine that are looked at: its sessions, its workers, and what serves its volume.
 const PROCESSES_MAX: usize = 4_096;
 
@@ -25,11 +26,13 @@ struct Count {
     names: usize,
     /// Files with several names are counted once.
     seen: HashSet<(u64, u64)>,
-    /// Why there is more than was counted.
-    endless: Option<&'static str>,
 }
 
-/// Counts what a volume stores. What has no end counts as more than any limit lets run.
+/// Counts what a volume stores.
+///
+/// # Errors
+///
+/// It cannot be counted in an end.
 pub(super) fn usage(
     base: &Path,
     folder: &Path,
@@ -39,35 +42,43 @@ pub(super) fn usage(
     let mut count = Count::default();
     count.tree(&Inside::at(base)?, 0)?;
     count.removed(&[base, folder], processes);
-    if let Some(reason) = count.endless {
-        tracing::error!(volume = %folder.display(), reason, "what the cluster stores has no end; it counts as more than its limit");
-        count.bytes = count.bytes.max(limit.stopped_at_bytes());
-    }
-    let (used_bytes, limit_bytes) = (count.bytes, limit.bytes());
-    let fullness =
-        if used_bytes >= limit_bytes { Fullness::Full } else { Fullness::of(used_bytes, limit_bytes) };
-    Ok(StorageUse {
+    Ok(used(count.bytes, limit))
+}
+
+/// What a volume counts as that cannot be counted: more than its limit.
+pub(crate) fn endless(limit: StorageLimit) -> StorageUse {
+    used(limit.stopped_at_bytes(), limit)
+}
+
+fn used(used_bytes: u64, limit: StorageLimit) -> StorageUse {
+    let limit_bytes = limit.bytes();
+    StorageUse {
         limit_bytes,
         used_bytes,
         data_limit_bytes: limit_bytes,
         wal_used_bytes: None,
+        wal_limit_bytes: None,
         enforcement: Enforcement::Watched,
-        fullness,
-    })
+        fullness: if used_bytes >= limit_bytes {
+            Fullness::Full
+        } else {
+            Fullness::of(used_bytes, limit_bytes)
+        },
+    }
+}
+
+/// Why a volume cannot be counted in an end.
+fn has_no_end(folder: &Inside, reason: &str) -> Error {
+    Error::Refused(format!("what is stored in {} cannot be counted: {reason}", folder.path().display()))
 }
 
 impl Count {
     fn tree(&mut self, folder: &Inside, depth: usize) -> Result<(), Error> {
         if depth > DEPTH_MAX {
-            self.endless = Some("its folders are nested too deeply");
+            return Err(has_no_end(folder, "its folders are nested too deeply"));
         }
-        if self.endless.is_some() {
-            return Ok(());
-        }
-        let Some(names) = folder.names_up_to(NAMES_MAX.saturating_sub(self.names))? else {
-            self.endless = Some("it has too many files");
-            return Ok(());
-        };
+        let names = folder.names_up_to(NAMES_MAX.saturating_sub(self.names))?;
+        let names = names.ok_or_else(|| has_no_end(folder, "it has too many files"))?;
         self.names += names.len();
         for name in names {
             // Engines remove folders and files while they work.
@@ -94,7 +105,13 @@ impl Count {
     fn removed(&mut self, places: &[&Path], processes: &[u32]) {
         let devices: Vec<u64> = places.iter().filter_map(|place| device_of(place)).collect();
         for process in processes.iter().take(PROCESSES_MAX) {
-            let open = std::fs::read_dir(format!("/proc/{process}/fd")).into_iter().flatten().flatten();
+            // Its threads may have descriptors of their own.
+            let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
+            let mapped = Path::new("/proc").join(process.to_string()).join("map_files");
+            let open = threads
+                .map(|thread| thread.path().join("fd"))
+                .chain([mapped])
+                .flat_map(|links| std::fs::read_dir(links).into_iter().flatten().flatten());
             for facts in open.filter_map(|file| std::fs::metadata(file.path()).ok()) {
                 let is_removed = facts.is_file() && facts.nlink() == 0 && devices.contains(&facts.dev());
                 if is_removed && self.seen.insert((facts.dev(), facts.ino())) {
@@ -151,24 +168,37 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_end_counts_as_more_than_the_limit() {
+    fn what_has_no_end_is_no_number_and_counts_as_more_than_the_limit() {
         let folder = tempfile::tempdir().unwrap();
         assert_eq!(used(folder.path()).fullness, Fullness::Ample);
         let deep = (0..=DEPTH_MAX + 1).fold(folder.path().to_owned(), |path, _| path.join("d"));
         std::fs::create_dir_all(deep).unwrap();
-        let found = used(folder.path());
-        assert_eq!(found.fullness, Fullness::Full);
-        assert!(found.used_bytes >= StorageLimit::MIN.stopped_at_bytes());
+        let refused = usage(folder.path(), folder.path(), &[], StorageLimit::MIN).unwrap_err();
+        assert!(refused.to_string().contains("nested too deeply"), "{refused}");
+        let counted = endless(StorageLimit::MIN);
+        assert_eq!(counted.fullness, Fullness::Full);
+        assert!(counted.used_bytes >= StorageLimit::MIN.stopped_at_bytes());
+    }
+
+    /// Engines remove folders while they work.
+    #[test]
+    fn a_folder_that_was_removed_since_is_empty() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("gone");
+        std::fs::create_dir(&path).unwrap();
+        let gone = Inside::at(&path).unwrap();
+        std::fs::remove_dir(&path).unwrap();
+        assert!(gone.names().unwrap().is_empty());
     }
 
     #[test]
-    fn names_without_number_count_as_more_than_the_limit() {
+    fn names_without_number_are_no_number() {
         let folder = tempfile::tempdir().unwrap();
         for name in ["a", "b", "c"] {
             File::create_new(folder.path().join(name)).unwrap();
         }
         let mut count = Count { names: NAMES_MAX - 2, ..Count::default() };
-        count.tree(&Inside::at(folder.path()).unwrap(), 0).unwrap();
-        assert_eq!(count.endless, Some("it has too many files"));
+        let refused = count.tree(&Inside::at(folder.path()).unwrap(), 0).unwrap_err();
+        assert!(refused.to_string().contains("too many files"), "{refused}");
     }
 }

@@ -213,6 +213,7 @@ pub fn cluster_of(id: ClusterId, routing_id: u32) -> Cluster {
         is_delete_protected: false,
         allowlist: Vec::new(),
         asked: model::Asked::default(),
+        storage_floor: None,
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),
