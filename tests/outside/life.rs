@@ -5,6 +5,7 @@ mod crash;
 mod isolation;
 mod killed;
 mod operator;
+mod planted;
 mod power;
 mod program;
 mod resources;
@@ -45,6 +46,9 @@ pub(crate) fn suite() -> Suite {
             operator::commands_use_the_operator_s_socket_by_themselves_also_by_a_long_path,
             operator::a_cloud_whose_data_directory_has_a_longer_path_than_a_socket_s_works_as_any,
             operator::a_process_in_another_namespace_is_refused_at_the_operator_s_socket_though_it_has_the_key,
+            planted::a_planted_data_directory_gets_nobody_s_key,
+            planted::a_planted_root_certificate_gets_nobody_s_key,
+            planted::a_cloud_is_not_started_where_somebody_else_can_exchange_its_folder,
             volumes::a_folder_that_names_another_volume_is_refused_and_alarms,
             volumes::a_cluster_without_encryption_never_starts_without_the_operator_s_word,
             volumes::an_older_copy_of_a_volume_starts_only_when_it_is_accepted,

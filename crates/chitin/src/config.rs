@@ -8,14 +8,11 @@ use model::{AddressRange, Encryption};
 
 use crate::root_key::Unlock;
 
-/// Where data lies unless told otherwise.
-pub const DEFAULT_DATA: &str = "./.chitin";
-
 /// Options of `chitin start`.
 #[derive(Args, Clone, Debug)]
 pub struct StartOptions {
     /// Where everything is kept; made if it does not exist
-    #[arg(long, env = "CHITIN_DATA", value_name = "DIR", default_value = DEFAULT_DATA)]
+    #[arg(long, env = "CHITIN_DATA", value_name = "DIR", default_value = cli::DEFAULT_DATA)]
     pub data: PathBuf,
     /// Where SQL clients connect
     #[arg(long, env = "CHITIN_SQL", value_name = "HOST:PORT", default_value = "127.0.0.1:26257")]

@@ -45,6 +45,7 @@ mod volume_record;
 mod waker;
 mod watch;
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use clap::{CommandFactory, Parser, Subcommand};
@@ -168,6 +169,7 @@ fn key(command: KeyCommand, global: &cli::Global) -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    let done = runtime.block_on(command::run(command, &global.data));
+    let done = runtime
+        .block_on(command::run(command, global.data.as_deref().unwrap_or(Path::new(cli::DEFAULT_DATA))));
     if command::tell(done) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -27,6 +27,16 @@ pub enum Unsuitable {
         /// Its owner.
         uid: u32,
     },
+    /// Named by a path that means another folder in every working directory, and somebody else decides which.
+    #[error(
+        "{} is not taken for the data directory: {reason}; name it by its full path with --data, in a folder that only you can change", path.display()
+    )]
+    NotOnlyOurs {
+        /// The folder as it was named.
+        path: PathBuf,
+        /// Why not.
+        reason: String,
+    },
     /// A layout of a later version.
     #[error(
         "{} was written by another version of Chitin; use that version, or choose another --data", path.display()
@@ -84,8 +94,18 @@ pub struct Endpoint {
 impl Paths {
     /// Makes the data directory (mode 0700) or checks that it is ours.
     pub fn prepare(data: &Path) -> Result<Self, Unsuitable> {
+        if !data.is_absolute() {
+            let above =
+                data.ancestors().find(|above| above.symlink_metadata().is_ok()).unwrap_or(Path::new("."));
+            only_ours_to_change(data, &above.canonicalize().map_err(file("find", above))?)?;
+        }
         std::fs::DirBuilder::new().recursive(true).mode(0o700).create(data).map_err(file("create", data))?;
+        let named = data;
         let data = data.canonicalize().map_err(file("find", data))?;
+        if !named.is_absolute() {
+            not_by_a_link(named, &data)?;
+            only_ours_to_change(named, data.parent().unwrap_or(&data))?;
+        }
         let facts = std::fs::metadata(&data).map_err(file("look at", &data))?;
         if facts.uid() != rustix::process::geteuid().as_raw() {
             return Err(Unsuitable::Owner { path: data, uid: facts.uid() });
@@ -179,6 +199,42 @@ impl Paths {
     }
 }
 
+/// Whoever can write to a folder above could put another one in our place while we work. From the root down, so that nobody can
+/// change what was looked at.
+fn only_ours_to_change(named: &Path, folder: &Path) -> Result<(), Unsuitable> {
+    let refused = |reason| Unsuitable::NotOnlyOurs { path: named.to_owned(), reason };
+    let folders: Vec<&Path> = folder.ancestors().collect();
+    for above in folders.into_iter().rev() {
+        let facts = std::fs::symlink_metadata(above).map_err(file("look at", above))?;
+        let (owner, mode) = (facts.uid(), facts.mode());
+        if owner != 0 && owner != rustix::process::geteuid().as_raw() {
+            return Err(refused(format!("{} belongs to another user (uid {owner})", above.display())));
+        }
+        // Where users have a group each, with their number, what the group may do only they can.
+        let by_group = mode & 0o020 != 0 && facts.gid() != owner;
+        // With the sticky bit nobody moves what is somebody else's.
+        if mode & 0o1000 == 0 && (mode & 0o002 != 0 || by_group) {
+            let mode = mode & 0o7777;
+            return Err(refused(format!("others may write to {} (mode {mode:o})", above.display())));
+        }
+    }
+    Ok(())
+}
+
+/// A link could lead to any folder of ours.
+fn not_by_a_link(named: &Path, found: &Path) -> Result<(), Unsuitable> {
+    // `..` at the end names a folder by where it lies.
+    let Some(name) = named.file_name() else { return Ok(()) };
+    let above = named.parent().filter(|above| !above.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    if above.canonicalize().map_err(file("find", above))?.join(name) == found {
+        return Ok(());
+    }
+    Err(Unsuitable::NotOnlyOurs {
+        path: named.to_owned(),
+        reason: format!("it is a link to {}", found.display()),
+    })
+}
+
 /// A crash while the mark was written leaves its beginning, which is as good as nothing.
 fn is_own_half_mark(entry: std::io::Result<std::fs::DirEntry>) -> bool {
     entry.is_ok_and(|entry| entry.file_name() == format!("{MARK}.new").as_str())
@@ -216,6 +272,44 @@ mod tests {
         assert!(matches!(refused, Unsuitable::Foreign { .. }), "{refused}");
         assert_eq!(mode(folder.path()), 0o755);
         assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 1);
+    }
+
+    /// The same folder, from the working directory.
+    fn relative(path: &Path) -> PathBuf {
+        let up: PathBuf = std::env::current_dir().unwrap().components().skip(1).map(|_| "..").collect();
+        up.join(path.strip_prefix("/").unwrap())
+    }
+
+    #[test]
+    fn a_folder_that_others_can_exchange_is_taken_by_its_full_path_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let data = folder.path().join("data");
+        let set =
+            |mode| std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(mode)).unwrap();
+        set(0o777);
+        let refused = Paths::prepare(&relative(&data)).unwrap_err();
+        assert!(refused.to_string().contains("others may write to"), "{refused}");
+        assert!(!data.exists(), "nothing was made");
+        for allowed in [0o1777, 0o755] {
+            set(allowed);
+            Paths::prepare(&relative(&data)).unwrap();
+        }
+        set(0o777);
+        Paths::prepare(&data).unwrap();
+    }
+
+    #[test]
+    fn a_link_in_the_working_directory_leads_to_no_other_folder_of_ours() {
+        let folder = tempfile::tempdir().unwrap();
+        let (empty, link) = (folder.path().join("empty"), folder.path().join("link"));
+        std::fs::create_dir(&empty).unwrap();
+        std::fs::set_permissions(&empty, std::fs::Permissions::from_mode(0o755)).unwrap();
+        std::os::unix::fs::symlink(&empty, &link).unwrap();
+        let refused = Paths::prepare(&relative(&link)).unwrap_err();
+        assert!(refused.to_string().contains("it is a link to"), "{refused}");
+        assert_eq!(mode(&empty), 0o755);
+        assert_eq!(std::fs::read_dir(&empty).unwrap().count(), 0);
+        Paths::prepare(&link).unwrap();
     }
 
     #[test]

@@ -1,12 +1,10 @@
 //! The running cloud as commands see it: the API's client, and its errors turned into failures with a next step.
 
-use std::path::PathBuf;
-
 use api::{Client, Cluster, Error};
 use model::ClusterId;
 
 use crate::command::Global;
-use crate::discovery;
+use crate::discovery::{self, Root};
 use crate::failure::{Failure, Kind};
 
 /// gRPC's `UNAVAILABLE`: on a deletion, it goes on by itself.
@@ -18,10 +16,8 @@ pub struct Cloud {
     pub api: Client,
     /// Where the API answers.
     pub url: String,
-    /// The root certificate as a file for psql.
-    pub root_path: Option<PathBuf>,
-    /// The root certificate in PEM.
-    pub root_pem: Option<String>,
+    /// The root certificate; none means the machine's own trust anchors.
+    pub root: Option<Root>,
 }
 
 impl Cloud {
@@ -29,11 +25,11 @@ impl Cloud {
     pub fn find(global: &Global) -> Result<Self, Failure> {
         let found = discovery::find(global)?;
         let key = api::SecretText::new(found.api_key);
-        let mut api = Client::new(&found.url, key, found.root_pem.as_deref())?;
+        let mut api = Client::new(&found.url, key, found.root.as_ref().map(|root| root.pem.as_str()))?;
         if let Some(operator) = &found.operator {
             api = api.through(operator);
         }
-        Ok(Self { api, url: found.url, root_path: found.root_path, root_pem: found.root_pem })
+        Ok(Self { api, url: found.url, root: found.root })
     }
 
     /// The cluster that a name, a `NAME-ID` handle or an id means.

@@ -27,16 +27,10 @@ pub use sign_in::{
 /// What is the same for every command.
 #[derive(Args, Clone, Debug)]
 pub struct Global {
-    /// The directory where `chitin start` keeps everything
-    #[arg(
-        long,
-        global = true,
-        help_heading = "The cloud",
-        env = "CHITIN_DATA",
-        value_name = "DIR",
-        default_value = "./.chitin"
-    )]
-    pub data: PathBuf,
+    /// The directory where `chitin start` keeps everything [default: ./.chitin]
+    // No default of clap's: what was not named is believed less.
+    #[arg(long, global = true, help_heading = "The cloud", env = "CHITIN_DATA", value_name = "DIR")]
+    pub data: Option<PathBuf>,
 
     /// How results are printed: a table for people, or json for programs
     #[arg(long, global = true, help_heading = "The cloud", value_enum, value_name = "FORM", default_value_t = Output::Table)]
@@ -51,7 +45,7 @@ pub struct Global {
     #[arg(skip = Hidden(std::env::var("CHITIN_API_KEY").ok()))]
     pub api_key: Hidden<String>,
 
-    /// The root certificate (PEM file) for --url; without it, ca.pem in --data
+    /// The root certificate (PEM file) for --url; without it, ca.pem in a --data that you name, else the machine's own
     #[arg(long, global = true, help_heading = "The cloud", env = "CHITIN_CA", value_name = "FILE")]
     pub ca: Option<PathBuf>,
 }
@@ -536,7 +530,10 @@ mod tests {
     #[test]
     fn global_options_may_stand_anywhere() {
         let program = parse("chitin cluster show my-shop --data /x --output json").unwrap();
-        assert_eq!((program.global.data.to_str(), program.global.output), (Some("/x"), Output::Json));
+        assert_eq!(
+            (program.global.data.as_deref().and_then(|data| data.to_str()), program.global.output),
+            (Some("/x"), Output::Json)
+        );
         let Every::Client(Command::Cluster(ClusterCommand::Show(one))) = program.command else { panic!() };
         assert_eq!(one.cluster, "my-shop");
         assert!(parse("chitin --data /x sql my-shop -U maria -- -c select").is_ok());

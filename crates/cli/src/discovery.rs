@@ -1,18 +1,14 @@
 //! Finds the cloud: the directory of one that runs here, or an address and a key from the environment.
 
-use std::io::Read;
-use std::os::unix::fs::MetadataExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use serde::Deserialize;
 
 use crate::command::Global;
+use crate::data_directory::{DEFAULT_DATA, DataDirectory, root_certificate};
 use crate::failure::{Failure, Kind};
-
-/// Longest file that is read here.
-const FILE_BYTES_MAX: u64 = 256 * 1024;
-/// Permissions of everybody but the owner.
-const OTHERS: u32 = 0o077;
 
 /// A cloud that can be spoken to.
 #[derive(Clone)]
@@ -23,10 +19,29 @@ pub struct Found {
     pub operator: Option<PathBuf>,
     /// What signs requests.
     pub api_key: String,
-    /// The root certificate, as a file for psql.
-    pub root_path: Option<PathBuf>,
-    /// The root certificate in PEM; none means the machine's own trust anchors.
-    pub root_pem: Option<String>,
+    /// The root certificate; none means the machine's own trust anchors.
+    pub root: Option<Root>,
+}
+
+/// A root certificate on this machine.
+#[derive(Clone, Debug)]
+pub struct Root {
+    /// Where it lies, as people are told.
+    pub path: PathBuf,
+    /// It in PEM.
+    pub pem: String,
+    /// The file that was read, open: another one may lie at its path a moment later.
+    pub file: Arc<File>,
+}
+
+impl Root {
+    fn new(path: &Path, (pem, file): (String, File)) -> Self {
+        Self {
+            path: std::path::absolute(path).unwrap_or_else(|_| path.to_owned()),
+            pem,
+            file: Arc::new(file),
+        }
+    }
 }
 
 /// What `chitin start` writes for its clients.
@@ -39,37 +54,36 @@ struct Endpoint {
 pub fn find(global: &Global) -> Result<Found, Failure> {
     match &global.url {
         Some(url) => elsewhere(global, url),
-        None => here(&global.data),
+        None => here(global.data.as_deref().unwrap_or(Path::new(DEFAULT_DATA))),
     }
 }
 
 fn here(data: &Path) -> Result<Found, Failure> {
-    let path = data.join("endpoint.json");
-    let text = read(&path).map_err(|error| {
-        Failure::new(Kind::Unreachable, format!("no running cloud was found in {}: {error}", data.display()))
+    let none = || {
+        Failure::new(Kind::Unreachable, format!("no running cloud was found in {}", data.display()))
             .next("start one: chitin start; or name its directory: --data DIR; or set CHITIN_URL and CHITIN_API_KEY")
-    })?;
+    };
+    let directory = DataDirectory::open(data)?.ok_or_else(none)?;
+    let (text, _) = directory.read("endpoint.json")?.ok_or_else(none)?;
     let endpoint: Endpoint = serde_json::from_str(&text).map_err(|error| {
+        let path = directory.path_of("endpoint.json");
         Failure::new(Kind::Unreachable, format!("{} cannot be read: {error}", path.display()))
             .next("start the cloud again: chitin start")
     })?;
-    let root_path = data.join("ca.pem");
-    let root_pem = read(&root_path).map_err(|error| unreadable(&root_path, &error))?;
-    let root_path = std::path::absolute(&root_path).unwrap_or(root_path);
+    let root_path = directory.path_of("ca.pem");
+    let root = directory.read("ca.pem")?.ok_or_else(|| {
+        Failure::new(Kind::Failed, format!("there is no {}", root_path.display()))
+            .next("start the cloud again: chitin start")
+    })?;
     Ok(Found {
         url: format!("https://{}", reachable(&endpoint.http)),
-        operator: operator(data),
-        api_key: private(&data.join("admin-key"))?,
-        root_path: Some(root_path),
-        root_pem: Some(root_pem),
+        // It takes the cloud's own user only; anybody else who has the key comes by TCP.
+        operator: directory
+            .has_own_folder(api::OPERATOR_FOLDER)
+            .then(|| directory.path_of(api::OPERATOR_FOLDER)),
+        api_key: directory.read_private("admin-key")?,
+        root: Some(Root::new(&root_path, root)),
     })
-}
-
-/// Where the operator's socket lies. It takes the cloud's own user only; anybody else who has the key comes by TCP.
-fn operator(data: &Path) -> Option<PathBuf> {
-    let folder = data.join(api::OPERATOR_FOLDER);
-    let facts = std::fs::symlink_metadata(&folder).ok()?;
-    (facts.is_dir() && facts.uid() == rustix::process::geteuid().as_raw()).then_some(folder)
 }
 
 fn elsewhere(global: &Global, url: &str) -> Result<Found, Failure> {
@@ -80,19 +94,22 @@ fn elsewhere(global: &Global, url: &str) -> Result<Found, Failure> {
     let api_key = global.api_key.0.clone().filter(|key| !key.trim().is_empty()).ok_or_else(|| {
         Failure::new(Kind::Usage, "--url needs an API key").next("set CHITIN_API_KEY to the key")
     })?;
-    let root_path =
-        global.ca.clone().or_else(|| Some(global.data.join("ca.pem")).filter(|path| path.exists()));
-    let root_pem = match &root_path {
-        Some(path) => Some(read(path).map_err(|error| unreadable(path, &error))?),
-        None => None,
+    let root = match (&global.ca, &global.data) {
+        (Some(path), _) => Some(Root::new(path, root_certificate(path)?)),
+        // A directory that nobody named may be anybody's.
+        (None, None) => None,
+        (None, Some(data)) => match DataDirectory::open(data)? {
+            Some(directory) => {
+                directory.read("ca.pem")?.map(|root| Root::new(&directory.path_of("ca.pem"), root))
+            }
+            None => None,
+        },
     };
-    let root_path = root_path.map(|path| std::path::absolute(&path).unwrap_or(path));
     Ok(Found {
         url: url.trim_end_matches('/').to_owned(),
         operator: None,
         api_key: api_key.trim().to_owned(),
-        root_path,
-        root_pem,
+        root,
     })
 }
 
@@ -109,36 +126,6 @@ fn reachable(address: &str) -> String {
     socket.to_string()
 }
 
-/// Reads a key that nobody else may read: one that others could have read is no longer a secret.
-fn private(path: &Path) -> Result<String, Failure> {
-    let file = std::fs::File::open(path).map_err(|error| unreadable(path, &error))?;
-    let mode = file.metadata().map_err(|error| unreadable(path, &error))?.mode();
-    if mode & OTHERS != 0 {
-        return Err(Failure::new(
-            Kind::Failed,
-            format!("{} can be read by others (mode {:o}), so it is no secret", path.display(), mode & 0o777),
-        )
-        .next(format!(
-            "chmod 600 {0}; if others use this machine, remove it and start the cloud again",
-            path.display()
-        )));
-    }
-    let mut text = String::new();
-    file.take(FILE_BYTES_MAX).read_to_string(&mut text).map_err(|error| unreadable(path, &error))?;
-    Ok(text.trim().to_owned())
-}
-
-fn read(path: &Path) -> std::io::Result<String> {
-    let mut text = String::new();
-    std::fs::File::open(path)?.take(FILE_BYTES_MAX).read_to_string(&mut text)?;
-    Ok(text)
-}
-
-fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    Failure::new(Kind::Failed, format!("{} cannot be read: {error}", path.display()))
-        .next("run the command as the user who started the cloud")
-}
-
 #[cfg(test)]
 mod tests {
     use std::fs;
@@ -149,7 +136,7 @@ mod tests {
 
     fn global(data: &Path, url: Option<&str>, key: Option<&str>) -> Global {
         Global {
-            data: data.to_owned(),
+            data: Some(data.to_owned()),
             output: Output::Table,
             url: url.map(str::to_owned),
             api_key: Hidden(key.map(str::to_owned)),
@@ -172,7 +159,7 @@ mod tests {
         let directory = cloud(0o600);
         let found = find(&global(directory.path(), None, None)).unwrap();
         assert_eq!((found.url.as_str(), found.api_key.as_str()), ("https://127.0.0.1:8080", "CCDB1_x_y"));
-        assert!(found.root_path.unwrap().is_absolute());
+        assert!(found.root.unwrap().path.is_absolute());
     }
 
     #[test]
@@ -191,11 +178,13 @@ mod tests {
 
     #[test]
     fn a_key_that_others_can_read_is_refused() {
-        for mode in [0o644, 0o640, 0o604, 0o602] {
+        for (mode, why) in
+            [(0o644, "no secret"), (0o640, "no secret"), (0o604, "no secret"), (0o602, "may write to it")]
+        {
             let directory = cloud(mode);
             let failure = find(&global(directory.path(), None, None)).err().unwrap();
             assert_eq!(failure.kind, Kind::Failed);
-            assert!(failure.what.contains("no secret"), "{failure}");
+            assert!(failure.what.contains(why), "{failure}");
         }
     }
 
@@ -218,6 +207,7 @@ mod tests {
             assert_eq!(find(&global(nowhere, Some(url), key)).err().unwrap().kind, Kind::Usage, "{url}");
         }
         let found = find(&global(nowhere, Some("https://cloud:8080/"), Some("k"))).unwrap();
-        assert_eq!((found.url.as_str(), found.root_pem), ("https://cloud:8080", None));
+        assert_eq!(found.url, "https://cloud:8080");
+        assert!(found.root.is_none());
     }
 }

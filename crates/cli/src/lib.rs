@@ -7,6 +7,7 @@ mod clusters;
 mod command;
 mod confirm;
 mod crls;
+mod data_directory;
 mod databases;
 mod discovery;
 mod egress;
@@ -40,6 +41,7 @@ use failure::{Failure, Kind};
 use output::Printer;
 
 pub use command::{CertCommand, Command, Global, KeyCommand};
+pub use data_directory::DEFAULT_DATA;
 pub use secret::Silence;
 
 /// Carries out a client command and returns its exit code: 0 done, 1 failed or refused, 2 wrong usage, 3 no cloud

@@ -1,10 +1,13 @@
 //! `chitin sql`: becomes psql, with the encryption and the certificate checked and the password in the environment.
 
 use std::ffi::OsString;
+use std::fs::File;
+use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use api::Cluster;
+use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::cloud::Cloud;
 use crate::command::Sql;
@@ -20,12 +23,19 @@ pub async fn prepare(cloud: &Cloud, sql: Sql) -> Result<Command, Failure> {
         ))
     })?;
     let answer = cloud.api.connection_string(cluster.id, Some(&user), Some(&sql.database)).await?;
-    let root = match &cloud.root_path {
-        Some(path) => path.clone().into_os_string(),
+    let root = match &cloud.root {
+        // The file that was read, and not what lies at its path by then.
+        Some(root) => inherited(&root.file)?.into(),
         // libpq 16 and newer: the machine's own trust anchors.
         None => "system".into(),
     };
     Ok(psql(&sql, &cluster, &user, &answer.params, root))
+}
+
+/// A name for an open file that holds in the program that we become, and in those that it starts.
+fn inherited(file: &File) -> std::io::Result<String> {
+    fcntl_setfd(file, FdFlags::empty())?;
+    Ok(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 fn psql(
@@ -77,6 +87,20 @@ pub fn become_psql(mut psql: Command) -> Failure {
 mod tests {
     use super::*;
     use crate::command::Hidden;
+
+    #[test]
+    fn psql_trusts_the_file_that_was_read_and_not_what_lies_there_later() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("ca.pem");
+        std::fs::write(&path, "ours").unwrap();
+        let file = File::open(&path).unwrap();
+        std::fs::rename(&path, folder.path().join("away")).unwrap();
+        std::fs::write(&path, "planted").unwrap();
+        let root = inherited(&file).unwrap();
+        // In another program, as psql is.
+        let read = Command::new("cat").arg(root).output().unwrap();
+        assert_eq!(String::from_utf8_lossy(&read.stdout), "ours");
+    }
 
     #[test]
     fn the_password_is_in_the_environment_and_never_an_argument() {

@@ -8,7 +8,7 @@ use crate::failure::Failure;
 /// The connection string, without the password.
 pub async fn of(cloud: &Cloud, cluster: &Cluster, user: &str, database: &str) -> Result<String, Failure> {
     let answer = cloud.api.connection_string(cluster.id, Some(user), Some(database)).await?;
-    let root = cloud.root_path.as_ref().map(|path| path.to_string_lossy().into_owned());
+    let root = cloud.root.as_ref().map(|root| root.path.to_string_lossy().into_owned());
     Ok(with_root(&answer.connection_string, root.as_deref()))
 }
 

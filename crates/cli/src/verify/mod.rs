@@ -149,8 +149,8 @@ async fn clean_up(
 /// Where SQL clients connect, and what they trust.
 async fn front_door(cloud: &Cloud, cluster: &Cluster) -> Result<Target, Failure> {
     let params = cloud.api.connection_string(cluster.id, None, None).await?.params;
-    let pem = match &cloud.root_pem {
-        Some(pem) => pem.clone(),
+    let pem = match &cloud.root {
+        Some(root) => root.pem.clone(),
         None => cloud.api.authority().await?.pem,
     };
     let roots = Arc::new(target::roots(&pem)?);
