@@ -58,6 +58,7 @@ pub(crate) fn suite() -> Suite {
             certificates::t47_authorities_are_replaced_bundled_and_deleted_at_once,
             certificates::t48_a_certificate_without_its_key_is_worth_nothing,
             certificates::names_come_from_the_subject_or_a_san_by_the_map,
+            certificates::t44_an_authority_with_name_constraints_names_nobody_beyond_them,
             certificates::a_certificate_needs_a_user_that_may_sign_in,
             revocation::t45_good_revoked_and_unknown_in_every_mode,
             revocation::t45_answers_that_cannot_be_trusted_count_as_none,

@@ -138,12 +138,22 @@ impl Authority {
 
     /// A new authority under this one; its own certificate names these responders.
     pub fn intermediate(&self, name: &str, responders: &[String]) -> Self {
+        self.authority_below(name, &access(responders))
+    }
+
+    /// A new authority under this one that may give these names only, as OpenSSL writes name constraints, for instance
+    /// `permitted;DNS:partner.example`.
+    pub fn constrained(&self, name: &str, constraints: &str) -> Self {
+        self.authority_below(name, &format!("nameConstraints = critical,{constraints}\n"))
+    }
+
+    fn authority_below(&self, name: &str, more: &str) -> Self {
         let below = self.directory.parent().expect("an authority lies below something");
         let mut one = Self::prepare(below, name, String::new());
         one.new_key("ca.key");
         let request = one.request("ca.key", &format!("/O=Tests/CN={name}"));
         let certificate = one.path("ca.pem");
-        let extensions = ROOT.to_owned() + &access(responders);
+        let extensions = ROOT.to_owned() + more;
         self.sign(&request, &extensions, "-1 hour", "+20 days", None, &certificate);
         one.between = fs::read_to_string(&certificate).expect("just signed") + &self.between;
         one

@@ -158,15 +158,33 @@ impl gateway::examine::Examiner for Examiner {
             return false;
         }
         let policy = self.policies.of(cluster);
-        let names: Vec<&str> = match rule.clientname {
-            ClientName::Cn => certificate.common_name.iter().map(String::as_str).collect(),
-            ClientName::Dn => vec![certificate.subject.as_str()],
-            ClientName::San => certificate.sans.iter().map(String::as_str).collect(),
-        };
-        names.iter().any(|name| match &rule.map {
+        let is_user = |name: &String| match &rule.map {
             Some(map) => policy.map.permits(map, name, user.as_str()),
-            None => *name == user.as_str(),
-        })
+            None => name == user.as_str(),
+        };
+        let names = &certificate.alternative_names;
+        let is_named = match rule.clientname {
+            ClientName::Cn => certificate.common_name.iter().any(is_user),
+            ClientName::Dn => !certificate.is_constrained && is_user(&certificate.subject),
+            ClientName::SanDns => names.dns.iter().any(is_user),
+            ClientName::SanEmail => names.emails.iter().any(is_user),
+            ClientName::SanUri => names.uris.iter().any(is_user),
+            ClientName::San => {
+                // No e-mail address is meant by a URI that has one in it.
+                let mut uris = names.uris.iter().filter(|uri| !uri.contains('@'));
+                names.dns.iter().any(is_user) || names.emails.iter().any(is_user) || uris.any(is_user)
+            }
+        };
+        let by_subject = matches!(rule.clientname, ClientName::Cn | ClientName::Dn);
+        if !is_named && by_subject && certificate.is_constrained {
+            tracing::info!(
+                %cluster,
+                serial = certificate.serial,
+                "a certificate's subject names nobody, because an authority of its chain has name constraints that do not \
+                 permit it; rules can name by an alternative name (clientname=SAN-DNS)"
+            );
+        }
+        is_named
     }
 
     async fn token(&self, guest: &Guest, token: SecretText, rule: &RuleOptions) -> Outcome {

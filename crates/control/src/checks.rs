@@ -14,7 +14,7 @@ use crate::Refusal;
 
 pub(crate) use certificates::{authorities, client_ca, crls, roots};
 pub(crate) use keys::{key, key_service};
-pub(crate) use rules::{Client, Surroundings, hba, hba_test, identity_map};
+pub(crate) use rules::{Client, Surroundings, hba, hba_test, identity_map, new_hba};
 
 const URL_BYTES_MAX: usize = 2_048;
 const JWKS_BYTES_MAX: usize = 64 * 1024;

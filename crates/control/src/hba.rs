@@ -33,7 +33,7 @@ pub(crate) async fn put(
     let entry = input::cluster(&state.store, &id)?;
     let providers = state.store.snapshot().providers(entry.cluster.id);
     let around = Surroundings { sign_in: &entry.cluster.sign_in, providers: &providers };
-    let answer = checks::hba(wanted.as_deref(), &around)?;
+    let answer = checks::new_hba(wanted.as_deref(), &around)?;
     input::edit(&state, entry.cluster.id, move |cluster| {
         cluster.sign_in.hba = wanted;
         Ok(())

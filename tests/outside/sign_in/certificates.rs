@@ -248,15 +248,19 @@ pub fn names_come_from_the_subject_or_a_san_by_the_map() {
             .with_subject("/C=CH/O=Firma/OU=Leute/CN=Maria Muster2"),
     );
     one.set_map(
-        "people /^(.*)@example\\.org$ \\1\nsubjects \"CN=Maria Muster,OU=Leute,O=Firma,C=CH\" maria\nnames \"Maria Muster\" maria\n",
+        "people /^(.*)@example\\.org$ \\1\nsubjects \"CN=Maria Muster,OU=Leute,O=Firma,C=CH\" maria\nnames \"Maria Muster\" maria\n\
+         bots bot.example.org maria\n",
     );
     for (options, is_good) in [
-        ("clientname=SAN map=people", true),
+        ("clientname=SAN-EMAIL map=people", true),
+        ("clientname=SAN-DNS map=bots", true),
         ("clientname=DN map=subjects", true),
         ("map=names", true),
         ("clientname=CN map=people", false),
         ("clientname=DN map=people", false),
-        ("clientname=SAN", false),
+        ("clientname=SAN-DNS map=people", false),
+        ("clientname=SAN-URI map=people", false),
+        ("clientname=SAN-EMAIL", false),
         ("map=no_such_map", false),
         ("", false),
     ] {
@@ -265,9 +269,63 @@ pub fn names_come_from_the_subject_or_a_san_by_the_map() {
         assert!(!signs_in(&one, &foreign), "{options}");
     }
     // The map names maria; it makes nobody else.
-    one.set_rules("host all all all cert clientname=SAN map=people\n");
+    one.set_rules("host all all all cert clientname=SAN-EMAIL map=people\n");
     let bob = one.with_new_user("bob");
     is_refused("bob", &bob.refusal_of("bob", &Caller::holding(&fancy)));
+}
+
+pub fn t44_an_authority_with_name_constraints_names_nobody_beyond_them() {
+    let scratch = scratch();
+    let root = Authority::root(scratch.path(), "root");
+    let partner =
+        root.constrained("partner", "permitted;DNS:partner.example,permitted;email:partner.example");
+    let by_dns = root.constrained("by dns", "permitted;DNS:partner.example");
+    let one = cloud().cluster("certs-limits", &[]);
+    one.set_authorities(&root.pem());
+    one.set_map(
+        "hosts db.other.example maria\nhosts a@evil.example maria\nhosts maria maria\nhosts db.partner.example maria\n\
+         staff /^(.*)@corp\\.example$ \\1\nwhole /.*CN=db\\.partner\\.example maria\n",
+    );
+    let leaf = |by: &Authority, name: &str, more: &[&str]| {
+        let names = more.iter().map(|name| (*name).to_owned()).collect();
+        by.issue(&Leaf { names, ..Leaf::of(name) })
+    };
+    let with = |options: &str| one.set_rules(&format!("host all all all cert {options}\n"));
+
+    with("map=hosts");
+    for attack in ["db.other.example", "a@evil.example", "maria"] {
+        // Given by who may give every name it is good, so the map would let it in.
+        assert!(signs_in(&one, &leaf(&root, attack, &[])), "{attack}");
+        for by in [&partner, &by_dns] {
+            assert!(!signs_in(&one, &leaf(by, attack, &[])), "{attack}");
+        }
+    }
+    assert!(signs_in(&one, &leaf(&partner, "db.partner.example", &["DNS:db.partner.example"])));
+    with("");
+    assert!(!signs_in(&one, &leaf(&partner, "maria", &[])));
+    with("clientname=DN map=whole");
+    assert!(signs_in(&one, &leaf(&root, "db.partner.example", &[])));
+    assert!(!signs_in(&one, &leaf(&partner, "db.partner.example", &[])));
+    assert!(cloud().log().contains("has name constraints that do not permit it"));
+
+    // An address of the company as a name of another type, which constraints for e-mail do not hold for.
+    let typed = ["URI:maria@corp.example", "DNS:maria@corp.example"];
+    for options in ["clientname=SAN-EMAIL", "clientname=SAN-DNS", "clientname=SAN-URI"] {
+        with(&format!("{options} map=staff"));
+        for by in [&root, &partner, &by_dns] {
+            for name in typed {
+                assert!(!signs_in(&one, &leaf(by, "x", &[name])), "{options} {name}");
+            }
+            let inside = leaf(by, "x", &["URI:https://partner.example/?maria@corp.example"]);
+            assert!(!signs_in(&one, &inside), "{options}");
+        }
+        let honest = leaf(&root, "x", &["email:maria@corp.example"]);
+        assert_eq!(signs_in(&one, &honest), options == "clientname=SAN-EMAIL", "{options}");
+    }
+    assert!(!signs_in(&one, &leaf(&partner, "x", &["email:maria@corp.example"])));
+    // A rule says which type counts.
+    let refused = one.try_set_rules("host all all all cert clientname=SAN map=staff\n").refused(400);
+    assert!(refused.to_string().contains("SAN-EMAIL"), "{refused}");
 }
 
 pub fn a_certificate_needs_a_user_that_may_sign_in() {

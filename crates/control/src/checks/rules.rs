@@ -30,6 +30,15 @@ pub(crate) struct Client<'a> {
     pub(crate) method: Option<&'a str>,
 }
 
+/// Reads rules that are to be set, as [`hba`] does.
+pub(crate) fn new_hba(text: Option<&str>, around: &Surroundings<'_>) -> Result<Hba, Refusal> {
+    let answer = hba(text, around)?;
+    match text.map(Rules::parse_new) {
+        Some(Err(mistake)) => Err(refuse(&mistake)),
+        Some(Ok(_)) | None => Ok(answer),
+    }
+}
+
 /// Reads a cluster's own rules, or the default, and says what the operator should know of them.
 pub(crate) fn hba(text: Option<&str>, around: &Surroundings<'_>) -> Result<Hba, Refusal> {
     let rules = rules(text)?;

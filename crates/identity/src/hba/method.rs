@@ -120,7 +120,7 @@ impl fmt::Display for Method {
     }
 }
 
-/// Which name of a certificate counts (PostgreSQL's `clientname`; `SAN` is ours).
+/// Which name of a certificate counts (PostgreSQL's `clientname`; alternative names are ours).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ClientName {
     /// The common name.
@@ -128,7 +128,14 @@ pub enum ClientName {
     Cn,
     /// The whole subject, as RFC 2253 writes it.
     Dn,
-    /// Any subject alternative name.
+    /// A subject alternative name that is a DNS name.
+    SanDns,
+    /// One that is an e-mail address.
+    SanEmail,
+    /// One that is a URI.
+    SanUri,
+    /// One of any of these types. Only rules from before have it: a name of one type can be like one of another, and an
+    /// authority's name constraints may limit one type and not the other.
     San,
 }
 

@@ -86,6 +86,20 @@ impl Rules {
         parse::rules(text)
     }
 
+    /// Reads rules that are to be set. What is only read because rules from before have it is refused.
+    pub fn parse_new(text: &str) -> Result<Self, Mistake> {
+        let rules = Self::parse(text)?;
+        if let Some(rule) = rules.iter().find(|rule| rule.options.clientname == ClientName::San) {
+            return Err(Mistake {
+                line: rule.line,
+                column: 1,
+                message: "`clientname=SAN` says not which type of alternative name counts".to_owned(),
+                hint: Some(parse::SAN_TYPES.to_owned()),
+            });
+        }
+        Ok(rules)
+    }
+
     /// The rules of a cluster that has set none: [`STANDARD`].
     pub fn standard() -> Self {
         // A test shows that the text can be read; rules without any rule let nobody in.

@@ -13,6 +13,9 @@ use super::{ClientCert, ClientName, Method, Mistake, RULES_MAX, Rule, RuleOption
 const COLUMNS: &str =
     "a rule is TYPE DATABASE USER ADDRESS METHOD [OPTIONS], for instance: host all all all cert-password";
 
+pub(super) const SAN_TYPES: &str =
+    "say which type of alternative name counts: clientname=SAN-DNS, SAN-EMAIL or SAN-URI";
+
 pub(super) fn rules(text: &str) -> Result<Rules, Mistake> {
     let mut reader = Reader { patterns: 0, notes: Vec::new() };
     let mut rules = Vec::new();
@@ -78,6 +81,9 @@ impl Reader {
         let method = method(next("method")?.single("the method")?)?;
         let rest: Vec<&Field> = fields.collect();
         let options = options(method, &rest)?;
+        if options.clientname == ClientName::San {
+            self.note(line.place, format!("`clientname=SAN` counts names of every type; {SAN_TYPES}"));
+        }
         if let Transport::Foreign(name) = transport {
             self.note(line.place, format!("`{name}` never matches: every connection comes over TLS"));
         }
@@ -368,11 +374,15 @@ fn set(
             options.clientname = match value {
                 "CN" => ClientName::Cn,
                 "DN" => ClientName::Dn,
+                "SAN-DNS" => ClientName::SanDns,
+                "SAN-EMAIL" => ClientName::SanEmail,
+                "SAN-URI" => ClientName::SanUri,
                 "SAN" => ClientName::San,
                 _ => {
-                    return Err(
-                        place.hinted(format!("`clientname` cannot be `{value}`"), "write CN, DN or SAN")
-                    );
+                    return Err(place.hinted(
+                        format!("`clientname` cannot be `{value}`"),
+                        "write CN, DN, SAN-DNS, SAN-EMAIL or SAN-URI",
+                    ));
                 }
             };
         }

@@ -241,7 +241,13 @@ fn options_are_those_of_the_method() {
         (cert.map.as_deref(), cert.clientname, cert.clientcert),
         (Some("people"), ClientName::Dn, None)
     );
-    assert_eq!(options("cert-scram-sha-256 clientname=SAN").clientname, ClientName::San);
+    for (text, wanted) in [
+        ("SAN-DNS", ClientName::SanDns),
+        ("SAN-EMAIL", ClientName::SanEmail),
+        ("SAN-URI", ClientName::SanUri),
+    ] {
+        assert_eq!(options(&format!("cert-scram-sha-256 clientname={text}")).clientname, wanted);
+    }
     assert_eq!(options("scram-sha-256 clientcert=verify-ca").clientcert, Some(ClientCert::VerifyCa));
     let full = options("password clientcert=verify-full map=\"my map\"");
     assert_eq!((full.clientcert, full.map.as_deref()), (Some(ClientCert::VerifyFull), Some("my map")));
@@ -265,6 +271,7 @@ fn options_are_those_of_the_method() {
         ("cert map=a map=b", "twice"),
         ("cert map=a,b", "list"),
         ("cert clientname=cn", "clientname"),
+        ("cert clientname=SAN-IP", "clientname"),
         ("cert clientcert=1", "clientcert"),
         ("cert clientcert=verify-ca", "in full"),
         ("password map=x", "nothing to compare"),
@@ -280,6 +287,22 @@ fn options_are_those_of_the_method() {
         assert!(found.message.contains(part), "{rest}: {found}");
         assert!(found.column >= 18, "{rest}: {found}");
     }
+}
+
+#[test]
+fn rules_from_before_that_name_no_type_of_alternative_name_are_read_and_no_more_set() {
+    let text = "host all all all cert\nhost all all all cert clientname=SAN map=people\n";
+    let read = rules(text);
+    assert_eq!(read.rules[1].options().clientname, ClientName::San);
+    assert!(
+        read.notes().iter().any(|note| note.starts_with("line 2: `clientname=SAN`")),
+        "{:?}",
+        read.notes()
+    );
+    let refused = Rules::parse_new(text).unwrap_err();
+    assert_eq!(refused.line, 2);
+    assert!(refused.hint.unwrap().contains("SAN-EMAIL"));
+    assert!(Rules::parse_new(&text.replace("SAN", "SAN-URI")).is_ok());
 }
 
 #[test]

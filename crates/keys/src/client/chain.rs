@@ -7,8 +7,10 @@ use webpki::{
     EndEntityCert, Error, ExpirationPolicy, KeyUsage, RevocationCheckDepth, RevocationOptions,
     RevocationOptionsBuilder, UnknownStatusPolicy, VerifiedPath,
 };
+use x509_parser::prelude::X509Certificate;
 
 use super::authorities::{is_issued_by, key_of, key_of_anchor};
+use super::constraints::Constraints;
 use super::{CertRefused, ClientAuthorities, Crls, PRESENTED_MAX, Step, Verified, name, parsed};
 
 /// Most signatures that are checked to tell a stranger from somebody whose certificate is no longer good.
@@ -58,7 +60,7 @@ impl ClientAuthorities {
         let certificate = parsed(leaf).ok_or(CertRefused::Malformed)?;
         let end = EndEntityCert::try_from(leaf).map_err(|cause| refusal(&cause))?;
         let anchors = self.valid_anchors(now);
-        let path_rules = |path: &VerifiedPath<'_>| self.check_path(path);
+        let path_rules = |path: &VerifiedPath<'_>| self.check_path(path, &certificate);
         let find = |revocation: Option<RevocationOptions<'_>>| {
             end.verify_for_usage(
                 webpki::ALL_VERIFICATION_ALGS,
@@ -103,12 +105,15 @@ impl ClientAuthorities {
             .ok_or(CertRefused::Malformed)?;
         let steps: Option<Vec<Step>> =
             chain.windows(2).map(|pair| Step::new(pair[0].clone(), pair[1].clone())).collect();
+        let constraints = Constraints::of(&chain[1..]).ok_or(CertRefused::Malformed)?;
+        let common_name = name::common_name(&certificate).filter(|name| constraints.permit_common_name(name));
         let mut fingerprint = [0; 32];
         fingerprint.copy_from_slice(digest::digest(&digest::SHA256, leaf).as_ref());
         Ok(Verified {
-            common_name: name::common_name(&certificate),
+            common_name,
             subject: name::rfc2253(certificate.subject()),
-            sans: name::alternative_names(&certificate),
+            is_constrained: !constraints.is_empty(),
+            alternative_names: name::alternative_names(&certificate),
             fingerprint,
             serial: hex::encode(certificate.raw_serial()),
             not_after,
@@ -116,8 +121,9 @@ impl ClientAuthorities {
         })
     }
 
-    /// What webpki leaves to others: how many certificates the root allows below it, and that each issuer may issue.
-    fn check_path(&self, path: &VerifiedPath<'_>) -> Result<(), Error> {
+    /// What webpki leaves to others: how many certificates the root allows below it, that each issuer may issue, and that the
+    /// e-mail addresses of the subject are within the issuers' name constraints.
+    fn check_path(&self, path: &VerifiedPath<'_>, leaf: &X509Certificate<'_>) -> Result<(), Error> {
         let root = self.root_of(path.anchor()).ok_or(Error::UnknownIssuer)?;
         if root.path_len.is_some_and(|most| path.intermediate_certificates().count() > most) {
             return Err(Error::PathLenConstraintViolated);
@@ -132,7 +138,10 @@ impl ClientAuthorities {
                 return Err(Error::EndEntityUsedAsCa);
             }
         }
-        Ok(())
+        let mut issuers: Vec<_> = path.intermediate_certificates().map(webpki::Cert::der).collect();
+        issuers.push(root.der.clone());
+        let constraints = Constraints::of(&issuers).ok_or(Error::BadDer)?;
+        if constraints.permit_emails_of(leaf) { Ok(()) } else { Err(Error::NameConstraintViolation) }
     }
 
     fn valid_anchors(&self, now: OffsetDateTime) -> Vec<TrustAnchor<'_>> {

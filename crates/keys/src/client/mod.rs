@@ -6,6 +6,7 @@
 
 mod authorities;
 mod chain;
+mod constraints;
 mod crls;
 mod name;
 mod pem;
@@ -19,6 +20,7 @@ use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificat
 
 pub use authorities::{CA_CERTIFICATES_MAX, CaFacts, ClientAuthorities, UnusableCa};
 pub use crls::{CRLS_MAX, CrlFacts, Crls, UnusableCrl};
+pub use name::AlternativeNames;
 pub use pem::WrongPem;
 
 /// Most certificates that a client may present: its own and the intermediate ones.
@@ -39,12 +41,16 @@ pub fn key_digest(certificate: &CertificateDer<'_>) -> Option<String> {
 /// A client's certificate that one of the cluster's authorities vouches for.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Verified {
-    /// The subject's common name; `None` where there is none, or several, or one that is not plain text.
+    /// The subject's common name; `None` where there is none, or several, or one that is not plain text or that an authority of
+    /// the chain may not give.
     pub common_name: Option<String>,
     /// The whole subject, as PostgreSQL compares it under `clientname=DN` (RFC 2253, last part first).
     pub subject: String,
-    /// The alternative names that are text: DNS names, e-mail addresses, URIs.
-    pub sans: Vec<String>,
+    /// Whether an authority of the chain has name constraints. They do not limit most of what a subject holds, so that as a
+    /// whole it names nobody then.
+    pub is_constrained: bool,
+    /// The alternative names that are text.
+    pub alternative_names: AlternativeNames,
     /// SHA-256 of the certificate.
     pub fingerprint: [u8; 32],
     /// The serial number in hexadecimal, lower case.

@@ -131,27 +131,57 @@ fn dump(tag: Tag, value: &[u8]) -> String {
     format!("#{}", hex::encode_upper(tlv(u8::try_from(tag.0).unwrap_or(0), value)))
 }
 
-/// The alternative names that are text: DNS names, e-mail addresses and URIs. What is not plain ASCII is left out.
-pub(super) fn alternative_names(certificate: &X509Certificate<'_>) -> Vec<String> {
+/// The alternative names of a certificate that are text, by their types.
+///
+/// Each has the form of its type, so that none looks like one of another type: only an e-mail address holds `@` and no `:`, only
+/// a URI holds `:`. What has another form, or is not plain ASCII, is left out.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct AlternativeNames {
+    /// DNS names: letters, digits, `-`, `_`, `.` and `*`.
+    pub dns: Vec<String>,
+    /// E-mail addresses with one `@` and no `:`.
+    pub emails: Vec<String>,
+    /// URIs with a scheme.
+    pub uris: Vec<String>,
+}
+
+pub(super) fn alternative_names(certificate: &X509Certificate<'_>) -> AlternativeNames {
+    let mut found = AlternativeNames::default();
     let Ok(Some(names)) = certificate.subject_alternative_name() else {
-        return Vec::new();
+        return found;
     };
     let names = &names.value.general_names;
     if names.len() > NAMES_MAX {
-        return Vec::new();
+        return found;
     }
-    let plain = |text: &&str| {
-        !text.is_empty() && text.len() <= NAME_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic())
-    };
-    names
-        .iter()
-        .filter_map(|name| match name {
-            GeneralName::DNSName(text) | GeneralName::RFC822Name(text) | GeneralName::URI(text) => {
-                Some(*text)
-            }
-            _ => None,
-        })
-        .filter(plain)
-        .map(str::to_owned)
-        .collect()
+    for name in names {
+        let (text, all, has_form): (_, _, fn(&str) -> bool) = match name {
+            GeneralName::DNSName(text) => (*text, &mut found.dns, is_dns),
+            GeneralName::RFC822Name(text) => (*text, &mut found.emails, is_email),
+            GeneralName::URI(text) => (*text, &mut found.uris, is_uri),
+            _ => continue,
+        };
+        let is_plain = text.len() <= NAME_BYTES_MAX && text.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_plain && has_form(text) {
+            all.push(text.to_owned());
+        }
+    }
+    found
+}
+
+fn is_dns(text: &str) -> bool {
+    !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.*".contains(&byte))
+}
+
+fn is_email(text: &str) -> bool {
+    text.split_once('@')
+        .is_some_and(|(local, host)| !local.is_empty() && !local.contains(':') && is_dns(host))
+}
+
+fn is_uri(text: &str) -> bool {
+    text.split_once(':').is_some_and(|(scheme, rest)| {
+        scheme.starts_with(|first: char| first.is_ascii_alphabetic())
+            && scheme.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(&byte))
+            && !rest.is_empty()
+    })
 }

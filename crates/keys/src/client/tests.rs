@@ -67,7 +67,11 @@ fn a_client_is_who_its_certificate_says() {
     let verified = verify(&ca, &[&leaf.der]).unwrap();
     assert_eq!(verified.common_name.as_deref(), Some("maria"));
     assert_eq!(verified.subject, "O=Shop,CN=maria");
-    assert_eq!(verified.sans, ["maria.example.org", "maria@example.org", "spiffe://example.org/maria"]);
+    let names = &verified.alternative_names;
+    assert_eq!(names.dns, ["maria.example.org"]);
+    assert_eq!(names.emails, ["maria@example.org"]);
+    assert_eq!(names.uris, ["spiffe://example.org/maria"]);
+    assert!(!verified.is_constrained);
     assert_eq!(verified.serial, "1234");
     assert_eq!(verified.not_after, params.not_after);
     assert_eq!(verified.steps.len(), 1);
@@ -183,6 +187,87 @@ fn who_may_not_issue_issues_nothing() {
     params.subject_alt_names = vec![SanType::DnsName("evil.example.com".try_into().unwrap())];
     let leaf = issue(&params, &names);
     assert_eq!(verify(&ca, &[&leaf.der, names.der()]).unwrap_err(), CertRefused::Constraint);
+}
+
+#[test]
+fn names_in_a_subject_are_within_the_constraints_of_every_authority_above() {
+    let ca = root("ours");
+    let partner = |permitted: &[GeneralSubtree], excluded: &[GeneralSubtree]| {
+        let mut params = ca_params("partner");
+        params.name_constraints = Some(NameConstraints {
+            permitted_subtrees: permitted.to_vec(),
+            excluded_subtrees: excluded.to_vec(),
+        });
+        CertifiedIssuer::signed_by(params, KeyPair::generate().unwrap(), &ca).unwrap()
+    };
+    let dns = GeneralSubtree::DnsName("partner.example".to_owned());
+    let email = GeneralSubtree::Rfc822Name("partner.example".to_owned());
+    let by_all = partner(&[dns.clone(), email.clone()], &[]);
+    let below = intermediate("below", &by_all);
+    let by_dns = partner(std::slice::from_ref(&dns), &[]);
+    let by_exclusion = partner(&[], &[GeneralSubtree::DnsName("corp.example".to_owned())]);
+    let named = |name: &str, by: &Ca, between: &[&CertificateDer<'static>]| {
+        let leaf = client(name, 1, by);
+        let presented: Vec<_> = std::iter::once(&leaf.der).chain(between.iter().copied()).collect();
+        let verified = verify(&ca, &presented).unwrap();
+        assert!(verified.is_constrained, "{name}");
+        verified.common_name
+    };
+    for attack in ["db.other.example", "a@evil.example", "maria"] {
+        assert_eq!(named(attack, &by_all, &[by_all.der()]), None, "{attack}");
+        assert_eq!(named(attack, &by_dns, &[by_dns.der()]), None, "{attack}");
+        assert_eq!(named(attack, &below, &[below.der(), by_all.der()]), None, "{attack}");
+    }
+    assert_eq!(named("db.corp.example", &by_exclusion, &[by_exclusion.der()]), None);
+    for good in ["db.partner.example", "a@partner.example"] {
+        assert_eq!(named(good, &below, &[below.der(), by_all.der()]).as_deref(), Some(good));
+    }
+    assert_eq!(named("maria", &by_exclusion, &[by_exclusion.der()]).as_deref(), Some("maria"));
+    // An authority that is trusted by itself has limits as well.
+    let leaf = client("db.other.example", 1, &by_dns);
+    assert_eq!(verify(&by_dns, &[&leaf.der]).unwrap().common_name, None);
+    // An e-mail address in the subject is within the constraints for e-mail, or the certificate counts for nothing.
+    let with_email = |address: &str, by: &Ca| {
+        let mut params = client_params("a@partner.example", 3);
+        params.distinguished_name.push(
+            DnType::CustomDnType(vec![1, 2, 840, 113_549, 1, 9, 1]),
+            DnValue::Ia5String(address.try_into().unwrap()),
+        );
+        verify(&ca, &[&issue(&params, by).der, by.der()]).map(|verified| verified.subject)
+    };
+    assert_eq!(with_email("maria@corp.example", &by_all), Err(CertRefused::Constraint));
+    assert_eq!(
+        with_email("a@partner.example", &by_all).as_deref(),
+        Ok("emailAddress=a@partner.example,CN=a@partner.example")
+    );
+}
+
+#[test]
+fn an_alternative_name_has_the_form_of_its_type() {
+    let ca = root("ours");
+    let names = |names: Vec<SanType>| {
+        let mut params = client_params("maria", 3);
+        params.subject_alt_names = names;
+        verify(&ca, &[&issue(&params, &ca).der]).unwrap().alternative_names
+    };
+    let maria = "maria@corp.example";
+    let found = names(vec![
+        SanType::DnsName(maria.try_into().unwrap()),
+        SanType::URI(maria.try_into().unwrap()),
+        SanType::Rfc822Name(maria.try_into().unwrap()),
+        SanType::Rfc822Name("spiffe://corp.example/x@evil.example".try_into().unwrap()),
+        SanType::Rfc822Name("maria@evil.example@corp.example".try_into().unwrap()),
+        SanType::Rfc822Name("maria".try_into().unwrap()),
+        SanType::URI("spiffe://corp.example/maria".try_into().unwrap()),
+        SanType::DnsName("spiffe://corp.example/maria".try_into().unwrap()),
+        SanType::DnsName("db.corp.example".try_into().unwrap()),
+    ]);
+    let wanted = AlternativeNames {
+        dns: vec!["db.corp.example".to_owned()],
+        emails: vec![maria.to_owned()],
+        uris: vec!["spiffe://corp.example/maria".to_owned()],
+    };
+    assert_eq!(found, wanted);
 }
 
 trait Signs {
