@@ -132,12 +132,12 @@ impl gateway::examine::Examiner for Examiner {
         match self.revocation.check(cluster, &verified, &policy.ocsp).await {
             Ok(passed) => {
                 if let Some(warning) = passed.warning {
-                    tracing::warn!(%cluster, subject = ?verified.subject, %warning, "OCSP check failed in non-strict mode");
+                    tracing::warn!(%cluster, subject = verified.subject, %warning, "OCSP check failed in non-strict mode");
                 }
                 Certificate::Good(Arc::new(verified))
             }
             Err(refused) => {
-                tracing::info!(%cluster, subject = ?verified.subject, detail = refused.detail(), "{refused}");
+                tracing::info!(%cluster, subject = verified.subject, detail = refused.detail(), "{refused}");
                 Certificate::Bad(NotVouched {
                     message: refused.to_string(),
                     hint: None,

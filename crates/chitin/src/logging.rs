@@ -1,5 +1,7 @@
 //! Logs for people, on stderr. Audit lines always pass; what could print a secret never does.
 
+mod fields;
+
 use std::io::IsTerminal;
 
 use tracing::{Level, Metadata, Subscriber};
@@ -7,6 +9,8 @@ use tracing_subscriber::filter::{EnvFilter, FilterExt, FilterFn, LevelFilter, fi
 use tracing_subscriber::layer::{Layer, SubscriberExt};
 use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
+
+use fields::Unforgeable;
 
 /// Events of this target are an audit trail: no setting hides them.
 pub const AUDIT: &str = "audit";
@@ -20,6 +24,7 @@ pub fn start() {
     let wanted = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     let is_terminal = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt::layer()
+        .fmt_fields(Unforgeable)
         .compact()
         .with_writer(std::io::stderr)
         .with_ansi(is_terminal && std::env::var_os("NO_COLOR").is_none());
@@ -66,7 +71,11 @@ mod tests {
     fn written(wanted: &str, work: impl FnOnce()) -> String {
         let page = Page::default();
         let writer = page.clone();
-        let layer = tracing_subscriber::fmt::layer().with_ansi(false).with_writer(move || writer.clone());
+        let layer = tracing_subscriber::fmt::layer()
+            .fmt_fields(Unforgeable)
+            .compact()
+            .with_ansi(false)
+            .with_writer(move || writer.clone());
         let subscriber = tracing_subscriber::registry().with(bounded(layer, EnvFilter::new(wanted)));
         tracing::subscriber::with_default(subscriber, work);
         String::from_utf8(page.0.lock().unwrap().clone()).unwrap()
@@ -83,6 +92,28 @@ mod tests {
         });
         assert!(!text.contains("SECRET"), "{text}");
         assert!(text.contains("a warning") && text.contains("our own"), "{text}");
+    }
+
+    #[test]
+    fn a_user_s_name_forges_neither_a_field_nor_a_line() {
+        let text = written("info", || {
+            let (user, from) = ("bob from=203.0.113.9 method=cert ok", "192.0.2.1");
+            tracing::info!(cluster = "my-shop-2", %user, %from, method = "jwt", "signed in");
+            let cause = "no role \u{202e}x\n2026-11-30 INFO chitin: signed in user=root";
+            tracing::warn!(?cause, "{cause}");
+        });
+        let lines: Vec<&str> = text.lines().collect();
+        let [signed_in, refused] = lines[..] else { panic!("{text}") };
+        assert!(
+            signed_in.ends_with(
+                r#"signed in cluster=my-shop-2 user="bob from=203.0.113.9 method=cert ok" from=192.0.2.1 method=jwt"#
+            ),
+            "{signed_in}"
+        );
+        assert!(
+            refused.contains(r#""no role \u{202e}x\n2026-11-30 INFO chitin: signed in user=root" cause="#),
+            "{refused}"
+        );
     }
 
     #[test]

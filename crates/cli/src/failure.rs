@@ -66,9 +66,10 @@ impl Failure {
 
 impl fmt::Display for Failure {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "error: {}", printable(&self.what))?;
+        // A line break in a name would make a line of ours of what follows it.
+        write!(f, "error: {}", model::escaped(&self.what))?;
         match &self.next {
-            Some(next) => write!(f, "\n  next: {}", printable(next)),
+            Some(next) => write!(f, "\n  next: {}", model::escaped(next)),
             None => Ok(()),
         }
     }
@@ -80,20 +81,18 @@ impl From<std::io::Error> for Failure {
     }
 }
 
-/// Text of a server as a terminal may see it: no control character can steer it.
-pub fn printable(text: &str) -> String {
-    text.chars().filter(|c| !c.is_control() || *c == '\n').collect()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn an_error_says_what_and_the_next_step_and_cannot_steer_the_terminal() {
-        let failure =
-            Failure::new(Kind::NotFound, "there is no cluster \x1b[2Jx").next("chitin cluster list");
-        assert_eq!(failure.to_string(), "error: there is no cluster [2Jx\n  next: chitin cluster list");
+        let failure = Failure::new(Kind::NotFound, "there is no user \x1b[2Jx\n  next: forged")
+            .next("chitin user list");
+        assert_eq!(
+            failure.to_string(),
+            "error: there is no user \\u{1b}[2Jx\\n  next: forged\n  next: chitin user list"
+        );
     }
 
     #[test]

@@ -63,6 +63,11 @@ fn question(test: HbaTest) -> TestHba {
     }
 }
 
+/// A rule with spaces where its columns are parted by tabs.
+fn in_columns(rule: &str) -> String {
+    rule.replace('\t', " ")
+}
+
 fn shown(verdict: &HbaVerdict, asked: Option<&str>) -> String {
     let method = verdict.method.clone().unwrap_or_default();
     let line = verdict.line.map(|line| format!("line {line}")).unwrap_or_default();
@@ -76,14 +81,17 @@ fn shown(verdict: &HbaVerdict, asked: Option<&str>) -> String {
     };
     let head = facts([
         ("outcome", outcome),
-        ("rule", [line, verdict.text.clone().unwrap_or_default()].join("  ").trim().to_owned()),
+        (
+            "rule",
+            [line, in_columns(verdict.text.as_deref().unwrap_or_default())].join("  ").trim().to_owned(),
+        ),
     ]);
     if verdict.steps.is_empty() {
         return head;
     }
     let rows = verdict.steps.iter().map(|step| {
         let mark = if step.is_match { "yes" } else { "no" }.to_owned();
-        [step.line.to_string(), step.text.clone(), mark, step.why.clone()]
+        [step.line.to_string(), in_columns(&step.text), mark, step.why.clone()]
     });
     format!("{head}\n\n{}", table(["LINE", "RULE", "MATCHES", "WHY"], rows))
 }

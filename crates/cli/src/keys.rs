@@ -513,6 +513,6 @@ mod tests {
         .unwrap();
         assert!(has_failed(info.status));
         let text = not_settled(&info, "it failed").to_string();
-        assert!(text.contains("no such key[2J") && !text.contains('\u{1b}'), "{text}");
+        assert!(text.contains("no such key\\u{1b}[2J") && !text.contains('\u{1b}'), "{text}");
     }
 }

@@ -84,10 +84,9 @@ fn take(from: impl Read, bytes_max: usize) -> std::io::Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// A text of several lines as a terminal may see it: tabs stay, no other control character can steer it.
+/// A text of several lines as a terminal may see it: lines and tabs stay, nothing else in it can steer the terminal.
 pub fn shown(text: &str) -> String {
-    let plain: String = text.chars().filter(|c| !c.is_control() || matches!(c, '\n' | '\t')).collect();
-    plain.trim_end().to_owned()
+    model::escaped_but(text.trim_end(), &['\n', '\t'])
 }
 
 #[cfg(test)]
@@ -108,6 +107,6 @@ mod tests {
 
     #[test]
     fn a_text_keeps_its_columns_and_cannot_steer_the_terminal() {
-        assert_eq!(shown("host\tall\x1b[2J\n\n"), "host\tall[2J");
+        assert_eq!(shown("host\tall\x1b[2J\n\n"), "host\tall\\u{1b}[2J");
     }
 }

@@ -12,6 +12,7 @@ mod names;
 mod network;
 mod origin;
 mod outlet;
+mod printable;
 mod resources;
 mod role;
 mod sign_in;
@@ -46,6 +47,7 @@ pub use network::{
 };
 pub use origin::{EndpointId, InvalidEndpointId, Origin, Surface, Way};
 pub use outlet::{OUTLET_CONNECTIONS_MAX, OUTLETS_MAX, Outlet, Outlets};
+pub use printable::{escaped, escaped_but, is_printable};
 pub use resources::{MemorySeen, Resources};
 pub use role::{RolesSeen, SQL_MEMBERSHIPS_MAX, SQL_ROLES_MAX, SqlRole, SqlRoles};
 pub use sign_in::{
