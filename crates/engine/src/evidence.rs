@@ -306,8 +306,14 @@ fn shortage(postmaster: u32) -> Evidence {
     // One that is just being started has not said it yet, one that has ended says nothing.
     let others = children(postmaster).into_iter().filter_map(|pid| score(pid).ok()).max();
     let is_ordered = ours < engine && others.is_some_and(|others| engine < others);
-    let others = others.map_or_else(|| "none".to_owned(), |score| score.to_string());
-    let evidence = format!("oom_score_adj: Chitin {ours}, the engine {engine}, its other processes {others}");
+    let shown = others.map_or_else(|| "none".to_owned(), |score| score.to_string());
+    let evidence = format!("oom_score_adj: Chitin {ours}, the engine {engine}, its other processes {shown}");
+    if ours >= 0 && others.is_some_and(|others| ours < engine && engine <= others) {
+        let lacking = format!(
+            "{evidence}; Chitin may not lower its own (CAP_SYS_RESOURCE), so the engine is as near as its sessions"
+        );
+        return Evidence { claim: text.to_owned(), is_proven: None, evidence: lacking };
+    }
     claim(text, is_ordered, evidence)
 }
 
@@ -319,7 +325,7 @@ pub fn shortage_protection() -> Capability {
         },
         Ok(score) => Capability::Missing {
             why: format!(
-                "oom_score_adj {score}: sessions go first, then engines, but Chitin is as near as the machine's other programs"
+                "oom_score_adj {score}: engines and their sessions go first, but Chitin is as near as the machine's other programs"
             ),
             next_step: "start Chitin with OOMScoreAdjust=-900 in its systemd unit, or with CAP_SYS_RESOURCE"
                 .to_owned(),

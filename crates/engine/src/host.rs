@@ -411,7 +411,7 @@ impl Host {
         let folder = Inside::at(&run)?;
         let group = self.limited(cluster)?;
         let jail = self.jail(owner, base, (&run, &etc), group.as_ref());
-        let mut command = jail.command(Purpose::Run, "postgres", &["-D", "/volume/pg"])?;
+        let mut command = jail.command(Purpose::Run, "postgres", &["-D/volume/pg"])?;
         let log = Inside::open(base, "log")?.create("start.log", owner)?;
         command.stdout(Stdio::null()).stderr(log);
         let child = process::spawn(command)

@@ -7,7 +7,7 @@ use std::process::{Command, Stdio};
 use crate::Error;
 use crate::cgroup::Group;
 use crate::inner_network;
-use crate::launch::{LAUNCHER, Launcher, ORDERS, Orders, Then};
+use crate::launch::{LAUNCHER, Launcher, ORDERS, Orders, SHORTAGE_LINK, Then};
 use crate::places::{Owner, is_root, make_folder};
 use crate::postgres::Postgres;
 
@@ -125,6 +125,7 @@ impl Jail<'_> {
         {
             bwrap.args(["--symlink", &format!("/proc/self/fd{target}"), link]);
         }
+        bwrap.args(["--symlink", "/proc/self/oom_score_adj", SHORTAGE_LINK]);
         bwrap.args(["--tmpfs", "/dev/shm", "--tmpfs", "/tmp"]);
         bwrap.args(["--chmod", "1777", "/tmp", "--chmod", "1777", "/dev/shm"]);
         bwrap.arg("--bind").arg(self.base).arg(VOLUME);

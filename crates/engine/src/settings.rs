@@ -2,7 +2,7 @@
 
 use std::fmt::Write as _;
 
-use model::{Cluster, INTERNAL_ROLE, Plan, StorageLimit};
+use model::{Cluster, ClusterId, INTERNAL_ROLE, Plan, StorageLimit};
 
 use crate::Error;
 use crate::inside::Inside;
@@ -18,6 +18,8 @@ const CONNECTIONS_RESERVED: u32 = 10;
 const ORIGINS_MAX: u32 = 10;
 /// Twice what PostgreSQL takes at least with segments of 16 MiB.
 const WAL_MIB_MIN: u64 = 64;
+/// Longest name of a cluster that PostgreSQL takes (`NAMEDATALEN` less one).
+const CLUSTER_NAME_BYTES_MAX: usize = 63;
 /// First major version whose `pg_ident.conf` knows `all`.
 const IDENT_ALL_MAJOR: u32 = 16;
 
@@ -37,7 +39,8 @@ pub(crate) fn write(
     let origins = if cluster.egress.engine { ORIGINS_MAX } else { 0 };
     let memory = cluster.resources().memory_bytes.unwrap_or(u64::MAX).min(memory_bytes());
     let checks_passwords = postgres.has_library("passwordcheck");
-    let text = postgresql_conf(cluster.plan, cluster.storage(), memory, checks_passwords, origins);
+    let text = postgresql_conf(cluster.plan, cluster.storage(), memory, checks_passwords, origins)
+        + &process_titles(cluster.id);
     data.write("postgresql.conf", &text, owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
     data.write("postgresql.auto.conf", "", owner)?;
@@ -138,6 +141,14 @@ log_parameter_max_length_on_error = 0
     )
 }
 
+/// Every user of the machine reads the titles of processes. Without updates they show no statement, but each process writes one
+/// when it begins: `postgres: CLUSTER_NAME: USER DATABASE`, into the place of its first arguments and variables. A name that fills
+/// that place leaves none for the rest; how long it is, is in [`crate::launch`].
+fn process_titles(id: ClusterId) -> String {
+    let name = format!("{:.<CLUSTER_NAME_BYTES_MAX$}", format!("cluster {id} of Chitin no names"));
+    format!("update_process_title = off\ncluster_name = '{name}'\n")
+}
+
 pub(crate) fn memory_bytes() -> u64 {
     let info = rustix::system::sysinfo();
     // The type differs between machines of 32 and 64 bits.
@@ -179,6 +190,15 @@ mod tests {
             postgresql_conf(Plan::Dedicated, storage(10), 4 << 30, true, 0)
                 .contains("shared_buffers = '1024MB'")
         );
+    }
+
+    #[test]
+    fn a_title_has_no_place_for_more_than_the_cluster_s_name() {
+        let text = process_titles(ClusterId::random());
+        let name = text.lines().find_map(|line| line.strip_prefix("cluster_name = '")?.strip_suffix('\''));
+        assert_eq!(name.unwrap().len(), CLUSTER_NAME_BYTES_MAX);
+        let title = "postgres: ".len() + CLUSTER_NAME_BYTES_MAX + ": ".len();
+        assert!(crate::launch::title_bytes(&["-D/volume/pg"]) <= title);
     }
 
     #[test]

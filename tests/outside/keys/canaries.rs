@@ -137,12 +137,7 @@ pub fn memory_is_in_no_core_file_and_not_in_the_swap() {
         let numbers: Vec<&str> = limit.split_whitespace().skip(4).take(2).collect();
         assert!(numbers.iter().all(|number| ["0", "1"].contains(number)), "{limit}");
     }
-    let backend = cloud
-        .processes()
-        .into_iter()
-        .filter(|process| process.command_line().contains("maria"))
-        .find(|process| engine_volume(process.pid).is_some_and(|_| is_of(process, &one)))
-        .expect("a session's process");
+    let backend = one.process_of(&mut session);
     let pid = Pid::from_raw(backend.pid.cast_signed()).expect("not zero");
     kill_process(pid, Signal::ABORT).expect("ours");
     eventually("the session ends", SOON, || session.query("select 1").err());
@@ -167,18 +162,6 @@ pub fn memory_is_in_no_core_file_and_not_in_the_swap() {
 fn engine_volume(pid: u32) -> Option<String> {
     let path = format!("/proc/{pid}/root/volume");
     Path::new(&path).join("pg").is_dir().then_some(path)
-}
-
-/// Whether the process belongs to the engine of this cluster, which no other engine's network namespace tells.
-fn is_of(process: &Process, one: &Cluster<'_>) -> bool {
-    let namespace = |pid: u32| fs::read_link(format!("/proc/{pid}/ns/pid")).ok();
-    let own: Vec<_> = one
-        .engine_processes()
-        .iter()
-        .filter(|known| engine_volume(known.pid).is_some())
-        .filter_map(|known| namespace(known.pid))
-        .collect();
-    namespace(process.pid).is_some_and(|space| own.contains(&space))
 }
 
 pub fn a_state_file_in_which_a_bit_turned_is_refused_and_named() {

