@@ -4,6 +4,7 @@ mod admit;
 mod crash;
 mod isolation;
 mod killed;
+mod names;
 mod operator;
 mod planted;
 mod power;
@@ -49,6 +50,10 @@ pub(crate) fn suite() -> Suite {
             planted::a_planted_data_directory_gets_nobody_s_key,
             planted::a_planted_root_certificate_gets_nobody_s_key,
             planted::a_cloud_is_not_started_where_somebody_else_can_exchange_its_folder,
+            names::a_name_forges_no_row_of_a_table,
+            names::a_name_forges_no_field_of_a_log_line,
+            names::titles_of_processes_show_no_user_no_database_and_no_statement,
+            names::a_rejected_api_key_leaves_a_trace_without_the_key,
             volumes::a_folder_that_names_another_volume_is_refused_and_alarms,
             volumes::a_cluster_without_encryption_never_starts_without_the_operator_s_word,
             volumes::an_older_copy_of_a_volume_starts_only_when_it_is_accepted,

@@ -11,11 +11,13 @@ use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use futures::StreamExt as _;
 use identity::api_key::ApiKeyText;
+use model::Origin;
 use store::ApiKey;
 use tokio::time::{Instant, timeout};
 use tower::ServiceExt;
 
 use crate::rate::{Bounds, Rate};
+use crate::rejected::Rejected;
 use crate::web::{self, Web};
 use crate::{Refusal, State};
 
@@ -42,14 +44,16 @@ pub struct Authenticated;
 /// Puts the door before the verbs. They see only requests that passed, with the body whole.
 pub(crate) fn close(state: State, verbs: Router) -> Router {
     let (rate, web) = (Arc::new(Rate::new(PER_KEY)), Web::new(state.desk.clone()));
+    let rejected = Arc::new(Rejected::default());
     Router::new().fallback(move |request: Request| {
         let (state, rate, web, verbs) = (state.clone(), rate.clone(), web.clone(), verbs.clone());
+        let rejected = rejected.clone();
         async move {
             // People with a browser have no key; these pages are bounded by themselves.
             if web::serves(request.uri()) {
                 web.answer(request).await
             } else {
-                pass(state, rate, verbs, request).await
+                pass(state, rate, &rejected, verbs, request).await
             }
         }
     })
@@ -70,7 +74,13 @@ pub(crate) fn pages(web: Web) -> Router {
     })
 }
 
-async fn pass(state: State, rate: Arc<Rate<String>>, verbs: Router, mut request: Request) -> Response {
+async fn pass(
+    state: State,
+    rate: Arc<Rate<String>>,
+    rejected: &Arc<Rejected>,
+    verbs: Router,
+    mut request: Request,
+) -> Response {
     let version = request.headers().get("cc-version").cloned();
     let (method, is_certificate) = (request.method().clone(), is_certificate(&request));
     if is_certificate {
@@ -83,6 +93,13 @@ async fn pass(state: State, rate: Arc<Rate<String>>, verbs: Router, mut request:
     let caller = match authenticate(&state, &request) {
         Ok(caller) => caller,
         Err(refusal) => {
+            // Who shows none is no more than lost.
+            if request.headers().contains_key(header::AUTHORIZATION) {
+                let known =
+                    presented(&request).and_then(|key| state.store.snapshot().api_key(key.id()).cloned());
+                let from = request.extensions().get::<Origin>();
+                rejected.note(from, known.as_ref().map(|known| known.name.as_str()));
+            }
             ignore(request.into_body(), IGNORED_BYTES_MAX).await;
             return finish(refusal.into_response(), version.as_ref());
         }
@@ -102,8 +119,8 @@ async fn pass(state: State, rate: Arc<Rate<String>>, verbs: Router, mut request:
     };
     if !matches!(method, Method::GET | Method::HEAD) {
         let status = response.status().as_u16();
-        // Paths hold names of clusters, users and databases, never secrets; `?` escapes what would forge a line.
-        tracing::info!(target: "audit", who = ?caller.name, key = %caller.id, %method, path = ?path, status, "API call");
+        // Paths hold names of clusters, users and databases, never secrets.
+        tracing::info!(target: "audit", who = caller.name, key = %caller.id, %method, path, status, "API call");
     }
     let mut response = finish(response, version.as_ref());
     response.extensions_mut().insert(Authenticated);
@@ -168,17 +185,7 @@ fn authenticate(state: &State, request: &Request) -> Result<Arc<ApiKey>, Refusal
             "the API key is missing or not valid; send it as `Authorization: Bearer KEY`",
         )
     };
-    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
-    let (Some(value), None) = (values.next(), values.next()) else {
-        return Err(refused());
-    };
-    let text =
-        value.to_str().ok().filter(|text| text.len() <= AUTHORIZATION_BYTES_MAX).ok_or_else(refused)?;
-    let (scheme, key) = text.split_once(' ').ok_or_else(refused)?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return Err(refused());
-    }
-    let key = ApiKeyText::parse(key.trim()).ok_or_else(refused)?;
+    let key = presented(request).ok_or_else(refused)?;
     let known = state.store.snapshot().api_key(key.id()).cloned();
     let digest = known.as_ref().map_or([0; 32], |known| known.digest);
     match known {
@@ -189,6 +196,17 @@ fn authenticate(state: &State, request: &Request) -> Result<Arc<ApiKey>, Refusal
             Err(refused())
         }
     }
+}
+
+/// The key that a request shows, if it has the form of one.
+fn presented(request: &Request) -> Option<ApiKeyText> {
+    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
+    let (Some(value), None) = (values.next(), values.next()) else {
+        return None;
+    };
+    let text = value.to_str().ok().filter(|text| text.len() <= AUTHORIZATION_BYTES_MAX)?;
+    let (scheme, key) = text.split_once(' ')?;
+    if scheme.eq_ignore_ascii_case("bearer") { ApiKeyText::parse(key.trim()) } else { None }
 }
 
 /// Clients whose base URL ends in a slash ask for `//api/v1/…`.

@@ -27,6 +27,7 @@ mod page;
 mod providers;
 mod rate;
 mod refusal;
+mod rejected;
 mod shape;
 mod throttle;
 mod unbuilt;
