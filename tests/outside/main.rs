@@ -3,6 +3,7 @@
 //! All in one binary, so that it is linked once, and so that the tests of one subject run while those of another wait.
 
 mod clients;
+mod faults;
 mod keys;
 mod life;
 mod network;
@@ -21,6 +22,7 @@ fn main() -> std::process::ExitCode {
             sign_in::suite(),
             network::suite(),
             life::suite(),
+            faults::suite(),
             clients::suite(),
             wire::suite(),
         ],

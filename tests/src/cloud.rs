@@ -11,6 +11,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use rustls::ClientConfig;
 use serde_json::Value;
 
+use crate::clock::Clock;
 use crate::command::{Finished, eventually, run, run_with};
 use crate::hosts::Host;
 use crate::machine::{self, Process};
@@ -40,6 +41,8 @@ pub struct Options {
     pub descriptors: Option<u32>,
     /// What the program finds in `/etc/hosts` instead of what is there; only root can do that.
     pub names: Option<String>,
+    /// The time of day there.
+    pub clock: Option<Clock>,
 }
 
 impl Options {
@@ -214,10 +217,14 @@ impl Cloud {
 
     /// A program that will run where the cloud does.
     pub fn program(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
-        match &self.options.host {
+        let mut command = match &self.options.host {
             Some(host) => host.command(program),
             None => Command::new(program),
+        };
+        if let Some(clock) = &self.options.clock {
+            clock.give(&mut command);
         }
+        command
     }
 
     /// Connects to one of its doors from where it runs itself.

@@ -8,6 +8,7 @@ pub mod balancer;
 pub mod browser;
 pub mod caller;
 pub mod capture;
+pub mod clock;
 pub mod cloud;
 pub mod command;
 pub mod crates;

@@ -3,6 +3,7 @@
 
 use std::collections::HashMap;
 use std::net::IpAddr;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -14,6 +15,7 @@ use rustls::pki_types::CertificateDer;
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
 use time::OffsetDateTime;
+use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
 
 use crate::staple::Staple;
@@ -22,6 +24,8 @@ use crate::staple::Staple;
 const NAMES_MAX: usize = 1_024;
 /// How often the operator's files are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A certificate that begins less than this before now is issued anew too, for clients whose clock is slow.
+const CLOCK_SKEW: time::Duration = time::Duration::hours(1);
 /// The operator hears of the end of a certificate of its own this long before.
 const WARN_BEFORE: time::Duration = time::Duration::days(14);
 const WARN_EVERY: time::Duration = time::Duration::days(1);
@@ -44,7 +48,8 @@ pub enum Error {
 struct Ready {
     sql: Arc<Shown>,
     http: Arc<CertifiedKey>,
-    renew_at: OffsetDateTime,
+    /// While the present lies in here it is shown; for the operator's own, its whole span.
+    fresh: Range<OffsetDateTime>,
 }
 
 /// The operator's certificate and key.
@@ -113,19 +118,19 @@ impl Certificates {
         self.authority.root_pem()
     }
 
-    /// Reads the operator's files again whenever they change, until `stop`. Broken files leave the old certificate.
-    pub async fn watch(self: Arc<Self>, stop: CancellationToken) {
-        let Some(files) = &self.files else {
-            return stop.cancelled().await;
-        };
-        let mut seen = fingerprint(files);
+    /// Reads the operator's files again whenever they change, and looks at every span whenever the clock was set, until
+    /// `stop`. Broken files leave the old certificate.
+    pub async fn watch(self: Arc<Self>, mut jumps: watch::Receiver<u64>, stop: CancellationToken) {
+        let mut seen = self.files.as_ref().map(fingerprint);
         let mut warned = None;
         loop {
             tokio::select! {
                 () = stop.cancelled() => return,
+                Ok(()) = jumps.changed() => self.put_right(),
                 () = tokio::time::sleep(LOOK_EVERY) => {}
             }
-            let now = fingerprint(files);
+            let Some(files) = &self.files else { continue };
+            let now = Some(fingerprint(files));
             if now != seen {
                 seen = now;
                 self.reload(files);
@@ -150,6 +155,34 @@ impl Certificates {
         Ok(())
     }
 
+    /// After the clock was set: issues anew what is not valid now, and says what we cannot issue.
+    fn put_right(&self) {
+        let now = self.clock.now();
+        self.of_machine();
+        let outside = {
+            let mut kept = lock(&self.by_name);
+            let before = kept.len();
+            kept.retain(|_, ready| ready.fresh.contains(&now));
+            before - kept.len()
+        };
+        if outside > 0 {
+            tracing::warn!(certificates = outside, clock = %now, "certificates of clusters lie outside of their spans since the clock was set; they are issued anew when they are asked for");
+        }
+        let say = |what: &str, from: OffsetDateTime, until: OffsetDateTime| {
+            if !(from..until).contains(&now) {
+                tracing::error!(%from, %until, clock = %now, "{what} is not valid by this machine's clock, and clients with such a clock refuse it");
+            }
+        };
+        match self.authority.root_span() {
+            Ok((from, until)) => say("the cloud's root", from, until),
+            Err(cause) => tracing::error!(%cause, "the span of the cloud's root cannot be read"),
+        }
+        if let Some(files) = &self.files {
+            let certificate = lock(&files.current).certificate.clone();
+            say("the operator's certificate", certificate.not_before, certificate.not_after);
+        }
+    }
+
     fn reload(&self, files: &Files) {
         match load(&files.chain, &files.key, &*self.clock).and_then(|certificate| files.replace(certificate))
         {
@@ -163,7 +196,7 @@ impl Certificates {
 
     fn warn_of_expiry(&self, files: &Files, warned: &mut Option<OffsetDateTime>) {
         let (now, not_after) = (self.clock.now(), lock(&files.current).certificate.not_after);
-        if now + WARN_BEFORE >= not_after && warned.is_none_or(|at| now - at >= WARN_EVERY) {
+        if now + WARN_BEFORE >= not_after && warned.is_none_or(|at| (now - at).abs() >= WARN_EVERY) {
             tracing::warn!(until = %not_after, file = %files.chain.display(), "the certificate must be renewed soon");
             *warned = Some(now);
         }
@@ -193,10 +226,18 @@ impl Certificates {
     }
 
     fn of_machine(&self) -> Arc<Ready> {
-        let mut local = lock(&self.local);
-        if self.clock.now() >= local.renew_at {
+        let (mut local, now) = (lock(&self.local), self.clock.now());
+        if !local.fresh.contains(&now) {
             match issue(&self.authority, &local_names(&self.hosts), &*self.clock) {
-                Ok(renewed) => *local = Arc::new(renewed),
+                Ok(renewed) => {
+                    let (from, until) = (local.fresh.start, local.fresh.end);
+                    if now < from {
+                        tracing::warn!(%from, clock = %now, "the clock was put back, and the machine's certificate would not be valid yet: it is issued anew");
+                    } else {
+                        tracing::info!(%until, clock = %now, "the machine's certificate is renewed");
+                    }
+                    *local = Arc::new(renewed);
+                }
                 Err(cause) => tracing::error!(%cause, "the machine's certificate could not be renewed"),
             }
         }
@@ -217,7 +258,7 @@ impl Certificates {
 
     fn issued(&self, name: String, names: Vec<String>) -> Arc<Ready> {
         let now = self.clock.now();
-        if let Some(ready) = lock(&self.by_name).get(&name).filter(|ready| now < ready.renew_at) {
+        if let Some(ready) = lock(&self.by_name).get(&name).filter(|ready| ready.fresh.contains(&now)) {
             return ready.clone();
         }
         match issue(&self.authority, &names, &*self.clock) {
@@ -292,8 +333,10 @@ fn local_names(hosts: &[String]) -> Vec<String> {
 
 fn issue(authority: &Authority, names: &[String], clock: &dyn Clock) -> Result<Ready, Error> {
     let certificate = authority.issue(names, clock)?;
-    let renew_at = clock.now() + SERVER_VALIDITY * 2 / 3;
-    ready(&certificate, renew_at, Vec::new())
+    // It begins long before now, and is renewed at two thirds of what is left from now on.
+    let fresh = certificate.not_before.saturating_add(CLOCK_SKEW)
+        ..clock.now().saturating_add(SERVER_VALIDITY * 2 / 3);
+    ready(&certificate, fresh, Vec::new())
 }
 
 fn load(chain: &Path, key: &Path, clock: &dyn Clock) -> Result<Arc<ServerCertificate>, Error> {
@@ -302,18 +345,22 @@ fn load(chain: &Path, key: &Path, clock: &dyn Clock) -> Result<Arc<ServerCertifi
 
 fn operator(certificate: Arc<ServerCertificate>, staple: Option<Staple>) -> Result<Operator, Error> {
     let ocsp = staple.as_ref().map(|staple| staple.der.clone()).unwrap_or_default();
-    let ready = Arc::new(ready(&certificate, certificate.not_after, ocsp)?);
+    let ready = Arc::new(ready(&certificate, certificate.not_before..certificate.not_after, ocsp)?);
     Ok(Operator { certificate, staple, ready })
 }
 
-fn ready(certificate: &ServerCertificate, renew_at: OffsetDateTime, ocsp: Vec<u8>) -> Result<Ready, Error> {
+fn ready(
+    certificate: &ServerCertificate,
+    fresh: Range<OffsetDateTime>,
+    ocsp: Vec<u8>,
+) -> Result<Ready, Error> {
     let sql = Arc::new(Shown::new(certificate, ocsp.clone())?);
     let provider = rustls::crypto::aws_lc_rs::default_provider();
     let key = provider.key_provider.load_private_key(certificate.key.clone_key())?;
     let mut http = CertifiedKey::new(certificate.chain.clone(), key);
     http.keys_match()?;
     http.ocsp = Some(ocsp).filter(|ocsp| !ocsp.is_empty());
-    Ok(Ready { sql, http: Arc::new(http), renew_at })
+    Ok(Ready { sql, http: Arc::new(http), fresh })
 }
 
 /// What changes when a file is written anew, in place or by a rename, also behind a symbolic link.
@@ -402,6 +449,29 @@ mod tests {
         }
     }
 
+    #[test]
+    fn certificates_are_issued_anew_when_the_clock_is_put_back_before_they_begin() {
+        let folder = tempfile::tempdir().unwrap();
+        let clock = Arc::new(Turned(AtomicI64::new(0)));
+        let source = Certificates::new(authority(folder.path()), clock.clone(), &[], None).unwrap();
+        for days in [365, 0, -365, 0, 3_000, -2_000] {
+            clock.0.store(days, Ordering::Relaxed);
+            source.put_right();
+            let now = clock.now();
+            for name in [None, Some("lazy-roach-3.localhost")] {
+                let shown = leaf(&source.ready(name, true));
+                let (_, shown) = x509_parser::parse_x509_certificate(&shown).unwrap();
+                let (begins, ends) =
+                    (shown.validity().not_before.to_datetime(), shown.validity().not_after.to_datetime());
+                assert!(begins <= now - time::Duration::DAY && now < ends, "{days} days: {begins} to {ends}");
+            }
+        }
+        // A clock that was some hours ahead when the certificate was made costs nothing at all.
+        let made = leaf(&source.ready(None, true));
+        clock.0.store(-2_001, Ordering::Relaxed);
+        assert_eq!(leaf(&source.ready(None, true)), made);
+    }
+
     #[tokio::test(start_paused = true)]
     async fn the_operator_s_certificate_is_reloaded_and_a_broken_one_is_not() {
         let folder = tempfile::tempdir().unwrap();
@@ -420,7 +490,7 @@ mod tests {
         .unwrap();
         let shown = || leaf(&source.ready(Some("db.example.org"), true));
         let stop = CancellationToken::new();
-        let watching = tokio::spawn(source.clone().watch(stop.clone()));
+        let watching = tokio::spawn(source.clone().watch(watch::Sender::new(0).subscribe(), stop.clone()));
         // Let the watch take its first look, then change the files.
         tokio::time::sleep(Duration::from_millis(10)).await;
         let first = shown();

@@ -24,6 +24,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::administration::Administrator;
 use crate::certificates::{self, Certificates};
+use crate::clock::ClockWatch;
 use crate::config::StartOptions;
 use crate::desk::{self, Desk};
 use crate::directory::Directory;
@@ -348,10 +349,19 @@ impl Cloud {
         });
 
         let (mut doors, mut loops) = (Stage::new(), Stage::new());
+        let clock_watch = ClockWatch::new(clock.clone());
+        loops.spawn("the watch over the clock", clock_watch.clone().run(loops.stop.clone()));
         loops.spawn("the reconciler", reconciler.clone().run(loops.stop.clone()));
         loops.spawn(
             "the watch over sessions",
-            watch::run(store.clone(), presence.clone(), directory.clone(), clock.clone(), loops.stop.clone()),
+            watch::run(
+                store.clone(),
+                presence.clone(),
+                directory.clone(),
+                clock.clone(),
+                clock_watch.jumps(),
+                loops.stop.clone(),
+            ),
         );
         loops.spawn(
             "the book of knocking endpoints",
@@ -363,7 +373,8 @@ impl Cloud {
         );
         loops.spawn("the keeper of the root key", rotation.clone().run(loops.stop.clone()));
         loops.spawn("the outlets of engines", outlets.run(loops.stop.clone()));
-        loops.spawn("the watch over certificates", certificates.clone().watch(loops.stop.clone()));
+        let watched = certificates.clone().watch(clock_watch.jumps(), loops.stop.clone());
+        loops.spawn("the watch over certificates", watched);
         if let Some(stapler) = stapler {
             loops.spawn("the stapler", stapler.run(loops.stop.clone()));
         }

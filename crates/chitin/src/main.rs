@@ -3,6 +3,7 @@
 mod administration;
 mod admission;
 mod certificates;
+mod clock;
 mod cloud;
 mod config;
 mod descriptors;

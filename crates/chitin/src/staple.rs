@@ -102,7 +102,8 @@ impl Stapler {
             *seen = Seen { leaf: Some(leaf.clone()), ..self.nothing() };
         }
         let now = self.clock.now();
-        if now >= seen.ask_at {
+        // A clock that was put back must not keep the next question waiting until it catches up.
+        if now >= seen.ask_at || seen.ask_at - now > AGAIN_MAX.max(RETRY_MAX) {
             match self.ask(&chain).await {
                 Ok(staple) => {
                     tracing::info!(until = %staple.until, "an OCSP answer is shown with the certificate");

@@ -28,6 +28,7 @@ pub async fn run(
     presence: Arc<Presence>,
     directory: Arc<Directory>,
     clock: Arc<dyn Clock>,
+    mut jumps: tokio::sync::watch::Receiver<u64>,
     stop: CancellationToken,
 ) {
     let mut changes = store.changes();
@@ -56,6 +57,7 @@ pub async fn run(
         let patience = until_next.map_or(LOOK_EVERY, |left| left.min(LOOK_EVERY));
         tokio::select! {
             () = stop.cancelled() => return,
+            Ok(()) = jumps.changed() => {}
             changed = timeout(patience, changes.changed()) => if let Ok(Err(_)) = changed { return },
         }
     }

@@ -5,15 +5,16 @@ use std::path::Path;
 
 use model::Clock;
 use rcgen::{
-    BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
-    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256,
+    BasicConstraints, Certificate, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, SerialNumber,
 };
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
-use time::Duration;
+use time::macros::datetime;
+use time::{Duration, OffsetDateTime};
 use zeroize::Zeroizing;
 
-use crate::certificate::not_after;
+use crate::certificate::span;
 use crate::private_file::{read_private, write_atomically, write_private};
 use crate::{Error, Sealer, ServerCertificate};
 
@@ -22,8 +23,17 @@ pub const ROOT_VALIDITY: Duration = Duration::days(3_650);
 /// How long a server certificate is good for; renewed at two thirds of it.
 pub const SERVER_VALIDITY: Duration = Duration::days(30);
 
-/// Before `not_before`, a client whose clock is slow would refuse a fresh certificate.
-const CLOCK_SKEW: Duration = Duration::hours(1);
+/// How long before its making a server certificate begins: a clock that is put back by less, ours or a client's, makes none
+/// of them a certificate that is not valid yet.
+const SERVER_BACKDATE: Duration = Duration::days(2);
+/// When roots begin, whatever the clock says. Their spans are no secret and protect nobody: clients trust a root because it
+/// was given to them. So a root that is made while the clock is ahead is valid once it is put right.
+const ROOT_FROM: OffsetDateTime = datetime!(2020-01-01 00:00 UTC);
+/// No clock is right that says an earlier time: this program did not exist. A root that is made while the clock is behind
+/// ends [`ROOT_VALIDITY`] after this, and so has not ended once it is put right.
+const CLOCK_EARLIEST: OffsetDateTime = datetime!(2026-11-01 00:00 UTC);
+/// A root of an earlier version of the program that began later than this before now is signed anew when it is opened.
+const ROOT_BEGAN_MIN: Duration = Duration::days(1);
 const KEY_CONTEXT: &[u8] = b"authority key";
 
 /// Issues certificates under the cloud's root.
@@ -52,14 +62,30 @@ impl Authority {
         if !holds_key(&root, &key) {
             return Err(damaged("its key is not the one in ca.key"));
         }
-        if not_after(&root)? <= clock.now() {
+        let ((from, until), now) = (span(&root)?, clock.now());
+        if until <= now {
             return Err(Error::Certificate(format!(
-                "the cloud's root in {} has expired; move ca.pem and ca.key away and start again, then hand the new ca.pem to your clients",
+                "the cloud's root in {} has expired: it was good until {until}, and this machine's clock says {now}. If the clock is wrong, set it right and start again; if it is right, move ca.pem and ca.key away and start again, then hand the new ca.pem to your clients",
                 root_path.display()
             )));
         }
+        let began_late = from > now.saturating_sub(ROOT_BEGAN_MIN) && from > ROOT_FROM;
+        if let Some(again) = began_late.then(|| sign_anew(&root, &key, until)).flatten() {
+            write_atomically(&root_path, again.pem().as_bytes())?;
+            tracing::warn!(
+                file = %root_path.display(), began = %from, clock = %now,
+                "the cloud's root began in the future or a moment ago; it is signed anew with the same name and the same key and begins at {ROOT_FROM}. Clients that check when the root begins (libpq does) need the new ca.pem if theirs began in the future; all others go on with what they have"
+            );
+            let issuer = Issuer::from_ca_cert_der(again.der(), key).map_err(unusable)?;
+            return Ok(Self { issuer, root_pem: again.pem(), root: again.der().clone() });
+        }
         let issuer = Issuer::from_ca_cert_der(&root, key).map_err(unusable)?;
         Ok(Self { issuer, root_pem, root })
+    }
+
+    /// From when to when the root is valid.
+    pub fn root_span(&self) -> Result<(OffsetDateTime, OffsetDateTime), Error> {
+        span(&self.root)
     }
 
     /// Seals the key anew, if it is not yet under the root key's newest version. Nothing else changes.
@@ -77,14 +103,10 @@ impl Authority {
 
     fn create(root_path: &Path, key_path: &Path, sealer: &Sealer, clock: &dyn Clock) -> Result<Self, Error> {
         let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).map_err(unusable)?;
-        let mut root = CertificateParams::default();
-        root.distinguished_name.push(DnType::OrganizationName, "Chitin");
-        root.distinguished_name
-            .push(DnType::CommonName, format!("Chitin root {}", hex::encode(random_bytes::<4>())));
-        root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
-        root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-        root.not_before = clock.now() - CLOCK_SKEW;
-        root.not_after = clock.now() + ROOT_VALIDITY;
+        let now = clock.now();
+        let name = format!("Chitin root {}", hex::encode(random_bytes::<4>()));
+        let mut root = root_parameters(&name, now.max(CLOCK_EARLIEST).saturating_add(ROOT_VALIDITY));
+        root.not_before = ROOT_FROM.min(now.saturating_sub(SERVER_BACKDATE));
         let certificate = root.self_signed(&key).map_err(unusable)?;
         let der = Zeroizing::new(key.serialize_der());
         let (root_pem, root_der) = (certificate.pem(), certificate.der().clone());
@@ -120,12 +142,14 @@ impl Authority {
         leaf.key_usages = vec![KeyUsagePurpose::DigitalSignature];
         leaf.extended_key_usages = vec![ExtendedKeyUsagePurpose::ServerAuth];
         leaf.use_authority_key_identifier_extension = true;
-        leaf.not_before = clock.now() - CLOCK_SKEW;
-        leaf.not_after = clock.now() + SERVER_VALIDITY;
+        let now = clock.now();
+        leaf.not_before = now.saturating_sub(SERVER_BACKDATE);
+        leaf.not_after = now.saturating_add(SERVER_VALIDITY);
         let certificate = leaf.signed_by(&key, &self.issuer).map_err(unusable)?;
         Ok(ServerCertificate {
             chain: vec![certificate.der().clone()],
             key: PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der())),
+            not_before: leaf.not_before,
             not_after: leaf.not_after,
         })
     }
@@ -135,6 +159,33 @@ impl std::fmt::Debug for Authority {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Authority")
     }
+}
+
+fn root_parameters(common_name: &str, not_after: OffsetDateTime) -> CertificateParams {
+    let mut root = CertificateParams::default();
+    root.distinguished_name.push(DnType::OrganizationName, "Chitin");
+    root.distinguished_name.push(DnType::CommonName, common_name);
+    root.is_ca = IsCa::Ca(BasicConstraints::Constrained(0));
+    root.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+    root.not_before = ROOT_FROM;
+    root.not_after = not_after;
+    // Another certificate of the same name and key needs another number.
+    root.serial_number = Some(SerialNumber::from_slice(&random_bytes::<16>()));
+    root
+}
+
+/// The same root with a span that has begun. Whoever trusts the earlier one trusts this one too, since name and key are the
+/// same; `None` where that cannot be had, and the earlier one is used as it is.
+fn sign_anew(root: &CertificateDer<'_>, key: &KeyPair, not_after: OffsetDateTime) -> Option<Certificate> {
+    use x509_parser::prelude::{FromDer, X509Certificate};
+    let (_, parsed) = X509Certificate::from_der(root).ok()?;
+    let name = parsed.subject().iter_common_name().next()?.as_str().ok()?;
+    let again = root_parameters(name, not_after).self_signed(key).ok()?;
+    let is_same = {
+        let (_, made) = X509Certificate::from_der(again.der()).ok()?;
+        made.subject().as_raw() == parsed.subject().as_raw()
+    };
+    is_same.then_some(again)
 }
 
 fn holds_key(certificate: &CertificateDer<'_>, key: &KeyPair) -> bool {
@@ -222,6 +273,61 @@ mod tests {
         root.retire(&std::collections::BTreeSet::new()).unwrap();
         let again = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
         assert_eq!(again.root_pem(), first.root_pem());
+    }
+
+    fn at(moment: OffsetDateTime) -> model::FixedClock {
+        model::FixedClock(moment)
+    }
+
+    #[test]
+    fn a_root_that_is_made_while_the_clock_is_wrong_is_valid_once_it_is_right() {
+        let now = OffsetDateTime::now_utc();
+        for wrong in [
+            now + 365 * Duration::DAY,
+            now + 3 * Duration::HOUR,
+            OffsetDateTime::UNIX_EPOCH,
+            now - 3_650 * Duration::DAY,
+            datetime!(9999-12-31 23:59 UTC),
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let made = Authority::open_or_create(folder.path(), &sealer(folder.path()), &at(wrong)).unwrap();
+            made.issue(&["localhost".to_owned()], &at(wrong)).unwrap();
+            let again =
+                Authority::open_or_create(folder.path(), &sealer(folder.path()), &SystemClock).unwrap();
+            assert_eq!(again.root_pem(), made.root_pem(), "{wrong}");
+            let (from, until) = again.root_span().unwrap();
+            assert!(from < now - 365 * Duration::DAY && until > now + 3_600 * Duration::DAY, "{wrong}");
+        }
+    }
+
+    #[test]
+    fn an_earlier_version_s_root_that_begins_in_the_future_is_signed_anew_with_the_same_key() {
+        let folder = tempfile::tempdir().unwrap();
+        let (sealer, now) = (sealer(folder.path()), OffsetDateTime::now_utc());
+        // As the first version wrote it: from an hour before the clock's time on.
+        let key = KeyPair::generate_for(&PKCS_ECDSA_P256_SHA256).unwrap();
+        let until = now + 4_000 * Duration::DAY;
+        let mut old = root_parameters("Chitin root 0badcafe", until);
+        (old.not_before, old.serial_number) = (now + 365 * Duration::DAY, None);
+        let old = old.self_signed(&key).unwrap();
+        std::fs::write(folder.path().join("ca.pem"), old.pem()).unwrap();
+        let sealed = sealer.seal(KEY_CONTEXT, &key.serialize_der()).unwrap();
+        write_private(&folder.path().join("ca.key"), &sealed).unwrap();
+
+        let authority = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
+        let (from, kept_until) = authority.root_span().unwrap();
+        assert!(from < now && kept_until.unix_timestamp() == until.unix_timestamp());
+        assert_eq!(std::fs::read_to_string(folder.path().join("ca.pem")).unwrap(), authority.root_pem());
+        let issued = authority.issue(&["localhost".to_owned()], &SystemClock).unwrap();
+        for root in [old.der(), authority.root()] {
+            let anchor = [anchor_from_trusted_cert(root).unwrap()];
+            let leaf = EndEntityCert::try_from(&issued.chain[0]).unwrap();
+            let usage = KeyUsage::server_auth();
+            let (all, time) = (webpki::ALL_VERIFICATION_ALGS, UnixTime::now());
+            leaf.verify_for_usage(all, &anchor, &[], time, usage, None, None).unwrap();
+        }
+        let again = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
+        assert_eq!(again.root_pem(), authority.root_pem(), "once is enough");
     }
 
     #[test]

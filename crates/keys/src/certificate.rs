@@ -15,6 +15,8 @@ pub struct ServerCertificate {
     pub chain: Vec<CertificateDer<'static>>,
     /// The certificate's private key.
     pub key: PrivateKeyDer<'static>,
+    /// When it begins.
+    pub not_before: OffsetDateTime,
     /// When it expires.
     pub not_after: OffsetDateTime,
 }
@@ -36,11 +38,11 @@ impl ServerCertificate {
         let leaf = certificates
             .first()
             .ok_or_else(|| Error::Certificate(format!("{} holds no certificate", chain.display())))?;
-        let not_after = not_after(leaf)?;
+        let (not_before, not_after) = span(leaf)?;
         if not_after <= now {
             return Err(Error::Certificate(format!("{} expired on {}", chain.display(), not_after.date())));
         }
-        Ok(Self { chain: certificates, key, not_after })
+        Ok(Self { chain: certificates, key, not_before, not_after })
     }
 
     /// The channel binding data (`tls-server-end-point`) of this certificate, where its algorithm defines one.
@@ -55,8 +57,10 @@ impl std::fmt::Debug for ServerCertificate {
     }
 }
 
-pub(crate) fn not_after(certificate: &CertificateDer<'_>) -> Result<OffsetDateTime, Error> {
+/// From when to when a certificate is valid.
+pub(crate) fn span(certificate: &CertificateDer<'_>) -> Result<(OffsetDateTime, OffsetDateTime), Error> {
     let (_, parsed) = X509Certificate::from_der(certificate)
         .map_err(|_| Error::Certificate("it is not a readable X.509 certificate".to_owned()))?;
-    Ok(parsed.validity().not_after.to_datetime())
+    let validity = parsed.validity();
+    Ok((validity.not_before.to_datetime(), validity.not_after.to_datetime()))
 }

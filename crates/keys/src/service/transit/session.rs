@@ -141,8 +141,11 @@ impl Session {
     pub(super) async fn token(&self, place: &Binding) -> Result<SecretText, KeyFailure> {
         let mut current = self.asker.lock(&self.current).await?;
         let now = self.asker.now();
+        // A clock that was put back must not keep a token from being renewed until it catches up.
+        let ahead_max = matches!(self.login, Login::Token(_)).then_some(LOOK_AGAIN);
+        let is_soon = |until| ahead_max.is_none_or(|most| until - now <= most);
         if let Some(Current { token, until }) = &*current
-            && until.is_none_or(|until| now < until)
+            && until.is_none_or(|until| now < until && is_soon(until))
         {
             return Ok(token.clone());
         }
