@@ -12,7 +12,7 @@ use crate::Error;
 use crate::inside::Inside;
 use crate::places::{Places, remove_folder};
 use crate::process::{signal, wait_gone};
-use crate::volume::{self, put_away};
+use crate::volume::{self, put_away_below};
 
 /// For killed processes to be gone.
 const GONE_MAX: Duration = Duration::from_secs(5);
@@ -23,7 +23,7 @@ const LOCKER_BYTES: usize = 256 << 10;
 /// one cluster does not keep the others from being cleared.
 pub(crate) fn clear(places: &Places) {
     end_processes_of(places.data());
-    put_away(&places.clusters());
+    put_away_below(&places.clusters());
     let names_in = |folder: &Path| Inside::at(folder).and_then(|folder| folder.names()).unwrap_or_default();
     for name in names_in(&places.clusters()) {
         let Some(id) = name.to_str().and_then(|name| name.parse().ok()) else {

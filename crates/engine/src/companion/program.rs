@@ -196,7 +196,9 @@ fn lock(places: &Places, mut volumes: Volumes) -> Vec<String> {
         let failed = leftovers::lock(&clusters, &volumes);
         volumes.retain(|folder, _| failed.contains_key(folder));
         // What Chitin was just mounting may have come meanwhile.
-        let mounted = mounts_below(&clusters);
+        let mut mounted = mounts_below(&clusters);
+        // The operator may have a disk there.
+        mounted.retain(|place| *place != clusters);
         if volumes.is_empty() && mounted.is_empty() {
             return Vec::new();
         }

@@ -367,7 +367,16 @@ pub(crate) fn destroy_others(places: &Places, id: ClusterId, current: u32) -> Re
 
 /// Unmounts everything at or below a folder, whoever left it there.
 pub(crate) fn put_away(folder: &Path) {
-    for mounted in mounts_below(folder) {
+    unmount_all(folder, mounts_below(folder));
+}
+
+/// Unmounts everything below a folder, which may itself be where the operator mounted a disk of its own.
+pub(crate) fn put_away_below(folder: &Path) {
+    unmount_all(folder, mounts_below(folder).into_iter().filter(|mounted| mounted != folder).collect());
+}
+
+fn unmount_all(folder: &Path, mounts: Vec<PathBuf>) {
+    for mounted in mounts {
         use rustix::mount::{UnmountFlags, unmount};
         let detached = unmount(&mounted, UnmountFlags::DETACH | UnmountFlags::NOFOLLOW);
         if detached.is_err() {
