@@ -1,6 +1,7 @@
 //! What goes wrong around a cloud: its clock, its disk. Each attack is one that once did more harm than its fault.
 
 mod clocks;
+mod disk;
 
 use house::runner::Suite;
 use house::tests;
@@ -10,5 +11,8 @@ pub(crate) fn suite() -> Suite {
     Suite::new("faults").beside(tests![
         clocks::a_clock_that_is_put_right_again_locks_nobody_out,
         clocks::a_start_some_hours_ahead_that_is_corrected_locks_nobody_out,
+        disk::a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_once_it_is_freed,
+        disk::a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost,
+        disk::an_older_state_than_the_clusters_on_the_disk_is_an_alarm,
     ])
 }

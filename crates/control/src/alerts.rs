@@ -2,14 +2,15 @@
 
 use api::{Alert, Severity};
 use model::{Enforcement, Fullness, KeyServiceName, Wish};
-use store::{Entry, Snapshot};
+use store::{Entry, Snapshot, Trouble, TroubleKind};
 
 /// Most alerts of one answer.
 const ALERTS_MAX: usize = 1_000;
 
-/// Everything that is wrong, the worst first.
-pub(crate) fn all(snapshot: &Snapshot) -> Vec<Alert> {
+/// Everything that is wrong, the worst first; `troubles` are those of the state itself.
+pub(crate) fn all(snapshot: &Snapshot, troubles: Vec<Trouble>) -> Vec<Alert> {
     let mut alerts: Vec<Alert> = snapshot.iter().flat_map(|entry| of(entry)).collect();
+    alerts.extend(troubles.into_iter().map(of_state));
     // An order of its own, so that two looks can be compared.
     alerts.sort_by(|one, other| (one.severity, &one.cluster).cmp(&(other.severity, &other.cluster)));
     alerts.truncate(ALERTS_MAX);
@@ -36,6 +37,24 @@ pub(crate) fn reserve_reached(disk: &api::Disk) -> Alert {
 /// The worst of one cluster.
 pub(crate) fn worst(entry: &Entry) -> Option<Alert> {
     of(entry).into_iter().min_by_key(|alert| alert.severity)
+}
+
+/// What is wrong with the state, which is no cluster's.
+fn of_state(trouble: Trouble) -> Alert {
+    let Trouble { kind, since, reason } = trouble;
+    let (severity, next_step) = match kind {
+        TroubleKind::Removed => (Severity::Critical, "do as it says; it is noticed by itself"),
+        TroubleKind::Unwritable => {
+            (Severity::Critical, "see to the reason (space, the disk, rights); it is tried again by itself")
+        }
+        TroubleKind::Older => (
+            Severity::Critical,
+            "stop Chitin and put the newest state.redb back; clusters that the state does not know are left as they are",
+        ),
+        TroubleKind::Full => (Severity::Warning, "free some space on the file system of the data directory"),
+    };
+    let what = format!("{}: {reason}", kind.as_str());
+    Alert { severity, cluster: None, what, since: Some(since), next_step: next_step.to_owned() }
 }
 
 /// What is wrong with one cluster.

@@ -25,7 +25,7 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
     for name in plain.take(20) {
         warnings.push(format!("cluster {name} is not encrypted"));
     }
-    let mut alerts = alerts::all(&snapshot);
+    let mut alerts = alerts::all(&snapshot, state.store.troubles());
     if let Some(disk) = machine.disk.as_ref().filter(|disk| disk.is_used_up) {
         alerts.insert(0, alerts::reserve_reached(disk));
     }

@@ -22,6 +22,11 @@ impl Refusal {
         Self { code, message: message.into() }
     }
 
+    /// What it says to the client.
+    pub fn message(&self) -> &str {
+        &self.message
+    }
+
     /// What was sent is wrong.
     pub fn invalid(what: impl std::fmt::Display) -> Self {
         Self::new(Code::InvalidArgument, format!("invalid argument: {what}"))
@@ -70,9 +75,11 @@ impl From<store::Error> for Refusal {
             store::Error::NameTaken(_) => Self::exists(error.to_string()),
             store::Error::NotFound(id) => Self::no_cluster(id),
             store::Error::TooMany { .. } => Self::wrong_state(error.to_string()),
-            store::Error::File { .. } | store::Error::Tampered { .. } | store::Error::Corrupted { .. } => {
-                Self::internal(error)
+            // Whoever may call the API is to see to these.
+            store::Error::File { .. } | store::Error::Full { .. } | store::Error::Removed { .. } => {
+                Self::busy(format!("nothing was changed: {error}"))
             }
+            store::Error::Tampered { .. } | store::Error::Corrupted { .. } => Self::internal(error),
         }
     }
 }

@@ -4,6 +4,7 @@ mod admitting;
 mod data_key;
 mod ending;
 mod looking;
+mod marks;
 mod next_volume;
 mod storage;
 mod switching;
@@ -45,6 +46,7 @@ const ADMIT_MAX: Duration = Duration::from_secs(5);
 const DEATHS_BUFFERED: usize = 64;
 
 pub use data_key::KeyUse;
+pub use marks::{OnDisk, StateMark};
 pub use next_volume::{Copied, CopyProgress};
 pub use storage::MachineRoom;
 pub use watching::{Look, Looked};

@@ -47,7 +47,8 @@ pub use connector::Connector;
 pub use evidence::{Evidence, shortage_protection};
 pub use foreign_data::Subscriptions;
 pub use host::{
-    Copied, CopyProgress, Host, HostConfig, KeyUse, Look, Looked, MachineRoom, Made, Started, VolumeRecord,
+    Copied, CopyProgress, Host, HostConfig, KeyUse, Look, Looked, MachineRoom, Made, OnDisk, Started,
+    StateMark, VolumeRecord,
 };
 pub use launch::{Launcher, launch_if_asked, protect_in_shortage};
 pub use pinned::pinned_settings;

@@ -13,6 +13,7 @@ mod keys;
 mod memory;
 mod networks;
 mod roles;
+mod state;
 mod storage;
 mod volumes;
 
@@ -142,6 +143,8 @@ impl Reconciler {
 
     /// Runs all loops until `stop`, then lets what was begun come to its end.
     pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        // Before anything is marked anew, or made.
+        state::compare(&self).await;
         tokio::join!(
             engines::run(self.clone(), stop.clone()),
             keys::run(self.clone(), stop.clone()),
@@ -151,7 +154,8 @@ impl Reconciler {
             memory::run(&self, &stop),
             volumes::run(&self, &stop),
             expiry::run(&self, &stop),
-            storage::run(&self, &stop)
+            storage::run(&self, &stop),
+            state::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
     }

@@ -16,6 +16,9 @@ use crate::{CLUSTERS_MAX, Entry, Error, Reading, Snapshot, Store};
 /// Most clusters that are gone whose documents are kept.
 const DELETED_MAX: usize = 10_000;
 
+/// A document that grows by no more can be changed when room is short: numbers and instants have texts of several lengths.
+const GROWTH_BYTES_MIN: usize = 64;
+
 /// A cluster as somebody asks for it.
 #[derive(Clone, Debug)]
 pub struct Draft {
@@ -93,7 +96,7 @@ impl Store {
         next.next_routing_id = routing_id.get() + 1;
 
         let key = cluster.id.to_string();
-        let mut batch = Batch::default();
+        let mut batch = Batch::growing();
         self.file.put(&mut batch, Table::Clusters, &key, &entry.cluster)?;
         self.file.put(&mut batch, Table::Observations, &key, &entry.seen)?;
         self.file.put(&mut batch, Table::Counters, "next_routing_id", &next.next_routing_id)?;
@@ -101,6 +104,21 @@ impl Store {
         next.insert(entry);
         self.publish(next);
         Ok(cluster)
+    }
+
+    /// Gives no new cluster this routing id or a lower one.
+    pub fn skip_routing_ids(&self, highest: RoutingId) -> Result<(), Error> {
+        let _writer = self.write();
+        let mut next = (*self.snapshot()).clone();
+        if next.next_routing_id > highest.get() {
+            return Ok(());
+        }
+        next.next_routing_id = highest.get() + 1;
+        let mut batch = Batch::default();
+        self.file.put(&mut batch, Table::Counters, "next_routing_id", &next.next_routing_id)?;
+        self.file.commit(batch)?;
+        self.publish(next);
+        Ok(())
     }
 
     /// Changes a cluster's document. What the closure refuses is not written. A deletion once wished for stays.
@@ -142,7 +160,8 @@ impl Store {
         if edited.cluster.wish == Wish::Deleted {
             edited.cluster.deleted_at = Some(edited.cluster.updated_at);
         }
-        let mut batch = Batch::default();
+        let has_grown = length(&edited.cluster) > length(&entry.cluster) + GROWTH_BYTES_MIN;
+        let mut batch = if has_grown { Batch::growing() } else { Batch::default() };
         self.file.put(&mut batch, Table::Clusters, &id.to_string(), &edited.cluster)?;
         self.file.commit(batch)?;
         next.insert(edited);
@@ -285,6 +304,11 @@ impl Store {
         self.publish(next);
         Ok(())
     }
+}
+
+/// Bytes of a document as it is stored.
+fn length(cluster: &Cluster) -> usize {
+    serde_json::to_vec(cluster).map_or(usize::MAX, |text| text.len())
 }
 
 /// What is stored and what is answered must be the same instant, to the digit (clients compare them).

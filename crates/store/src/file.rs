@@ -1,9 +1,12 @@
 //! The state file: one B-tree of sealed values, each bound to its table and key, with a manifest over all of them.
 
+mod writing;
+
 use std::io::ErrorKind;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use ::keys::Sealer;
 use redb::{
@@ -15,6 +18,8 @@ use serde::de::DeserializeOwned;
 
 use crate::Error;
 use crate::manifest::{self, Difference, Manifest, Sums};
+use crate::medium::{Backend, Medium};
+use crate::trouble::{TroubleKind, Troubles};
 
 /// Where a kind of value lies.
 #[derive(Clone, Copy)]
@@ -52,16 +57,51 @@ impl Table {
 }
 
 pub(crate) struct File {
-    database: Database,
+    open: Mutex<Open>,
+    troubles: Arc<Troubles>,
     path: PathBuf,
     sealer: Sealer,
     /// As the last transaction left it. What is on the disk by then is what it was made from, or will not match.
     manifest: Mutex<Manifest>,
 }
 
+/// The file and the library on it.
+struct Open {
+    medium: Arc<Medium>,
+    /// `None` after an I/O error, until it could be opened again.
+    database: Option<Database>,
+    /// When that was tried last.
+    tried_at: Option<Instant>,
+    /// When something failed last.
+    failed_at: Option<Instant>,
+    /// A transaction of which it is not known whether it got to the disk. Its caller heard that nothing was changed.
+    unsettled: Option<Unsettled>,
+}
+
+/// What one transaction would leave, and what was there before.
+struct Unsettled {
+    sums: Sums,
+    before: Rows,
+}
+
+/// Rows of tables, with the sealed value that each has or is to have; `None` where there is none.
+type Rows = Vec<(String, String, Option<Vec<u8>>)>;
+
 /// What one transaction changes.
 #[derive(Default)]
-pub(crate) struct Batch(Vec<(Table, String, Option<Vec<u8>>)>);
+pub(crate) struct Batch {
+    rows: Vec<(Table, String, Option<Vec<u8>>)>,
+    /// Whether it makes the state grow and can wait: refused while room is short, so that there is some for what cannot.
+    grows: bool,
+}
+
+/// The parts of a transaction under way.
+struct Writing<'a> {
+    write: &'a WriteTransaction,
+    manifest: &'a Manifest,
+    sums: Sums,
+    before: Rows,
+}
 
 impl File {
     /// Opens the file, or makes it. One that an earlier version of the program wrote gets its manifest.
@@ -69,16 +109,55 @@ impl File {
         if !path.try_exists().map_err(|cause| io(path, "opened", &cause))? {
             create(path, &sealer)?;
         }
-        let mut database = Database::create(path).map_err(|cause| failed(path, "opened", cause))?;
-        // Values are sealed, but which pages are free is not: with a wrong list a later write would hit what is used.
-        database.check_integrity().map_err(|cause| failed(path, "checked", cause))?;
-        let mut file =
-            Self { database, path: path.to_owned(), sealer, manifest: Mutex::new(Manifest::new()) };
-        match file.kept_manifest()? {
+        let medium = Medium::open(path).map_err(|cause| io(path, "opened", &cause))?;
+        let database = open_database(path, &medium)?;
+        let open =
+            Open { medium, database: Some(database), tried_at: None, failed_at: None, unsettled: None };
+        let mut file = Self {
+            open: Mutex::new(open),
+            troubles: Arc::default(),
+            path: path.to_owned(),
+            sealer,
+            manifest: Mutex::new(Manifest::new()),
+        };
+        let kept = file.kept_manifest(&file.begin_read()?)?;
+        match kept {
             Some(manifest) => file.manifest = Mutex::new(manifest),
             None => file.take_over()?,
         }
+        file.look_at_room();
         Ok(file)
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with_medium<T>(&self, look: impl FnOnce(&Medium) -> T) -> T {
+        look(&self.opened().medium)
+    }
+
+    /// What is wrong with it.
+    pub(crate) fn troubles(&self) -> &Troubles {
+        &self.troubles
+    }
+
+    /// Looks whether all is well with the file, and puts right what can be.
+    pub(crate) fn look_after(&self) {
+        let is_over = {
+            let mut manifest = self.manifest();
+            let mut open = self.opened();
+            // Whatever is wrong is among the troubles by then.
+            let is_ready = self.ready(&mut open, &mut manifest).is_ok();
+            is_ready && open.failed_at.is_none_or(|failed| failed.elapsed() >= writing::SAID_FOR)
+        };
+        self.look_at_room();
+        // A transaction that changes nothing: where it goes well, so do others.
+        if is_over && self.troubles.has(TroubleKind::Unwritable) && self.transact(false, |_| Ok(())).is_ok() {
+            self.troubles.set(TroubleKind::Unwritable, None);
+        }
+    }
+
+    fn look_at_room(&self) {
+        let shortage = self.opened().medium.shortage();
+        self.troubles.set(TroubleKind::Full, shortage);
     }
 
     /// Every value of a table with its key.
@@ -116,17 +195,20 @@ impl File {
     /// Compares everything that is there with the manifest.
     pub(crate) fn check(&self) -> Result<(), Error> {
         let read = self.begin_read()?;
-        let manifest = self.manifest();
+        self.compare(&read, &self.manifest())
+    }
+
+    fn compare(&self, read: &ReadTransaction, manifest: &Manifest) -> Result<(), Error> {
         let mut found = Sums::default();
-        for table in self.tables(&read)? {
-            self.each_row(&read, &table, |key, sealed| {
+        for table in self.tables(read)? {
+            self.each_row(read, &table, |key, sealed| {
                 manifest.add(&mut found, &table, key, sealed);
                 Ok(())
             })?;
         }
         match manifest.sums.difference(&found) {
             None => Ok(()),
-            Some(difference) => Err(self.tampered(self.describe(&read, &difference)?)),
+            Some(difference) => Err(self.tampered(self.describe(read, &difference)?)),
         }
     }
 
@@ -174,27 +256,15 @@ impl File {
             zeroize::Zeroizing::new(serde_json::to_vec(value).map_err(|cause| self.unwritten(&cause))?);
         let sealed =
             self.sealer.seal(&context(table.name(), key), &plain).map_err(|cause| self.unwritten(&cause))?;
-        batch.0.push((table, key.to_owned(), Some(sealed)));
+        batch.rows.push((table, key.to_owned(), Some(sealed)));
         Ok(())
     }
 
     /// Makes the batch durable, all of it or nothing.
     pub(crate) fn commit(&self, batch: Batch) -> Result<(), Error> {
-        let failed = |cause: redb::Error| failed(&self.path, "written", cause);
-        self.transact(|write, manifest, sums| {
-            for (table, key, sealed) in &batch.0 {
-                let mut rows =
-                    write.open_table(definition(table.name())).map_err(|cause| failed(cause.into()))?;
-                let old = match sealed {
-                    Some(sealed) => rows.insert(key.as_str(), sealed.as_slice()),
-                    None => rows.remove(key.as_str()),
-                };
-                if let Some(old) = old.map_err(|cause| failed(cause.into()))? {
-                    manifest.take(sums, table.name(), key, old.value());
-                }
-                if let Some(sealed) = sealed {
-                    manifest.add(sums, table.name(), key, sealed);
-                }
+        self.transact(batch.grows, |writing| {
+            for (table, key, sealed) in batch.rows {
+                self.set_row(writing, table.name(), &key, sealed)?;
             }
             Ok(())
         })
@@ -221,13 +291,17 @@ impl File {
         if rows_of.is_empty() && self.is_manifest_current()? {
             return Ok(0);
         }
-        self.transact(|write, manifest, sums| {
+        self.transact(false, |writing| {
             for (keys, table) in &rows_of {
                 let failed = |cause: redb::Error| failed(&self.path, "written", cause);
-                let mut rows = write.open_table(definition(table)).map_err(|cause| failed(cause.into()))?;
                 for key in keys {
-                    let old = rows.get(key.as_str()).map_err(|cause| failed(cause.into()))?;
-                    let Some(old) = old.map(|old| old.value().to_vec()) else {
+                    let old = {
+                        let rows = writing.write.open_table(definition(table));
+                        let rows = rows.map_err(|cause| failed(cause.into()))?;
+                        let old = rows.get(key.as_str()).map_err(|cause| failed(cause.into()))?;
+                        old.map(|old| old.value().to_vec())
+                    };
+                    let Some(old) = old else {
                         continue;
                     };
                     let context = context(table, key);
@@ -236,9 +310,7 @@ impl File {
                     })?;
                     let new =
                         self.sealer.seal(&context, plain.expose()).map_err(|cause| self.unwritten(&cause))?;
-                    rows.insert(key.as_str(), new.as_slice()).map_err(|cause| failed(cause.into()))?;
-                    manifest.take(sums, table, key, &old);
-                    manifest.add(sums, table, key, &new);
+                    self.set_row(writing, table, key, Some(new))?;
                     changed += 1;
                 }
             }
@@ -250,23 +322,6 @@ impl File {
     /// Transactions since the file was made.
     pub(crate) fn commits(&self) -> u64 {
         self.manifest().commits
-    }
-
-    /// One transaction with its manifest.
-    fn transact(
-        &self,
-        change: impl FnOnce(&WriteTransaction, &Manifest, &mut Sums) -> Result<(), Error>,
-    ) -> Result<(), Error> {
-        let failed = |cause: redb::Error| failed(&self.path, "written", cause);
-        let mut manifest = self.manifest();
-        let write = self.database.begin_write().map_err(|cause| failed(cause.into()))?;
-        let mut sums = manifest.sums.clone();
-        change(&write, &manifest, &mut sums)?;
-        keep(&self.path, &self.sealer, &write, &manifest, &sums)?;
-        write.commit().map_err(|cause| failed(cause.into()))?;
-        manifest.sums = sums;
-        manifest.commits += 1;
-        Ok(())
     }
 
     /// Gives a file of an earlier version of the program its manifest. Such a file has rows, all in the first sealed
@@ -291,9 +346,9 @@ impl File {
         self.reseal().map(drop)
     }
 
-    fn kept_manifest(&self) -> Result<Option<Manifest>, Error> {
+    fn kept_manifest(&self, read: &ReadTransaction) -> Result<Option<Manifest>, Error> {
         let mut kept = None;
-        self.each_row(&self.begin_read()?, manifest::TABLE, |key, sealed| {
+        self.each_row(read, manifest::TABLE, |key, sealed| {
             if key == manifest::KEY {
                 let plain = self.sealer.open(&context(manifest::TABLE, key), sealed);
                 kept = plain.ok().and_then(|plain| Manifest::from_bytes(plain.expose()));
@@ -315,7 +370,13 @@ impl File {
     }
 
     fn begin_read(&self) -> Result<ReadTransaction, Error> {
-        self.database.begin_read().map_err(|cause| failed(&self.path, "read", cause))
+        let open = self.opened();
+        let database = open.database.as_ref().ok_or_else(|| Error::File {
+            path: self.path.clone(),
+            action: "read",
+            reason: "it is closed after an error".to_owned(),
+        })?;
+        database.begin_read().map_err(|cause| failed(&self.path, "read", cause))
     }
 
     /// The tables that are there, without the manifest. Also those that a later version of the program made.
@@ -353,6 +414,11 @@ impl File {
         Ok(())
     }
 
+    fn opened(&self) -> MutexGuard<'_, Open> {
+        // After a panic in between the library is closed or whole; `ready` finds out.
+        self.open.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn manifest(&self) -> MutexGuard<'_, Manifest> {
         // It is changed after a commit only, in one step.
         self.manifest.lock().unwrap_or_else(PoisonError::into_inner)
@@ -368,9 +434,22 @@ impl File {
 }
 
 impl Batch {
-    pub(crate) fn remove(&mut self, table: Table, key: &str) {
-        self.0.push((table, key.to_owned(), None));
+    /// One that makes the state grow and can wait until there is room.
+    pub(crate) fn growing() -> Self {
+        Self { grows: true, ..Self::default() }
     }
+
+    pub(crate) fn remove(&mut self, table: Table, key: &str) {
+        self.rows.push((table, key.to_owned(), None));
+    }
+}
+
+fn open_database(path: &Path, medium: &Arc<Medium>) -> Result<Database, Error> {
+    let opened = Database::builder().create_with_backend(Backend(medium.clone()));
+    let mut database = opened.map_err(|cause| failed(path, "opened", cause))?;
+    // Values are sealed, but which pages are free is not: with a wrong list a later write would hit what is used.
+    database.check_integrity().map_err(|cause| failed(path, "checked", cause))?;
+    Ok(database)
 }
 
 /// Makes a file with a manifest over nothing, under another name first: a file without a manifest must never be there.

@@ -15,7 +15,7 @@ impl Store {
         if next.key_services.len() >= KEY_SERVICES_MAX && !next.key_services.contains_key(&service.name) {
             return Err(Error::TooMany { what: "key services", limit: KEY_SERVICES_MAX });
         }
-        let mut batch = Batch::default();
+        let mut batch = Batch::growing();
         self.file.put(&mut batch, Table::KeyServices, service.name.as_str(), &service)?;
         self.file.commit(batch)?;
         next.key_services.insert(service.name.clone(), Arc::new(service));

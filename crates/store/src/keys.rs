@@ -32,7 +32,7 @@ impl Store {
         if next.api_keys.len() >= API_KEYS_MAX && !next.api_keys.contains_key(&key.id) {
             return Err(Error::TooMany { what: "API keys", limit: API_KEYS_MAX });
         }
-        let mut batch = Batch::default();
+        let mut batch = Batch::growing();
         self.file.put(&mut batch, Table::ApiKeys, &key.id, &key)?;
         self.file.commit(batch)?;
         next.api_keys.insert(key.id.clone(), Arc::new(key));

@@ -3,23 +3,28 @@
 //! Writes go through one durable, sealed file; readers use a snapshot in memory that no writer can block.
 
 mod clusters;
+#[cfg(test)]
+mod fault_tests;
 mod file;
 #[cfg(test)]
 mod integrity_tests;
 mod key_services;
 mod keys;
 mod manifest;
+mod medium;
 mod organization;
 mod providers;
 mod secrets;
 mod snapshot;
 #[cfg(test)]
 mod testing;
+mod trouble;
 
 pub use clusters::Draft;
 pub use keys::{API_KEYS_MAX, ApiKey};
 pub use providers::PROVISIONED_MAX;
 pub use snapshot::{Entry, Reading, Snapshot};
+pub use trouble::{Trouble, TroubleKind};
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::AtomicU64;
@@ -47,6 +52,30 @@ pub enum Error {
         action: &'static str,
         /// Why not.
         reason: String,
+    },
+    /// Room is short on its file system, and the change can wait; nothing was changed.
+    #[error(
+        "the file system of the state in {} is nearly full ({reason}), so nothing is changed that makes the state grow; free some \
+         space there. Clusters can be put to sleep and deleted meanwhile", path.display()
+    )]
+    Full {
+        /// The state file.
+        path: PathBuf,
+        /// How much room there is.
+        reason: String,
+    },
+    /// The file is not in its place any more; nothing was changed.
+    #[error(
+        "the state in {path} was removed or replaced while it is in use, so nothing is changed any more; copy it back while Chitin \
+         still has it open: cp /proc/{pid}/fd/{descriptor} {path}", path = path.display()
+    )]
+    Removed {
+        /// The state file.
+        path: PathBuf,
+        /// The program that has it open.
+        pid: u32,
+        /// Under this number.
+        descriptor: i32,
     },
     /// Something was changed, moved, removed or put back behind our back, or sealed by another cloud's key.
     #[error(
@@ -141,6 +170,42 @@ impl Store {
     /// put back, which nothing in the state itself can say.
     pub fn commits(&self) -> u64 {
         self.file.commits()
+    }
+
+    /// What is wrong with the state itself, the worst first.
+    pub fn troubles(&self) -> Vec<Trouble> {
+        self.file.troubles().all()
+    }
+
+    /// Looks whether all is well with the file, and puts right what can be: opens it again after an error, makes the reserve
+    /// anew. To be called every few seconds; it waits for the disk.
+    pub fn look_after(&self) {
+        let _writer = self.write();
+        let was_stuck = self.is_stuck();
+        self.file.look_after();
+        if was_stuck && !self.is_stuck() {
+            // Whoever waits with a change may make it now.
+            self.changes.send_modify(|count| *count += 1);
+        }
+    }
+
+    /// Raises the alarm that the disk knows of more than the state does.
+    pub fn tell_that_it_is_older(&self, reason: String) {
+        self.file.troubles().set(TroubleKind::Older, Some(reason));
+    }
+
+    /// Whether nothing can be changed at present, as far as is known.
+    pub fn is_stuck(&self) -> bool {
+        let stops = |kind| match kind {
+            TroubleKind::Removed | TroubleKind::Unwritable => true,
+            TroubleKind::Older | TroubleKind::Full => false,
+        };
+        self.troubles().iter().any(|trouble| stops(trouble.kind))
+    }
+
+    #[cfg(test)]
+    fn with_medium<T>(&self, look: impl FnOnce(&medium::Medium) -> T) -> T {
+        self.file.with_medium(look)
     }
 
     fn write(&self) -> MutexGuard<'_, ()> {

@@ -25,7 +25,7 @@ impl Store {
         if scope.len() >= PROVIDERS_MAX && scope.iter().all(|known| known.name != provider.name) {
             return Err(Error::TooMany { what: "identity providers", limit: PROVIDERS_MAX });
         }
-        let mut batch = Batch::default();
+        let mut batch = Batch::growing();
         let key = key(provider.cluster, &provider.name);
         self.file.put(&mut batch, Table::Providers, &key, &provider)?;
         self.file.commit(batch)?;
@@ -62,7 +62,7 @@ impl Store {
             return Err(Error::TooMany { what: "users made by tokens", limit: PROVISIONED_MAX });
         }
         users.insert(user.to_owned(), made);
-        self.keep_provisioned(&mut next, cluster, users)?;
+        self.keep_provisioned(&mut next, Batch::growing(), cluster, users)?;
         self.publish(next);
         Ok(())
     }
@@ -84,7 +84,7 @@ impl Store {
             return Ok(());
         }
         users.remove(user);
-        self.keep_provisioned(&mut next, cluster, users)?;
+        self.keep_provisioned(&mut next, Batch::default(), cluster, users)?;
         self.publish(next);
         Ok(())
     }
@@ -112,8 +112,13 @@ impl Store {
         Ok(())
     }
 
-    fn keep_provisioned(&self, next: &mut Snapshot, cluster: ClusterId, users: Users) -> Result<(), Error> {
-        let mut batch = Batch::default();
+    fn keep_provisioned(
+        &self,
+        next: &mut Snapshot,
+        mut batch: Batch,
+        cluster: ClusterId,
+        users: Users,
+    ) -> Result<(), Error> {
         self.file.put(&mut batch, Table::Provisioned, &cluster.to_string(), &users)?;
         self.file.commit(batch)?;
         next.provisioned.insert(cluster, Arc::new(users));

@@ -113,6 +113,11 @@ impl Snapshot {
         self.entries.insert(cluster.id, Arc::new(entry));
     }
 
+    /// The routing id that the next cluster gets.
+    pub fn next_routing_id(&self) -> u32 {
+        self.next_routing_id
+    }
+
     /// The clusters that exist, in no order.
     pub fn iter(&self) -> impl Iterator<Item = &Arc<Entry>> {
         self.entries.values()

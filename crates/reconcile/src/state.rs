@@ -1,0 +1,128 @@
+//! The loop that looks after the state itself: whether it can be written, whether it lies where it should, and whether it is as
+//! new as the clusters on the disk.
+
+use std::collections::HashMap;
+use std::fmt::Write as _;
+use std::sync::Arc;
+use std::time::Duration;
+
+use engine::{OnDisk, StateMark};
+use model::ClusterId;
+use store::{Entry, Snapshot};
+use tokio::task::spawn_blocking;
+use tokio::time::{MissedTickBehavior, interval};
+use tokio_util::sync::CancellationToken;
+
+use crate::Reconciler;
+
+const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// Most folders that are marked at a look: each waits for the disk.
+const MARKED_MAX: usize = 100;
+/// Most clusters that an alarm names.
+const NAMED_MAX: usize = 5;
+
+pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
+    let mut tick = interval(LOOK_EVERY);
+    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    // What each folder says already.
+    let mut marked: HashMap<ClusterId, u64> = HashMap::new();
+    loop {
+        tokio::select! {
+            () = stop.cancelled() => return,
+            _ = tick.tick() => {}
+        }
+        let house = house.clone();
+        let looked = spawn_blocking(move || {
+            house.store.look_after();
+            mark(&house, &mut marked);
+            marked
+        });
+        match looked.await {
+            Ok(kept) => marked = kept,
+            Err(panic) => {
+                tracing::error!(%panic, "the look after the state broke off");
+                marked = HashMap::new();
+            }
+        }
+    }
+}
+
+/// Compares the state with what the disk tells of it, once, before anything is marked anew.
+pub(crate) async fn compare(house: &Arc<Reconciler>) {
+    let house = house.clone();
+    let compared = spawn_blocking(move || {
+        let (snapshot, commits) = (house.store.snapshot(), house.store.commits());
+        let on_disk = house.host.marks();
+        let Some(reason) = why_older(&snapshot, commits, &on_disk) else { return };
+        house.store.tell_that_it_is_older(reason);
+        // Another cluster must not get the routing id, and with it the OS user, of one that lies there.
+        let highest = on_disk.iter().filter_map(|found| found.routing_id).max();
+        if let Some(Err(cause)) = highest.map(|highest| house.store.skip_routing_ids(highest)) {
+            tracing::error!(%cause, "the routing ids of clusters that the state does not know could not be set aside");
+        }
+    });
+    if let Err(panic) = compared.await {
+        tracing::error!(%panic, "the state could not be compared with the disk");
+    }
+}
+
+/// Writes into the folders of clusters how far the state has come, where their documents were changed since.
+fn mark(house: &Reconciler, marked: &mut HashMap<ClusterId, u64>) {
+    let (snapshot, commits) = (house.store.snapshot(), house.store.commits());
+    let changed = |entry: &&Arc<Entry>| {
+        entry.seen.is_initialized && marked.get(&entry.cluster.id) != Some(&entry.cluster.revision)
+    };
+    let due: Vec<_> = snapshot.iter().filter(changed).take(MARKED_MAX).cloned().collect();
+    for entry in due {
+        let (id, revision) = (entry.cluster.id, entry.cluster.revision);
+        match house.host.mark(id, StateMark { commits, revision }) {
+            Ok(true) => {
+                marked.insert(id, revision);
+            }
+            Ok(false) => {}
+            // Where there is no room it is tried again; until then an older state would be noticed by its other clusters.
+            Err(cause) => {
+                tracing::debug!(cluster = %id, %cause, "the state could not be marked in its folder");
+            }
+        }
+    }
+    marked.retain(|id, _| snapshot.get(id).is_some());
+}
+
+/// Says which clusters on the disk are newer than the state, or unknown to it.
+fn why_older(snapshot: &Snapshot, commits: u64, on_disk: &[OnDisk]) -> Option<String> {
+    let (mut newer, mut unknown) = (Vec::new(), Vec::new());
+    for OnDisk { id, routing_id, mark } in on_disk.iter().copied() {
+        let is_later = mark.is_some_and(|mark| mark.commits > commits);
+        match snapshot.get(&id) {
+            Some(entry) if is_later || mark.is_some_and(|mark| mark.revision > entry.cluster.revision) => {
+                newer.push(entry.cluster.name.to_string());
+            }
+            // The rest of a deletion, which is finished.
+            None if snapshot.deleted_by_id(&id).is_some() => {}
+            None if is_later
+                || routing_id.is_some_and(|number| number.get() >= snapshot.next_routing_id()) =>
+            {
+                newer.push(id.to_string());
+            }
+            None if routing_id.is_some() => unknown.push(id.to_string()),
+            // As it should be; or half made by a program that was killed.
+            Some(_) | None => {}
+        }
+    }
+    let mut reason = String::new();
+    for (names, what) in [
+        (newer, "clusters on the disk are newer than the state"),
+        (unknown, "the state knows nothing of clusters on the disk"),
+    ] {
+        if names.is_empty() {
+            continue;
+        }
+        let separator = if reason.is_empty() { "" } else { "; " };
+        let more = names.len().saturating_sub(NAMED_MAX);
+        let shown = names[..names.len() - more].join(", ");
+        let rest = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let _ = write!(reason, "{separator}{what}: {shown}{rest}");
+    }
+    (!reason.is_empty()).then_some(reason)
+}
