@@ -13,7 +13,7 @@ use api::{
 };
 use async_trait::async_trait;
 use control::{ClearThrottle, KeyInUse, Refusal};
-use engine::{Administration as Engine, Capability, Host, SearchReport, Subscriptions};
+use engine::{Administration as Engine, Capability, Host, SearchReport};
 use gateway::Cut;
 use identity::scram::Verifier;
 use identity::throttle::{Filter, Throttle};
@@ -38,8 +38,6 @@ use crate::waker::Waker;
 const ERRAND_MAX: Duration = Duration::from_secs(120);
 /// For a cluster to fall asleep.
 const SLEEP_MAX: Duration = Duration::from_secs(130);
-/// For an engine's outlets to be opened or closed.
-const OUTLETS_MAX: Duration = Duration::from_secs(10);
 /// Should a change be missed, it is looked again after this.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 const AT_REST: &str = "all data encrypted at rest";
@@ -111,19 +109,6 @@ impl Administrator {
             tracing::warn!(cluster = %id, ?cause, "could not keep the engine's roles");
         }
         kept
-    }
-
-    /// Writes the wish, and waits until it holds.
-    async fn wish_engine_egress(&self, id: ClusterId, engine: bool) -> Result<(), Refusal> {
-        let (store, now) = (self.store.clone(), self.clock.now());
-        blocking(move || {
-            store.edit(id, now, |cluster| -> Result<(), store::Error> {
-                cluster.egress.engine = engine;
-                Ok(())
-            })
-        })
-        .await?;
-        if self.outlets.settle(OUTLETS_MAX).await { Ok(()) } else { Err(too_slow()) }
     }
 
     fn volume_row(&self, id: ClusterId) -> ProofRow {
@@ -370,32 +355,7 @@ impl control::Administration for Administrator {
     }
 
     async fn set_engine_egress(&self, id: ClusterId, engine: bool) -> Result<Vec<String>, Refusal> {
-        if engine && !self.host.can_listen_inside() {
-            return Err(Refusal::wrong_state(
-                "an engine's own network can be entered by root only; start Chitin as root to offer engine egress",
-            ));
-        }
-        if !engine {
-            // First the way, then the rights: without the way they are worth nothing.
-            self.wish_engine_egress(id, false).await?;
-            let (_errand, open) = self.open(id).await?;
-            within(open.close_foreign_data()).await?;
-            return Ok(Vec::new());
-        }
-        let (_errand, open) = self.open(id).await?;
-        let subscriptions = within(open.open_foreign_data()).await?;
-        self.wish_engine_egress(id, true).await?;
-        let note = match subscriptions {
-            Subscriptions::Open => return Ok(Vec::new()),
-            Subscriptions::AfterRestart => {
-                "subscriptions work once the engine was started anew: chitin cluster sleep, then chitin cluster wake"
-            }
-            Subscriptions::ForSuperusers => {
-                "subscriptions are not possible: before PostgreSQL 16 only superusers can have them, and from 18 on they \
-                 could write files of the engine's (sslkeylogfile); foreign tables (postgres_fdw) are possible"
-            }
-        };
-        Ok(vec![note.to_owned()])
+        self.switch_engine_egress(id, engine).await
     }
 
     fn wireguard_private_key(&self) -> String {
@@ -459,7 +419,13 @@ impl control::Administration for Administrator {
     }
 
     async fn rotate_root_key(&self) -> Result<RootKey, Refusal> {
-        self.rotation.rotate_root().await.map_err(|cause| Refusal::busy(cause.to_string()))?;
+        let before = self.rotation.standing().current;
+        self.rotation.rotate_root().await.map_err(|cause| match self.rotation.standing().current {
+            now if now == before => Refusal::busy(format!("nothing was changed: {cause}")),
+            now => Refusal::busy(format!(
+                "the root key has version {now}, and what is sealed by the cloud is not under it yet, which goes on by itself: {cause}"
+            )),
+        })?;
         Ok(self.root_key())
     }
 
@@ -586,5 +552,6 @@ async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) 
     }
 }
 
+mod egress;
 #[cfg(test)]
 mod tests;

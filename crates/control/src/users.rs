@@ -44,7 +44,17 @@ pub(crate) async fn create(
     let verifier = verifier(request.password.secret().clone(), &name, &entry.cluster.name).await?;
     state.administration.create_user(entry.cluster.id, &name, &verifier).await?;
     // One of that name whom a token had made may have been removed by SQL.
-    forget_source(&state, entry.cluster.id, &name, state.clock.now()).await?;
+    if let Err(cause) = forget_source(&state, entry.cluster.id, &name, state.clock.now()).await {
+        // A user with a password would count as one that a token made.
+        return Err(match state.administration.drop_user(entry.cluster.id, &name).await {
+            Ok(()) => cause,
+            Err(rest) => Refusal::busy(format!(
+                "user {name} was made, and could not be removed again ({}) after this: {}; remove it, and create it again",
+                rest.message(),
+                cause.message()
+            )),
+        });
+    }
     Ok(Json(SqlUser::new(request.name)))
 }
 
@@ -81,7 +91,10 @@ pub(crate) async fn destroy(
     let entry = input::made(&state.store, &id)?;
     let began = state.clock.now();
     state.administration.drop_user(entry.cluster.id, &role).await?;
-    forget_source(&state, entry.cluster.id, &role, began).await?;
+    // The user is gone, whatever becomes of this; the next reading of the roles finishes it, and so does the next user of the name.
+    if let Err(cause) = forget_source(&state, entry.cluster.id, &role, began).await {
+        tracing::warn!(cluster = %entry.cluster.id, cause = cause.message(), "a dropped user's source is forgotten later");
+    }
     Ok(Json(SqlUser::new(name)))
 }
 
