@@ -4,6 +4,7 @@
 mod allowlist;
 mod crowd;
 mod endpoints;
+mod existence;
 mod proxy;
 mod world;
 
@@ -36,6 +37,7 @@ pub(crate) fn suite() -> Suite {
             endpoints::the_command_line_takes_an_endpoint_from_its_knock_to_its_end,
             endpoints::a_cancel_over_an_endpoint_that_is_not_accepted_is_silent,
             endpoints::t48_a_connecting_proxy_is_known_by_the_key_that_it_holds,
+            existence::t57_whom_no_cluster_lets_in_learns_from_no_door_which_clusters_exist,
             proxy::doors_behind_balancers_are_not_opened_without_peers_to_believe,
         ])
         .beside_unless(

@@ -135,7 +135,11 @@ impl Desk {
         claims: &Claims,
     ) -> Result<Arrival, DeskRefused> {
         let is_open = |from: &Origin| self.directory.admits_to(cluster, from, Surface::Web);
-        let from = from.filter(is_open).ok_or(DeskRefused::Address)?.address;
+        // As of a cluster that does not exist: whoever begins at one address and comes back from another learns nothing.
+        let Some(from) = from.filter(is_open).map(|from| from.address) else {
+            tracing::info!(%cluster, "somebody came back from a provider whose address is not on the list for the pages");
+            return Err(DeskRefused::Forbidden);
+        };
         let policy = self.policies.of(cluster);
         for user in candidates(claims, &policy) {
             let Some(vouched) = self.welcome(cluster, from, claims, &policy, &user).await else {
@@ -220,8 +224,12 @@ fn candidates(claims: &Claims, policy: &Policy) -> Vec<RoleName> {
 #[async_trait]
 impl SignInDesk for Desk {
     async fn begin_login(&self, login: Login) -> Result<Departure, DeskRefused> {
-        let handle: ClusterHandle = login.cluster.parse().map_err(|_| DeskRefused::NotBegun)?;
         let from = login.from.ok_or(DeskRefused::NotBegun)?;
+        // Before the cluster is looked for: whom none lets in is to learn of none whether it exists.
+        if !self.directory.admits_anywhere(&from, Surface::Web) {
+            return Err(DeskRefused::Address);
+        }
+        let handle: ClusterHandle = login.cluster.parse().map_err(|_| DeskRefused::NotBegun)?;
         let snapshot = self.store.snapshot();
         let (providers, purpose) = match self.directory.visible(&handle, &from.way) {
             Some(entry) => {

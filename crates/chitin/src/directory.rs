@@ -76,6 +76,11 @@ impl Directory {
             .is_some_and(|entry| self.admissions.admit(&entry.cluster, origin, surface, now))
     }
 
+    /// Whether any cluster lets anybody in to this surface from there.
+    pub fn admits_anywhere(&self, origin: &Origin, surface: Surface) -> bool {
+        self.admissions.anywhere(&self.store.snapshot(), origin, surface, self.clock.now())
+    }
+
     /// When, after this moment, the next line of any allowlist ends by itself.
     pub fn next_expiry(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         let snapshot = self.store.snapshot();
@@ -166,7 +171,7 @@ impl gateway::directory::Directory for Directory {
     }
 
     fn might_admit(&self, origin: &Origin) -> bool {
-        self.admissions.anywhere(&self.store.snapshot(), origin, self.clock.now())
+        self.admits_anywhere(origin, Surface::Sql)
     }
 
     fn knocked(&self, cluster: ClusterId, endpoint: &EndpointId) {

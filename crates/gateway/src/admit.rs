@@ -9,16 +9,20 @@ use crate::refusal::Refusal;
 pub(crate) enum Admission {
     /// The cluster exists and lets the client in.
     Admitted(Found),
-    /// There is no such cluster on this way; the client goes on to fail at sign-in, like a wrong password.
+    /// There is no such cluster on this way, and others let the client in; it goes on to fail at sign-in, like a wrong password.
     Unknown,
     /// The cluster does not let the client in.
     Refused(Refusal),
 }
 
 pub(crate) fn admit(directory: &dyn Directory, handle: &ClusterHandle, origin: &Origin) -> Admission {
+    // Asked of everybody, so that a name that exists costs what one costs that does not.
+    let is_admitted_somewhere = directory.might_admit(origin);
     match directory.find(handle, &origin.way) {
         // An endpoint that is not accepted learns nothing about which clusters there are.
         None if matches!(origin.way, Way::Endpoint(_)) => Admission::Refused(refusal(origin)),
+        // A made-up name is no way past the lists, and whom no cluster lets in learns of none whether it exists.
+        None if !is_admitted_somewhere => Admission::Refused(refusal(origin)),
         None => Admission::Unknown,
         Some(found) if directory.admits(found.id, origin) => Admission::Admitted(found),
         Some(found) => {

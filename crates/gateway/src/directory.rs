@@ -67,7 +67,8 @@ pub trait Directory: Send + Sync + 'static {
     /// behind an accepted peering. A cluster that is gone admits nobody.
     fn admits(&self, cluster: ClusterId, origin: &Origin) -> bool;
 
-    /// Whether any cluster at all might let SQL clients in from there. Asked of clients who have not said which they want.
+    /// Whether any cluster at all lets SQL clients in from there, by the rules as they are. Whom none lets in hears the same
+    /// whatever it asks for. Answers at once, from memory.
     fn might_admit(&self, origin: &Origin) -> bool;
 
     /// Hears of a private endpoint that wanted in and was not accepted. Must not wait.

@@ -112,11 +112,10 @@ async fn become_private(
     let Greeted { handshake, server_name } = greet(line).await?;
     let named = server_name.as_deref().and_then(handle_in_server_name);
     let refused = match named.as_ref().map(|handle| admit(&*house.directory, handle, &origin)) {
-        Some(Admission::Admitted(_)) => None,
+        Some(Admission::Admitted(_) | Admission::Unknown) => None,
         Some(Admission::Refused(refusal)) => Some(refusal),
-        // Many clients name their cluster inside TLS only, and a made-up name is no way past the lists: whom nobody lets in
-        // need not get that far.
-        Some(Admission::Unknown) | None => (!house.directory.might_admit(&origin)).then(|| refusal(&origin)),
+        // Many clients name their cluster inside TLS only: whom nobody lets in need not get that far.
+        None => (!house.directory.might_admit(&origin)).then(|| refusal(&origin)),
     };
     if let Some(refusal) = refused {
         tracing::info!(from = %origin, cluster = ?named, ?refusal, "refused before the handshake");
