@@ -13,6 +13,7 @@ mod resources;
 mod roles;
 mod shortage;
 mod storage;
+mod silent;
 mod volumes;
 
 use house::runner::Suite;
@@ -79,6 +80,9 @@ pub(crate) fn suite() -> Suite {
             program::t30_certificates_of_every_kind_sign_in,
             program::t29_a_man_in_the_middle_without_plus_is_noticed_by_the_client,
             program::an_idle_client_is_ended_after_the_idle_timeout,
+            silent::clients_that_do_nothing_when_it_is_their_turn_are_idle_and_hold_no_lock,
+            silent::a_result_that_nobody_takes_ends_the_session_and_one_that_is_taken_slowly_does_not,
+            silent::clients_that_do_nothing_hold_up_no_stop,
         ])
         .alone(tests![
             shortage::the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour,

@@ -6,6 +6,7 @@ mod crowd;
 mod endpoints;
 mod existence;
 mod proxy;
+mod silence;
 mod world;
 
 use house::runner::Suite;
@@ -52,6 +53,7 @@ pub(crate) fn suite() -> Suite {
                 allowlist::the_command_line_adds_the_address_that_its_machine_has,
                 allowlist::a_client_that_does_not_read_is_cut_all_the_same,
                 allowlist::whoever_is_cut_does_not_work_on_in_the_engine,
+                silence::a_client_that_vanished_holds_no_lock_for_longer_than_a_minute,
             ],
         )
         .alone_unless(

@@ -278,6 +278,7 @@ impl Cloud {
         let shares = descriptors::shares();
         let settings = gateway::Settings {
             idle_max: options.idle_timeout,
+            unread_max: options.unread_timeout,
             unauthenticated_max: shares.sql,
             unauthenticated_per_network_max: shares.sql_private,
             ..gateway::Settings::default()

@@ -65,9 +65,12 @@ pub struct StartOptions {
     /// A serverless cluster without sessions sleeps after this (for instance 30s, 5m, 1h)
     #[arg(long, env = "CHITIN_IDLE_AFTER", value_name = "TIME", default_value = "5m", value_parser = duration)]
     pub idle_after: Duration,
-    /// A session without a byte either way ends after this; off unless given
+    /// A session ends whose client does nothing for this long although it is its turn; off unless given
     #[arg(long, env = "CHITIN_IDLE_TIMEOUT", value_name = "TIME", value_parser = duration)]
     pub idle_timeout: Option<Duration>,
+    /// A session ends whose client takes nothing of a result for this long
+    #[arg(long, env = "CHITIN_UNREAD_TIMEOUT", value_name = "TIME", default_value = "45s", value_parser = duration)]
+    pub unread_timeout: Duration,
     /// Private addresses that may be fetched from (OCSP responders, identity providers, revocation lists); repeat for more
     #[arg(long = "fetch-allow", env = "CHITIN_FETCH_ALLOW", value_name = "CIDR", value_delimiter = ',')]
     pub fetch_allow: Vec<ipnet::IpNet>,

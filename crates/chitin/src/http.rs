@@ -182,7 +182,7 @@ impl Place {
         door: &HttpDoor,
         slot: Slot,
     ) -> Result<(), String> {
-        let _ = tcp.set_nodelay(true);
+        gateway::prepare(&tcp);
         let origin = tokio::select! {
             biased;
             () = slot.evicted() => return Err("it made room for others".to_owned()),

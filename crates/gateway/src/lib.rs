@@ -6,6 +6,7 @@
 mod admit;
 mod attach;
 mod cancel;
+mod dialogue;
 pub mod directory;
 mod door;
 pub mod examine;
@@ -26,7 +27,7 @@ mod tls;
 mod unauthenticated;
 
 pub use door::{Door, read_proxy_header};
-pub use listen::{Answers, Gateway};
+pub use listen::{Answers, Gateway, prepare};
 pub use sessions::{Cut, SessionFacts, Sessions};
 pub use settings::Settings;
 pub use tls::{Certificates, Shown, Unusable};

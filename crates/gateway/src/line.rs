@@ -34,6 +34,14 @@ impl Line {
         Self { carrier: Carrier::Tunnel(Box::new(tls)), ahead: None }
     }
 
+    /// The connection that carries it.
+    pub(crate) fn socket(&self) -> &TcpStream {
+        match &self.carrier {
+            Carrier::Tcp(tcp) => tcp,
+            Carrier::Tunnel(tls) => tls.get_ref().0,
+        }
+    }
+
     /// The next byte, which stays to be read; `None` at the end.
     pub(crate) async fn look(&mut self) -> io::Result<Option<u8>> {
         if self.ahead.is_none() {

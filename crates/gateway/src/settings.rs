@@ -15,11 +15,15 @@ pub struct Settings {
     pub wake_max: Duration,
     /// For a running engine to accept a session.
     pub attach_max: Duration,
-    /// A session without a byte either way ends after this; none means never.
+    /// A session whose client has to move next and does nothing ends after this; none means never. Time in which the engine
+    /// works is none of it; a result that is not taken, and rows of a COPY that do not come, are.
     pub idle_max: Option<Duration>,
+    /// A session whose client takes nothing of what the engine has for it ends after this.
+    pub unread_max: Duration,
     /// For a session that must end to come to a message boundary.
     pub cut_max: Duration,
-    /// For open sessions to finish what they are doing when the program stops.
+    /// For open sessions to finish what they are doing when the program stops; one that waits for its client gets
+    /// [`Self::cut_max`].
     pub drain_max: Duration,
     /// Connections that are not signed in yet, at each door outside of private networks, and at all doors inside of them
     /// together.
@@ -42,6 +46,7 @@ impl Default for Settings {
             wake_max: Duration::from_secs(60),
             attach_max: Duration::from_secs(10),
             idle_max: None,
+            unread_max: Duration::from_secs(45),
             cut_max: Duration::from_secs(1),
             drain_max: Duration::from_secs(10),
             unauthenticated_max: 16_384,

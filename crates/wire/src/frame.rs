@@ -47,6 +47,11 @@ impl Frames {
         self.header_seen == 0 && self.body_left == 0
     }
 
+    /// Whether the last byte seen is of a frame whose header is known, and that has not come to its end.
+    pub fn is_in_body(&self) -> bool {
+        self.body_left > 0
+    }
+
     /// Bytes that the present frame still has, as far as its header is known; 0 at a boundary.
     pub fn bytes_left(&self) -> usize {
         if self.header_seen > 0 { HEADER_BYTES - self.header_seen } else { self.body_left }
@@ -115,6 +120,9 @@ mod tests {
             tags(&mut frames, &[*byte]).unwrap();
             assert_eq!(frames.is_at_boundary(), is_boundary);
         }
+        assert!(!frames.is_in_body(), "a header that has only begun");
+        tags(&mut frames, b"\0\0\0\x05").unwrap();
+        assert!(frames.is_in_body() && !frames.is_at_boundary());
     }
 
     #[test]
