@@ -6,6 +6,7 @@ mod drivers;
 mod fixtures;
 mod oauthbearer;
 mod passwords;
+mod places;
 mod providers;
 mod provisioning;
 mod revocation;
@@ -26,6 +27,8 @@ pub(crate) fn suite() -> Suite {
             browser::t53_a_ticket_lapses_and_dies_with_its_client,
             browser::a_provider_that_lies_signs_nobody_in,
             browser::rules_that_change_while_somebody_waits_count,
+            places::t70_ten_thousand_sign_ins_from_a_person_s_own_network_take_nobody_s_place,
+            places::ten_addresses_do_not_hold_all_places_at_a_cluster,
             browser::the_web_lets_in_only_where_a_token_would_be_let_into_sql,
             tokens::t50_rotated_keys_are_found_and_unknown_ones_ask_once,
             throttle::refusals_grow_and_end,

@@ -364,6 +364,7 @@ impl Cloud {
                 loops.stop.clone(),
             ),
         );
+        loops.spawn("the count of abandoned sign-ins", desk.clone().run(loops.stop.clone()));
         loops.spawn(
             "the book of knocking endpoints",
             knocks::run(heard, store.clone(), clock.clone(), loops.stop.clone()),

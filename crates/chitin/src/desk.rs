@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
 use control::{
@@ -15,7 +16,9 @@ use identity::ticket::TicketFacts;
 use identity::token::Claims;
 use keys::SecretText;
 use model::{Clock, ClusterHandle, ClusterId, DEFAULT_DATABASE, IdentityProvider, Origin, RoleName, Surface};
+use serde::{Deserialize, Serialize};
 use store::Store;
+use tokio_util::sync::CancellationToken;
 
 use crate::directory::Directory;
 use crate::examiner::{Tickets, counts, given_up, vouch};
@@ -29,8 +32,11 @@ pub const CALLBACK: &str = "/oidc/v1/callback";
 /// Most SQL users that one person is tried as.
 const CANDIDATES_MAX: usize = 50;
 
+/// Between two looks at what was abandoned.
+const COUNTED_EVERY: Duration = Duration::from_secs(60);
+
 /// What a person went to the provider for.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum Purpose {
     /// A web session of a cluster.
     Login { cluster: ClusterId, handle: String },
@@ -84,6 +90,25 @@ impl Desk {
         Arc::new(Self { store, policies, clock, flows, tickets, sessions, directory, waker, presence, pages })
     }
 
+    /// Tells the log of what was begun and abandoned, until `stop`.
+    pub async fn run(self: Arc<Self>, stop: CancellationToken) {
+        loop {
+            tokio::select! {
+                () = stop.cancelled() => return,
+                () = tokio::time::sleep(COUNTED_EVERY) => {}
+            }
+            self.tickets.tell_abandoned();
+            let (begun, finished) = self.flows.take_counts();
+            if begun > finished {
+                tracing::info!(
+                    begun,
+                    finished,
+                    "people went to identity providers, and not all of them came back"
+                );
+            }
+        }
+    }
+
     async fn depart(
         &self,
         provider: Arc<IdentityProvider>,
@@ -91,7 +116,7 @@ impl Desk {
         from: &Origin,
     ) -> Result<Departure, DeskRefused> {
         let redirect_url = format!("{}{CALLBACK}", self.pages.origin(&from.way));
-        match self.flows.begin(provider, &redirect_url, from, purpose).await {
+        match self.flows.begin(provider, &redirect_url, purpose).await {
             Ok(Begun { location, state_cookie }) => {
                 Ok(Departure { location: location.to_string(), state_cookie })
             }
@@ -99,6 +124,19 @@ impl Desk {
                 tracing::warn!(detail = refused.detail().unwrap_or_default(), "{refused}");
                 Err(DeskRefused::NotBegun)
             }
+        }
+    }
+
+    /// The providers that count for what somebody went to one of them for.
+    fn providers(&self, purpose: &Purpose) -> Vec<Arc<IdentityProvider>> {
+        let snapshot = self.store.snapshot();
+        match purpose {
+            Purpose::Login { cluster, .. } => snapshot.providers(*cluster),
+            Purpose::Nowhere => snapshot.own_providers(None),
+            Purpose::Ticket { id } => match self.tickets.look(id, self.clock.now()) {
+                Some((facts, _)) => snapshot.providers(facts.cluster),
+                None => Vec::new(),
+            },
         }
     }
 
@@ -262,7 +300,8 @@ impl SignInDesk for Desk {
                 return Err(DeskRefused::NotCompleted);
             }
         };
-        let finished = self.flows.finish(&state, cookie, code, issuer.as_deref()).await;
+        let providers = |purpose: &Purpose| self.providers(purpose);
+        let finished = self.flows.finish(&state, cookie, code, issuer.as_deref(), providers).await;
         let (claims, purpose) = finished.map_err(|refused| {
             tracing::info!(detail = refused.detail().unwrap_or_default(), "{refused}");
             DeskRefused::NotCompleted
@@ -284,7 +323,7 @@ impl SignInDesk for Desk {
         Ok(Waiting {
             user: facts.user.to_string(),
             cluster: facts.handle.to_string(),
-            address: facts.address,
+            address: facts.origin.address,
             provider: facts.provider.to_string(),
             code,
         })

@@ -224,7 +224,7 @@ impl gateway::examine::Examiner for Examiner {
             cluster: guest.cluster,
             handle: guest.handle.clone(),
             user: guest.user.clone(),
-            address: guest.origin.address,
+            origin: guest.origin.clone(),
             provider: provider.name.clone(),
             issuer: provider.issuer.clone(),
             map: rule.map.clone(),

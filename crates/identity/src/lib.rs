@@ -1,6 +1,7 @@
 //! Who somebody is: rules, SCRAM, passwords, certificates' revocation, tokens, sign-in through a browser, API keys; and the
 //! throttle before them.
 
+mod abandoned;
 pub mod api_key;
 pub mod authorize;
 pub mod hba;

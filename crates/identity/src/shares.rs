@@ -1,8 +1,9 @@
-//! Who came from where, of those that begin a sign-in with a browser: so that where there is no place left, the one who goes is
+//! Who came from where, of those who wait for a person in a browser: so that where there is no place left, the one who goes is
 //! the oldest of the most crowded network and not somebody else's.
 
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
+use std::fmt;
 use std::hash::Hash;
 use std::net::IpAddr;
 
@@ -21,9 +22,23 @@ pub(crate) enum Part {
     Address(IpAddr),
 }
 
+impl fmt::Display for Part {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Cluster(cluster) => write!(f, "{cluster}"),
+            Self::Way(Way::Public) => f.write_str("the public way"),
+            Self::Way(Way::Endpoint(id)) => write!(f, "endpoint {id}"),
+            Self::Way(Way::Private(cluster)) => write!(f, "the private network of {cluster}"),
+            Self::Network(address @ IpAddr::V4(_)) => write!(f, "{address}/24"),
+            Self::Network(address @ IpAddr::V6(_)) => write!(f, "{address}/48"),
+            Self::Address(address @ IpAddr::V4(_)) => write!(f, "{address}"),
+            Self::Address(address @ IpAddr::V6(_)) => write!(f, "{address}/64"),
+        }
+    }
+}
+
 impl Part {
-    /// Of an address on the public way.
-    pub(crate) fn of_address(address: IpAddr) -> [Self; 2] {
+    fn of_address(address: IpAddr) -> [Self; 2] {
         let network = match canonical(address) {
             IpAddr::V4(four) => IpAddr::V4((four.to_bits() >> 8 << 8).into()),
             IpAddr::V6(six) => IpAddr::V6((six.to_bits() >> 80 << 80).into()),
@@ -106,11 +121,6 @@ impl<K: Clone + Eq + Hash> Shares<K> {
         group.keys.values().next().cloned()
     }
 
-    /// The oldest of all.
-    pub(crate) fn oldest(&self) -> Option<&K> {
-        self.all.keys.values().next()
-    }
-
     fn group(&self, path: &[Part]) -> Option<&Group<K>> {
         path.iter().try_fold(&self.all, |group, part| group.within.get(part))
     }
@@ -159,7 +169,7 @@ mod tests {
         assert_eq!(shares.first_to_go(&[]), Some(21), "a /64 is one customer");
         shares.remove(&21);
         shares.remove(&22);
-        assert_eq!((shares.oldest(), shares.first_to_go(&[])), (Some(&0), Some(0)));
+        assert_eq!(shares.first_to_go(&[]), Some(0));
         shares.remove(&0);
         assert!(shares.first_to_go(&[]).is_none() && shares.all.within.is_empty(), "nothing is remembered");
     }

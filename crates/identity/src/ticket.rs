@@ -6,17 +6,18 @@
 
 use std::collections::HashMap;
 use std::fmt;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
+use std::time::Instant;
 
-use model::{ClusterHandle, ClusterId, IdentityProvider, ProviderName, RoleName};
+use model::{ClusterHandle, ClusterId, IdentityProvider, Origin, ProviderName, RoleName};
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 use tokio::time::Sleep;
 
+use crate::abandoned::{Abandoned, Tally};
 use crate::digest_of;
 use crate::shares::{Part, Shares};
 
@@ -26,7 +27,8 @@ pub const LIFE: Duration = Duration::from_secs(120);
 pub const TICKETS_MAX: usize = 10_000;
 /// Most open tickets of one cluster. Where there are more, the oldest of its most crowded network goes.
 pub const PER_CLUSTER_MAX: usize = 200;
-/// Most open tickets of one cluster from one address (an IPv6 network of 64 bits), so that one cannot take all.
+/// Most open tickets of one cluster from one address (an IPv6 network of 64 bits), so that one cannot take all. An address that
+/// came by another way is another one.
 pub const PER_ADDRESS_MAX: usize = 20;
 
 const ALPHABET: &[u8] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789";
@@ -44,8 +46,8 @@ pub struct TicketFacts {
     pub handle: ClusterHandle,
     /// The SQL user that the client asked for.
     pub user: RoleName,
-    /// Where the terminal is.
-    pub address: IpAddr,
+    /// Where the terminal is, and by which way it came.
+    pub origin: Origin,
     /// Who is to vouch.
     pub provider: ProviderName,
     /// Its issuer when the ticket was opened.
@@ -113,6 +115,8 @@ struct Open<V> {
     entries: HashMap<Key, Entry<V>>,
     /// By cluster and by where the terminals are.
     shares: Shares<Key>,
+    /// Those that came to nothing.
+    abandoned: Tally,
 }
 
 struct Entry<V> {
@@ -132,7 +136,8 @@ pub struct Ticket<V> {
 
 impl<V> Default for Tickets<V> {
     fn default() -> Self {
-        Self { open: Arc::new(Mutex::new(Open { entries: HashMap::new(), shares: Shares::default() })) }
+        let open = Open { entries: HashMap::new(), shares: Shares::default(), abandoned: Tally::default() };
+        Self { open: Arc::new(Mutex::new(open)) }
     }
 }
 
@@ -150,8 +155,8 @@ impl<V> Tickets<V> {
         let code = format!("{}-{}", &letters[..4], &letters[4..]);
         let key = digest_of(id.as_str());
         let (sender, receiver) = oneshot::channel();
-        let [network, address] = Part::of_address(facts.address);
-        let path = vec![Part::Cluster(facts.cluster), network, address];
+        let mut path = vec![Part::Cluster(facts.cluster)];
+        path.extend(Part::of(&facts.origin));
         let mut open = lock(&self.open);
         if open.shares.count(&path) >= PER_ADDRESS_MAX {
             return Err(TooMany);
@@ -186,6 +191,11 @@ impl<V> Tickets<V> {
         entry.sender.send(outcome).map_err(|_| Gone)
     }
 
+    /// Tells the log what was abandoned since it was last told, at most once a minute. To be called now and then.
+    pub fn tell_abandoned(&self) {
+        lock(&self.open).abandoned.tell(Instant::now());
+    }
+
     /// How many are open.
     pub fn count(&self) -> usize {
         lock(&self.open).entries.len()
@@ -203,11 +213,13 @@ impl<V> Open<V> {
         if let Some(key) = self.shares.first_to_go(path)
             && let Some(entry) = self.take(&key)
         {
-            tracing::warn!(
-                cluster = %entry.facts.handle, from = %entry.facts.address,
-                "too many people are signing in with a browser; the oldest of the most crowded network has to begin again"
-            );
+            self.abandon(&entry, Abandoned::PushedOut);
         }
+    }
+
+    fn abandon(&mut self, entry: &Entry<V>, how: Abandoned) {
+        self.abandoned.note(how, &entry.facts.handle, &entry.facts.origin);
+        self.abandoned.tell(Instant::now());
     }
 }
 
@@ -230,7 +242,12 @@ impl<V> Future for Ticket<V> {
 
 impl<V> Drop for Ticket<V> {
     fn drop(&mut self) {
-        lock(&self.open).take(&self.key);
+        let mut open = lock(&self.open);
+        // Whoever was let in, or made room, is no longer there.
+        if let Some(entry) = open.take(&self.key) {
+            let how = if self.lapse.is_elapsed() { Abandoned::Lapsed } else { Abandoned::Left };
+            open.abandon(&entry, how);
+        }
     }
 }
 
@@ -248,6 +265,7 @@ fn lock<V>(open: &Mutex<Open<V>>) -> MutexGuard<'_, Open<V>> {
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
+    use std::net::IpAddr;
 
     use super::*;
     use crate::token::testing::{ISSUER, NOW, provider};
@@ -257,7 +275,7 @@ mod tests {
             cluster,
             handle: "lazy-roach-3".parse().unwrap(),
             user: "maria".parse().unwrap(),
-            address: "192.0.2.7".parse().unwrap(),
+            origin: Origin::public("192.0.2.7".parse().unwrap()),
             provider: "corp".parse().unwrap(),
             issuer: ISSUER.into(),
             map: None,
@@ -355,7 +373,7 @@ mod tests {
         let (cluster, other) = (ClusterId::random(), ClusterId::random());
         let from = |cluster, last: u8| {
             let address = IpAddr::from([192, 0, 2, last]);
-            tickets.open(TicketFacts { address, ..facts(cluster) }, NOW)
+            tickets.open(TicketFacts { origin: Origin::public(address), ..facts(cluster) }, NOW)
         };
         let mut kept = Vec::new();
         for _ in 0..PER_ADDRESS_MAX {
@@ -370,7 +388,9 @@ mod tests {
         // The cluster is full with one network's. Somebody from elsewhere comes in all the same, and stays, whatever comes
         // from there afterwards.
         let elsewhere = |text: &str| {
-            tickets.open(TicketFacts { address: text.parse().unwrap(), ..facts(cluster) }, NOW).unwrap()
+            tickets
+                .open(TicketFacts { origin: Origin::public(text.parse().unwrap()), ..facts(cluster) }, NOW)
+                .unwrap()
         };
         let person = elsewhere("198.51.100.9");
         assert_eq!(tickets.count(), PER_CLUSTER_MAX);
@@ -385,8 +405,9 @@ mod tests {
         assert_eq!(kept.remove(0).ticket.await, Err(Gone), "whoever waited hears of it");
         drop((kept, person));
         assert!(from(cluster, 1).is_ok());
-        let from =
-            |text: &str| tickets.open(TicketFacts { address: text.parse().unwrap(), ..facts(cluster) }, NOW);
+        let from = |text: &str| {
+            tickets.open(TicketFacts { origin: Origin::public(text.parse().unwrap()), ..facts(cluster) }, NOW)
+        };
         let kept: Vec<_> =
             (0..PER_ADDRESS_MAX).map(|index| from(&format!("2001:db8::{index}")).unwrap()).collect();
         assert!(from("2001:db8::ffff:0:0:1").is_err() && from("2001:db8:0:1::1").is_ok());

@@ -11,6 +11,7 @@ pub mod ocsp;
 mod private_file;
 mod ring;
 mod root;
+mod rotating;
 mod sealer;
 mod secret;
 pub mod service;
@@ -28,6 +29,7 @@ pub use root::{
     Derivation, KeyFile, PASSPHRASE_BYTES_MAX, PASSPHRASE_CHARACTERS_MIN, Protect, Protection, ROOTS_MAX,
     Refusal, RootKey,
 };
+pub use rotating::RotatingKey;
 pub use sealer::Sealer;
 pub use secret::{DataKey, Secret, SecretText, fill_random};
 

@@ -1,6 +1,7 @@
 //! Signing in with a browser: a person in Chromium while psql waits, and everybody who would like to take the place of either.
 
 use std::io::{BufRead, BufReader, Read};
+use std::net::IpAddr;
 use std::process::{Child, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
@@ -17,7 +18,7 @@ use house::wire::Message;
 use house::{Caller, Cluster, Refusal, Wire};
 use serde_json::{Value, json};
 
-fn stage(name: &str) -> (Cluster<'static>, Provider) {
+pub(super) fn stage(name: &str) -> (Cluster<'static>, Provider) {
     let provider = Provider::start("ES256");
     provider.register(cloud());
     let one = cloud().cluster(name, &[]);
@@ -28,7 +29,7 @@ fn stage(name: &str) -> (Cluster<'static>, Provider) {
 
 /// What the notice told: the page's address and the code.
 #[derive(Clone, Debug)]
-struct Told {
+pub(super) struct Told {
     url: String,
     code: String,
 }
@@ -111,7 +112,11 @@ impl Drop for Psql {
 
 /// A raw connection that waits for its person.
 fn waits(one: &Cluster<'_>) -> (Wire, Told) {
-    let mut wire = one.knock_as(&Caller::default().from(fresh_address())).expect("the gateway listens");
+    waits_from(one, fresh_address())
+}
+
+pub(super) fn waits_from(one: &Cluster<'_>, source: IpAddr) -> (Wire, Told) {
+    let mut wire = one.knock_as(&Caller::default().from(source)).expect("the gateway listens");
     loop {
         let message: Message = wire.receive().expect("a message");
         match message.tag {
@@ -144,7 +149,7 @@ fn still_waits(wire: &mut Wire) -> bool {
 }
 
 /// The page of a ticket, its button, the provider's form.
-fn as_person(told: &Told, name: &str) -> Person {
+pub(super) fn as_person(told: &Told, name: &str) -> Person {
     Person::default()
         .goes_to(&told.url)
         .looks("ticket")
@@ -159,7 +164,7 @@ fn bare(method: &str, url: &str, more: &[&str]) -> Answer {
     bare_from(&fresh_address().to_string(), method, url, more)
 }
 
-fn bare_from(address: &str, method: &str, url: &str, more: &[&str]) -> Answer {
+pub(super) fn bare_from(address: &str, method: &str, url: &str, more: &[&str]) -> Answer {
     let mut command = Command::new("curl");
     command
         .args(["-i", "-4", "--interface", address, "-X", method, "--cacert"])
@@ -203,7 +208,7 @@ fn press(told: &Told) -> String {
     rest.split('"').next().expect("an address").replace("&amp;", "&")
 }
 
-fn header(answer: &Answer, name: &str) -> Option<String> {
+pub(super) fn header(answer: &Answer, name: &str) -> Option<String> {
     let head = answer.text.split("\r\n\r\n").next().unwrap_or_default();
     let line = head.lines().find(|line| line.to_lowercase().starts_with(&format!("{name}:")))?;
     Some(line.split_once(':')?.1.trim().to_owned())

@@ -11,6 +11,9 @@ pub(super) const FORM: &str = "__Host-chitin_form";
 /// under way.
 const STATE: &str = "__Host-chitin_state_";
 const STATE_NAME_CHARACTERS: usize = 16;
+/// Sign-ins at providers that one browser has under way. Each is a cookie of some hundred bytes, and all of them have to stay
+/// well below [`COOKIES_BYTES_MAX`].
+pub(super) const FLOWS_PER_BROWSER_MAX: usize = 12;
 /// All cookies of one request together, in bytes.
 const COOKIES_BYTES_MAX: usize = 16 * 1024;
 
@@ -30,19 +33,28 @@ pub(super) fn of_state(state: &str) -> Option<String> {
     is_plain.then(|| format!("{STATE}{start}"))
 }
 
+/// The names of the states' cookies that make room for one more: browsers send them in the order in which they were made
+/// (RFC 6265, section 5.4), so those are the oldest.
+pub(super) fn states_to_go(headers: &HeaderMap) -> Vec<String> {
+    let names = pairs(headers).map(|(name, _)| name);
+    let states: Vec<&str> =
+        names.filter(|name| name.strip_prefix(STATE).and_then(of_state).as_deref() == Some(name)).collect();
+    let count = (states.len() + 1).saturating_sub(FLOWS_PER_BROWSER_MAX);
+    states.into_iter().take(count).map(str::to_owned).collect()
+}
+
+fn pairs(headers: &HeaderMap) -> impl Iterator<Item = (&str, &str)> {
+    let values = headers.get_all(header::COOKIE).into_iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(';')).filter_map(|pair| pair.trim().split_once('='))
+}
+
 /// The cookie of this name, if the browser sent exactly one that is not longer than `bytes_max`.
 pub(super) fn read(headers: &HeaderMap, name: &str, bytes_max: usize) -> Option<SecretText> {
     let values = headers.get_all(header::COOKIE);
     if values.iter().map(HeaderValue::len).sum::<usize>() > COOKIES_BYTES_MAX {
         return None;
     }
-    let mut found = values
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(';'))
-        .filter_map(|pair| pair.trim().split_once('='))
-        .filter(|(own, _)| *own == name)
-        .map(|(_, value)| value);
+    let mut found = pairs(headers).filter(|(own, _)| *own == name).map(|(_, value)| value);
     match (found.next(), found.next()) {
         (Some(value), None) if !value.is_empty() && value.len() <= bytes_max => {
             Some(SecretText::new(value.to_owned()))
@@ -84,6 +96,19 @@ mod tests {
         }
         let padding = format!("b={}", "x".repeat(COOKIES_BYTES_MAX));
         assert_eq!(read(&["a=1", &padding]), None);
+    }
+
+    #[test]
+    fn a_browser_with_many_sign_ins_under_way_gives_up_the_oldest() {
+        let state = |number: usize| format!("{STATE}{number:0>16}=value");
+        let with = |count: usize| (0..count).map(state).collect::<Vec<_>>().join("; ");
+        let to_go = |cookies: &str| states_to_go(&sent(&["a=1; __Host-chitin_form=x", cookies]));
+        assert!(to_go("").is_empty() && to_go(&with(FLOWS_PER_BROWSER_MAX - 1)).is_empty());
+        assert_eq!(to_go(&with(FLOWS_PER_BROWSER_MAX)), [format!("{STATE}{:0>16}", 0)]);
+        assert_eq!(to_go(&with(FLOWS_PER_BROWSER_MAX + 5)).len(), 6);
+        // What has another name is somebody else's, whatever it begins with.
+        let other = format!("{STATE}short=1; {}", format!("{STATE}{:0>17}=1; ", 0).repeat(20));
+        assert!(to_go(&other).is_empty());
     }
 
     #[test]

@@ -24,7 +24,7 @@ pub struct Login {
 pub struct Departure {
     /// The provider's authorization URL (`https`, or `http` for a provider on this machine), with `state` in its query.
     pub location: String,
-    /// Kept by the browser and compared with `state` when it comes back. Only `A–Z a–z 0–9 . _ ~ -`.
+    /// Kept by the browser and brought back with `state`: at most 1,024 of `A–Z a–z 0–9 . _ ~ -`.
     pub state_cookie: SecretText,
 }
 
@@ -33,7 +33,7 @@ pub struct Departure {
 pub struct Callback {
     /// The `state` parameter, at most 512 bytes.
     pub state: String,
-    /// What this browser kept for that state, at most 512 bytes.
+    /// What this browser kept for that state, at most 1,024 bytes.
     pub cookie: Option<SecretText>,
     /// The code (at most 4,096 bytes), or the provider's `error` (at most 128 plain characters, for the log).
     pub outcome: Result<SecretText, String>,
@@ -122,7 +122,8 @@ pub enum DeskRefused {
 pub trait SignInDesk: Send + Sync + 'static {
     /// Begins a sign-in for a web session.
     async fn begin_login(&self, login: Login) -> Result<Departure, DeskRefused>;
-    /// Finishes what [`Self::begin_login`] or [`Self::begin_ticket`] began. A state counts once.
+    /// Finishes what [`Self::begin_login`] or [`Self::begin_ticket`] began. A state counts once; what has begun only takes no
+    /// place.
     async fn finish(&self, callback: Callback) -> Result<Arrival, DeskRefused>;
     /// The waiting session of a ticket's id (1 to 64 of `A–Z a–z 0–9 _ -`). Changes nothing: previews of links come here.
     async fn ticket(&self, id: &str, from: Option<&Origin>) -> Result<Waiting, DeskRefused>;

@@ -27,6 +27,8 @@ type Desk = State<Arc<dyn SignInDesk>>;
 const FLOW_SECONDS: u64 = 600;
 const NAME_BYTES_MAX: usize = 256;
 const STATE_BYTES_MAX: usize = 512;
+/// What a browser keeps of a sign-in at a provider.
+const STATE_COOKIE_BYTES_MAX: usize = 1_024;
 const CODE_BYTES_MAX: usize = 4_096;
 const ISSUER_BYTES_MAX: usize = 2_048;
 const ERROR_CHARACTERS_MAX: usize = 128;
@@ -40,6 +42,7 @@ const FORM_CHARACTERS: usize = 43;
 pub(super) async fn log_in(
     State(desk): Desk,
     Extension(From(from)): Extension<From>,
+    headers: HeaderMap,
     RawQuery(query): RawQuery,
 ) -> Response {
     let query = query.unwrap_or_default();
@@ -53,8 +56,8 @@ pub(super) async fn log_in(
     match desk.begin_login(Login { cluster, provider, from }).await {
         Ok(departure) => match depart(&departure) {
             Some((location, cookie)) => {
-                let headers = [(header::LOCATION, location), (header::SET_COOKIE, cookie)];
-                (StatusCode::TEMPORARY_REDIRECT, headers).into_response()
+                let own = [(header::LOCATION, location), (header::SET_COOKIE, cookie)];
+                make_room(&headers, (StatusCode::TEMPORARY_REDIRECT, own).into_response())
             }
             None => refuse(DeskRefused::NotBegun),
         },
@@ -86,7 +89,7 @@ pub(super) async fn come_back(
     let Some(name) = cookie::of_state(&state) else {
         return refuse(DeskRefused::NotCompleted);
     };
-    let cookie = cookie::read(&headers, &name, STATE_BYTES_MAX);
+    let cookie = cookie::read(&headers, &name, STATE_COOKIE_BYTES_MAX);
     let mut response = match desk.finish(Callback { state, cookie, outcome, issuer, from }).await {
         Ok(Arrival::Ticket { user, cluster }) => {
             tracing::info!(target: "audit", ?user, ?cluster, "a waiting session was let in through a browser");
@@ -224,7 +227,8 @@ pub(super) async fn begin_ticket(
     };
     match depart(&departure) {
         Some((_, cookie)) => {
-            ([(header::SET_COOKIE, cookie)], Html(page::onward(&departure.location))).into_response()
+            let page = Html(page::onward(&departure.location));
+            make_room(&headers, ([(header::SET_COOKIE, cookie)], page).into_response())
         }
         None => refuse(DeskRefused::NotBegun),
     }
@@ -243,6 +247,16 @@ fn depart(departure: &Departure) -> Option<(HeaderValue, HeaderValue)> {
     let mut location = HeaderValue::try_from(departure.location.as_str()).ok()?;
     location.set_sensitive(true);
     Some((location, cookie))
+}
+
+/// Takes the oldest sign-ins away that this browser has under way, where there are too many with this one.
+fn make_room(headers: &HeaderMap, mut response: Response) -> Response {
+    for name in cookie::states_to_go(headers) {
+        if let Some(gone) = cookie::write(&name, "", 0, SameSite::Lax) {
+            response.headers_mut().append(header::SET_COOKIE, gone);
+        }
+    }
+    response
 }
 
 fn refuse(refused: DeskRefused) -> Response {

@@ -1,20 +1,22 @@
 //! Signing in through a browser: OpenID Connect's authorization code flow with PKCE (RFC 7636), state and nonce.
 //!
 //! A flow is known by its state, counts once and for ten minutes, and belongs to the browser that holds its cookie: whoever
-//! gets hold of an address with a code in it, or slips somebody the address of a flow of his own, has nothing.
+//! gets hold of an address with a code in it, or slips somebody the address of a flow of his own, has nothing. The cookie is
+//! the flow: sealed for its state, with a key that lives in memory and for minutes. So nothing is kept here of who has only
+//! begun, and no number of strangers takes anybody's place.
 
+mod flow;
 mod trial;
 
-use std::collections::HashMap;
 use std::fmt;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use aws_lc_rs::constant_time;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use keys::{SecretText, fill_random};
-use model::{Clock, FetchBody, Fetcher, Hidden, IdentityProvider, Origin};
+use keys::{RotatingKey, SecretText, fill_random};
+use model::{Clock, FetchBody, Fetcher, Hidden, IdentityProvider};
 use oauth2::basic::{
     BasicErrorResponse, BasicRevocationErrorResponse, BasicTokenIntrospectionResponse, BasicTokenType,
 };
@@ -24,44 +26,31 @@ use oauth2::{
     RedirectUrl, RequestTokenError, Scope, StandardRevocableToken, StandardTokenResponse, TokenResponse,
     TokenUrl, http,
 };
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
-use time::OffsetDateTime;
 use url::Url;
 
-use crate::digest_of;
-use crate::shares::{Part, Shares};
 use crate::token::{Claims, Discovery, Kind, Question, Tokens, fetch, quoted};
+use flow::{Flow, Used};
 pub use trial::try_out;
 
 /// For how long a flow may take, from its beginning to its end.
 pub const FLOW_LIFE: Duration = Duration::from_secs(600);
-/// Most flows under way. When there are more, the oldest of the most crowded network is forgotten.
-pub const FLOWS_MAX: usize = 10_000;
-/// Longest code, state, cookie or issuer that is looked at, in bytes.
+/// Longest code that is looked at, in bytes.
 pub const PARAMETER_BYTES_MAX: usize = 4_096;
+/// Longest cookie, in characters.
+pub const COOKIE_CHARACTERS_MAX: usize = 1_024;
 
-/// Flows under way, each with what it is for.
+/// Flows, each for something.
 pub struct Flows<P> {
     tokens: Arc<Tokens>,
     fetcher: Arc<dyn Fetcher>,
     clock: Arc<dyn Clock>,
-    pending: Mutex<Pending<P>>,
-}
-
-/// By the digest of their state, so that the time of a look-up tells nothing of a state; and by where their browsers are.
-struct Pending<P> {
-    flows: HashMap<[u8; 32], Flow<P>>,
-    shares: Shares<[u8; 32]>,
-}
-
-struct Flow<P> {
-    provider: Arc<IdentityProvider>,
-    redirect_url: RedirectUrl,
-    nonce: SecretText,
-    verifier: SecretText,
-    cookie: SecretText,
-    until: OffsetDateTime,
-    purpose: P,
+    key: RotatingKey,
+    used: Used,
+    begun: AtomicU64,
+    finished: AtomicU64,
+    purpose: std::marker::PhantomData<fn() -> P>,
 }
 
 /// A flow that was begun.
@@ -69,7 +58,8 @@ struct Flow<P> {
 pub struct Begun {
     /// Where the browser must go: the provider's page.
     pub location: Url,
-    /// What the browser must keep in a cookie and bring back: 43 letters, digits, `-` and `_`.
+    /// What the browser must keep in a cookie and bring back: at most [`COOKIE_CHARACTERS_MAX`] letters, digits, `-` and `_`, as
+    /// many for every purpose.
     pub state_cookie: SecretText,
 }
 
@@ -129,111 +119,119 @@ type OidcClient = Client<
     EndpointSet,
 >;
 
-impl<P: Send> Flows<P> {
+impl<P: Send + Serialize + DeserializeOwned> Flows<P> {
     /// None yet.
     pub fn new(tokens: Arc<Tokens>, fetcher: Arc<dyn Fetcher>, clock: Arc<dyn Clock>) -> Self {
-        let pending = Pending { flows: HashMap::new(), shares: Shares::default() };
-        Self { tokens, fetcher, clock, pending: Mutex::new(pending) }
+        let (key, used) = (RotatingKey::new(FLOW_LIFE), Used::default());
+        let (begun, finished) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { tokens, fetcher, clock, key, used, begun, finished, purpose: std::marker::PhantomData }
     }
 
-    /// Begins a flow for a browser that comes from there. `redirect_url` is our own callback, as it is registered with the
-    /// provider.
+    /// Begins a flow. `redirect_url` is our own callback, as it is registered with the provider.
     pub async fn begin(
         &self,
         provider: Arc<IdentityProvider>,
         redirect_url: &str,
-        from: &Origin,
         purpose: P,
     ) -> Result<Begun, OidcRefused> {
         let failed = |why: String| OidcRefused::Initiate(format!("{}: {why}", quoted(&provider.issuer)));
         let discovery = self.tokens.discovery(&provider).await.map_err(failed)?;
-        let redirect_url = RedirectUrl::new(redirect_url.to_owned())
+        let own = RedirectUrl::new(redirect_url.to_owned())
             .map_err(|_| failed("our own address is not a URL".to_owned()))?;
-        let client = client(&provider, &discovery)?.set_redirect_uri(redirect_url.clone());
-        let [state, nonce, verifier, cookie] = std::array::from_fn(|_| random());
-        let challenge = PkceCodeChallenge::from_code_verifier_sha256(&pkce(&verifier));
+        let client = client(&provider, &discovery)?.set_redirect_uri(own);
+        let too_long = || failed("our own address, or what the sign-in is for, is too long".to_owned());
+        let flow = Flow::new(&provider, redirect_url, purpose, self.clock.now()).ok_or_else(too_long)?;
+        let state = random();
+        let state_cookie = flow.seal(&self.key, state.expose()).ok_or_else(too_long)?;
+        let challenge = PkceCodeChallenge::from_code_verifier_sha256(&pkce(&flow.verifier()));
         let mut request = client
             .authorize_url(|| CsrfToken::new(state.expose().to_owned()))
             .set_pkce_challenge(challenge)
-            .add_extra_param("nonce", nonce.expose().to_owned());
+            .add_extra_param("nonce", flow.nonce().expose().to_owned());
         // Without this scope there would be no ID token, whatever a document says.
         let asked = provider.scopes.iter().map(String::as_str).filter(|scope| *scope != "openid");
         for scope in std::iter::once("openid").chain(asked) {
             request = request.add_scope(Scope::new(scope.to_owned()));
         }
         let (location, _) = request.url();
-        let now = self.clock.now();
-        let until = now + FLOW_LIFE;
-        let flow = Flow { provider, redirect_url, nonce, verifier, cookie: cookie.clone(), until, purpose };
-        self.lock().insert(digest_of(state.expose()), flow, Part::of(from), now);
-        Ok(Begun { location, state_cookie: cookie })
+        self.begun.fetch_add(1, Ordering::Relaxed);
+        Ok(Begun { location, state_cookie })
     }
 
     /// Ends a flow with what the provider sent along with the browser: the state, the code and, where it sends one, its
-    /// issuer (RFC 9207). `cookie` is what [`Begun::state_cookie`] was. Whatever comes of it, the state is used up.
+    /// issuer (RFC 9207). `cookie` is what [`Begun::state_cookie`] was; `providers` says which ones count for a purpose now, of
+    /// which the one to which the person was sent must be, unchanged. Once a person was vouched for, the state is used up; a
+    /// code is used up by the provider.
     pub async fn finish(
         &self,
         state: &str,
         cookie: Option<&str>,
         code: &str,
         iss: Option<&str>,
+        providers: impl FnOnce(&P) -> Vec<Arc<IdentityProvider>>,
     ) -> Result<(Claims, P), OidcRefused> {
-        let flow = self.take(state, cookie)?;
-        let issuer = &flow.provider.issuer;
+        let flow: Flow<P> = Flow::open(&self.key, state, cookie, self.clock.now())?;
+        let used = OidcRefused::NoFlow("the state was used");
+        if self.used.contains(state) {
+            return Err(used);
+        }
+        let provider = flow.provider_among(providers(&flow.purpose));
+        let provider =
+            provider.ok_or(OidcRefused::NoFlow("its provider was changed or removed meanwhile"))?;
+        let issuer = &provider.issuer;
         let failed = |why: String| OidcRefused::Complete(format!("{}: {why}", quoted(issuer)));
         if code.is_empty() || code.len() > PARAMETER_BYTES_MAX {
             return Err(failed("there is no code".to_owned()));
         }
-        let discovery = self.tokens.discovery(&flow.provider).await.map_err(failed)?;
+        let discovery = self.tokens.discovery(&provider).await.map_err(failed)?;
         // Else the code of one provider could be sent to another (RFC 9700, section 4.4).
         if iss.map_or(discovery.names_issuer, |said| said != issuer) {
             return Err(failed("the answer is another issuer's".to_owned()));
         }
-        let answer = self.exchange(&flow, &discovery, code).await.map_err(failed)?;
+        let answer = self.exchange(&flow, &provider, &discovery, code).await.map_err(failed)?;
         let id_token = answer.extra_fields().id_token.clone().map(SecretText::new);
         let id_token = id_token.ok_or_else(|| failed("the answer has no ID token".to_owned()))?;
         let access_token = SecretText::new(answer.access_token().secret().clone());
-        let kind = Kind::IdToken { nonce: flow.nonce.expose(), access_token: Some(&access_token) };
-        let verified = self.tokens.verify(std::slice::from_ref(&flow.provider), &id_token, kind).await;
+        let nonce = flow.nonce();
+        let kind = Kind::IdToken { nonce: nonce.expose(), access_token: Some(&access_token) };
+        let verified = self.tokens.verify(std::slice::from_ref(&provider), &id_token, kind).await;
         let claims = verified
             .map_err(|refused| failed(format!("{refused}: {}", refused.detail().unwrap_or("no details"))))?;
+        // Of two that come at once, too, only one gets this far.
+        if !self.used.insert(state, flow.until, self.clock.now()) {
+            return Err(used);
+        }
+        self.finished.fetch_add(1, Ordering::Relaxed);
         Ok((claims, flow.purpose))
     }
 
-    /// Forgets a flow that its person broke off at the provider (`error=access_denied`), and gives what it was for.
+    /// How many began, and how many of some time ended with a person who was vouched for, since this was last asked. The
+    /// others were abandoned, or are under way.
+    pub fn take_counts(&self) -> (u64, u64) {
+        (self.begun.swap(0, Ordering::Relaxed), self.finished.swap(0, Ordering::Relaxed))
+    }
+
+    /// What a flow was for that its person broke off at the provider (`error=access_denied`).
     pub fn give_up(&self, state: &str, cookie: Option<&str>) -> Result<P, OidcRefused> {
-        self.take(state, cookie).map(|flow| flow.purpose)
+        Flow::open(&self.key, state, cookie, self.clock.now()).map(|flow| flow.purpose)
     }
 
-    /// How many are under way.
-    pub fn count(&self) -> usize {
-        self.lock().flows.len()
-    }
-
-    fn take(&self, state: &str, cookie: Option<&str>) -> Result<Flow<P>, OidcRefused> {
-        if state.len().max(cookie.map_or(0, str::len)) > PARAMETER_BYTES_MAX {
-            return Err(OidcRefused::NoFlow("state or cookie are too long"));
-        }
-        let flow = self.lock().take(&digest_of(state));
-        let flow = flow.ok_or(OidcRefused::NoFlow("the state is unknown, or was used"))?;
-        let cookie = cookie.ok_or(OidcRefused::NoFlow("the browser brought no cookie"))?;
-        if self.clock.now() >= flow.until {
-            return Err(OidcRefused::NoFlow("it took too long"));
-        }
-        constant_time::verify_slices_are_equal(cookie.as_bytes(), flow.cookie.expose().as_bytes())
-            .map_err(|_| OidcRefused::NoFlow("the cookie belongs to another flow"))?;
-        Ok(flow)
-    }
-
-    async fn exchange(&self, flow: &Flow<P>, discovery: &Discovery, code: &str) -> Result<Answer, String> {
-        let client = client(&flow.provider, discovery)
+    async fn exchange(
+        &self,
+        flow: &Flow<P>,
+        provider: &Arc<IdentityProvider>,
+        discovery: &Discovery,
+        code: &str,
+    ) -> Result<Answer, String> {
+        let redirect_url = RedirectUrl::new(flow.redirect_url.clone());
+        let client = client(provider, discovery)
             .map_err(|refused| refused.detail().unwrap_or("it has no client id any more").to_owned())?
-            .set_redirect_uri(flow.redirect_url.clone());
+            .set_redirect_uri(redirect_url.map_err(|_| "our own address is not a URL".to_owned())?);
         let request = client
             .exchange_code(AuthorizationCode::new(code.to_owned()))
-            .set_pkce_verifier(pkce(&flow.verifier));
+            .set_pkce_verifier(pkce(&flow.verifier()));
         // A copy, so that what is sent does not borrow what it is for.
-        let (fetcher, provider) = (self.fetcher.clone(), flow.provider.clone());
+        let (fetcher, provider) = (self.fetcher.clone(), provider.clone());
         let http = move |request| send(fetcher.clone(), provider.clone(), request);
         request.request_async(&http).await.map_err(|error| match error {
             RequestTokenError::ServerResponse(said) => {
@@ -244,34 +242,6 @@ impl<P: Send> Flows<P> {
             RequestTokenError::Parse(..) => "the answer cannot be read".to_owned(),
             RequestTokenError::Other(why) => quoted(&why),
         })
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Pending<P>> {
-        // No step in between can panic.
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl<P> Pending<P> {
-    fn insert(&mut self, key: [u8; 32], flow: Flow<P>, from: Vec<Part>, now: OffsetDateTime) {
-        // All live equally long, so the oldest lapses first.
-        while let Some(oldest) = self.shares.oldest().copied()
-            && self.flows.get(&oldest).is_none_or(|flow| flow.until <= now)
-        {
-            self.take(&oldest);
-        }
-        if self.flows.len() >= FLOWS_MAX
-            && let Some(first) = self.shares.first_to_go(&[])
-        {
-            self.take(&first);
-        }
-        self.shares.insert(key, from);
-        self.flows.insert(key, flow);
-    }
-
-    fn take(&mut self, key: &[u8; 32]) -> Option<Flow<P>> {
-        self.shares.remove(key);
-        self.flows.remove(key)
     }
 }
 

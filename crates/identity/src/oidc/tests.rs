@@ -1,13 +1,13 @@
 //! The user's and the attacker's tests of signing in through a browser.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
 
 use model::FetchFailure;
 use percent_encoding::percent_decode_str;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::digest_of;
 use crate::token::testing::{
     DISCOVERY_URL, ISSUER, KEYS_URL, Signer, TestClock, TestFetcher, claims_with, fetched, provider,
 };
@@ -18,7 +18,7 @@ const CALLBACK: &str = "https://chitin.example/oidc/v1/callback";
 struct World {
     clock: Arc<TestClock>,
     fetcher: Arc<TestFetcher>,
-    flows: Flows<&'static str>,
+    flows: Flows<String>,
     provider: Arc<IdentityProvider>,
     signer: Signer,
 }
@@ -53,7 +53,7 @@ impl World {
     }
 
     async fn begin(&self) -> Asked {
-        let begun = self.flows.begin(self.provider.clone(), CALLBACK, &somewhere(), "purpose").await.unwrap();
+        let begun = self.flows.begin(self.provider.clone(), CALLBACK, "purpose".to_owned()).await.unwrap();
         let query = begun.location.query_pairs().into_owned().collect();
         Asked { query, cookie: begun.state_cookie.expose().to_owned() }
     }
@@ -69,8 +69,18 @@ impl World {
         self.fetcher.answer(TOKEN_URL, &answer);
     }
 
-    async fn finish(&self, asked: &Asked) -> Result<(Claims, &'static str), OidcRefused> {
-        self.flows.finish(&asked.query["state"], Some(&asked.cookie), "code-1", None).await
+    async fn finish(&self, asked: &Asked) -> Result<(Claims, String), OidcRefused> {
+        self.finish_with(&asked.query["state"], Some(&asked.cookie), "code-1", None).await
+    }
+
+    async fn finish_with(
+        &self,
+        state: &str,
+        cookie: Option<&str>,
+        code: &str,
+        iss: Option<&str>,
+    ) -> Result<(Claims, String), OidcRefused> {
+        self.flows.finish(state, cookie, code, iss, |_| vec![self.provider.clone()]).await
     }
 }
 
@@ -103,13 +113,12 @@ async fn a_person_signs_in_with_a_code() {
     let task = tokio::spawn(async move { (inside.finish(&asked).await, asked) });
     let (finished, asked) = task.await.unwrap();
     let (claims, purpose) = finished.unwrap();
-    assert_eq!((claims.principals, purpose), (vec!["maria".to_owned()], "purpose"));
+    assert_eq!((claims.principals, purpose), (vec!["maria".to_owned()], "purpose".to_owned()));
     let form = posted(&world);
     assert_eq!((form["grant_type"].as_str(), form["code"].as_str()), ("authorization_code", "code-1"));
     assert_eq!((form["redirect_uri"].as_str(), form["client_id"].as_str()), (CALLBACK, "client-7"));
     let challenge = digest_of(&form["code_verifier"]);
     assert_eq!(URL_SAFE_NO_PAD.encode(challenge), asked.query["code_challenge"]);
-    assert_eq!(world.flows.count(), 0);
 }
 
 #[tokio::test]
@@ -120,22 +129,75 @@ async fn t53_a_state_counts_once_and_in_its_browser_only() {
     assert!(world.finish(&asked).await.is_ok());
     let again = world.finish(&asked).await.unwrap_err();
     assert_eq!(again.to_string(), "OIDC: unable to complete authentication");
+    assert_eq!((world.flows.take_counts(), world.flows.take_counts()), ((1, 1), (0, 0)));
 
-    // Without a cookie, with another flow's, and with a part: refused, and the state is used up.
+    // Without a cookie, with another flow's, with a part, and with one that was changed.
     let other = world.begin().await;
-    for cookie in [None, Some(other.cookie.as_str()), Some(""), Some(&other.cookie[..42])] {
-        let asked = world.begin().await;
-        world.answer(&asked, &json!({}));
-        let refused = world.flows.finish(&asked.query["state"], cookie, "code-1", None).await;
-        assert!(matches!(refused, Err(OidcRefused::NoFlow(_))));
-        assert!(world.finish(&asked).await.is_err());
+    let asked = world.begin().await;
+    world.answer(&asked, &json!({}));
+    let mut changed = asked.cookie.clone().into_bytes();
+    changed[40] = if changed[40] == b'A' { b'B' } else { b'A' };
+    let changed = String::from_utf8(changed).unwrap();
+    let part = &asked.cookie[..asked.cookie.len() - 4];
+    for cookie in [None, Some(other.cookie.as_str()), Some(""), Some(part), Some(changed.as_str())] {
+        let count = world.fetcher.count();
+        let refused = world.finish_with(&asked.query["state"], cookie, "code-1", None).await;
+        assert!(matches!(refused, Err(OidcRefused::NoFlow(_))), "{cookie:?}");
+        assert_eq!(world.fetcher.count(), count, "no provider is asked");
     }
     for state in ["", "x", &"x".repeat(100_000)] {
-        assert!(world.flows.finish(state, Some(&other.cookie), "code-1", None).await.is_err());
+        assert!(world.finish_with(state, Some(&other.cookie), "code-1", None).await.is_err());
     }
-    assert_eq!(world.flows.count(), 1);
-    assert_eq!(world.flows.give_up(&other.query["state"], Some(&other.cookie)), Ok("purpose"));
-    assert_eq!(world.flows.count(), 0);
+    assert!(world.finish(&asked).await.is_ok(), "nobody else's try takes it away");
+    assert_eq!(world.flows.give_up(&other.query["state"], Some(&other.cookie)).unwrap(), "purpose");
+    assert!(world.flows.give_up(&other.query["state"], Some(&asked.cookie)).is_err());
+    // Another process knows nothing of it.
+    let elsewhere = World::new();
+    assert!(elsewhere.flows.give_up(&other.query["state"], Some(&other.cookie)).is_err());
+}
+
+#[tokio::test]
+async fn t53_of_two_ends_of_one_flow_one_counts() {
+    let world = World::new();
+    let asked = world.begin().await;
+    world.answer(&asked, &json!({}));
+    let (one, other) = tokio::join!(world.finish(&asked), world.finish(&asked));
+    assert_eq!([&one, &other].iter().filter(|end| end.is_ok()).count(), 1, "{one:?} {other:?}");
+}
+
+#[tokio::test]
+async fn a_provider_that_was_changed_or_removed_meanwhile_ends_no_flow() {
+    let world = World::new();
+    let changed = Arc::new(IdentityProvider { client_secret: Some("other".into()), ..provider() });
+    for now in [vec![], vec![changed]] {
+        let asked = world.begin().await;
+        world.answer(&asked, &json!({}));
+        let state = &asked.query["state"];
+        let refused = world.flows.finish(state, Some(&asked.cookie), "code-1", None, |_| now).await;
+        assert!(matches!(refused, Err(OidcRefused::NoFlow(_))), "{refused:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_cookie_tells_nothing_and_has_one_length() {
+    let world = World::new();
+    let mut lengths = Vec::new();
+    for purpose in [String::new(), "a longer purpose".to_owned(), "x".repeat(190)] {
+        let begun = world.flows.begin(world.provider.clone(), CALLBACK, purpose).await.unwrap();
+        let cookie = begun.state_cookie.expose();
+        assert!(
+            cookie.len() <= 512 && cookie.bytes().all(|c| c.is_ascii_alphanumeric() || b"-_".contains(&c))
+        );
+        lengths.push(cookie.len());
+        let plain = URL_SAFE_NO_PAD.decode(cookie).unwrap();
+        assert!(!plain.windows(6).any(|part| part == b"chitin" || part == b"purpos"), "it is sealed");
+    }
+    lengths.dedup();
+    assert_eq!(lengths.len(), 1, "{lengths:?}");
+    for (callback, purpose) in [(CALLBACK.to_owned(), 192), (format!("{CALLBACK}/{}", "x".repeat(300)), 1)] {
+        let refused = world.flows.begin(world.provider.clone(), &callback, "x".repeat(purpose)).await;
+        assert!(matches!(refused, Err(OidcRefused::Initiate(_))), "{purpose}");
+    }
 }
 
 #[tokio::test]
@@ -195,7 +257,7 @@ async fn what_a_provider_answers_instead_of_tokens_is_refused_and_not_shown() {
         let asked = world.begin().await;
         let count = world.fetcher.count();
         let state = &asked.query["state"];
-        assert!(world.flows.finish(state, Some(&asked.cookie), code, None).await.is_err());
+        assert!(world.finish_with(state, Some(&asked.cookie), code, None).await.is_err());
         assert_eq!(world.fetcher.count(), count);
     }
 }
@@ -206,7 +268,7 @@ async fn answers_of_another_issuer_are_refused() {
     for (iss, is_good) in [(Some(ISSUER), true), (Some("https://evil.example"), false), (None, false)] {
         let asked = world.begin().await;
         world.answer(&asked, &json!({}));
-        let finished = world.flows.finish(&asked.query["state"], Some(&asked.cookie), "code-1", iss).await;
+        let finished = world.finish_with(&asked.query["state"], Some(&asked.cookie), "code-1", iss).await;
         assert_eq!(finished.is_ok(), is_good, "{iss:?}");
     }
 }
@@ -251,7 +313,7 @@ async fn a_provider_that_cannot_be_used_is_refused_at_the_beginning() {
     let begin = async |world: &World| {
         world
             .flows
-            .begin(world.provider.clone(), CALLBACK, &somewhere(), "purpose")
+            .begin(world.provider.clone(), CALLBACK, "purpose".to_owned())
             .await
             .map(|_| ())
             .unwrap_err()
@@ -278,40 +340,29 @@ async fn a_provider_that_cannot_be_used_is_refused_at_the_beginning() {
     world.begin().await;
 }
 
-fn somewhere() -> Origin {
-    Origin::public("192.0.2.7".parse().unwrap())
-}
-
 #[tokio::test]
-async fn a_flood_of_others_pushes_nobody_out() {
+async fn t70_no_number_of_strangers_takes_the_place_of_a_person_at_the_provider() {
     let world = World::new();
     let person = world.begin().await;
-    for number in 0..2 * FLOWS_MAX {
-        let [a, b] = u16::try_from(number % 60_000).unwrap().to_be_bytes();
-        let from = Origin::public(IpAddr::from([198, 51, a % 64, b]));
-        world.flows.begin(world.provider.clone(), CALLBACK, &from, "flood").await.unwrap();
+    // Twice as many as there once were places.
+    for _ in 0..20_000 {
+        world.flows.begin(world.provider.clone(), CALLBACK, "flood".to_owned()).await.unwrap();
     }
-    assert_eq!(world.flows.count(), FLOWS_MAX);
     world.answer(&person, &json!({}));
     assert!(world.finish(&person).await.is_ok(), "a person who began before the flood comes back");
 }
 
-#[tokio::test]
-async fn flows_are_bounded_and_the_oldest_go_first() {
-    let world = World::new();
-    let first = world.begin().await;
-    for _ in 1..FLOWS_MAX {
-        world.begin().await;
+#[test]
+fn flows_that_ended_are_remembered_until_they_would_have_lapsed_and_bounded() {
+    let (used, now) = (Used::default(), time::OffsetDateTime::UNIX_EPOCH);
+    let later = now + FLOW_LIFE;
+    assert!(used.insert("a", later, now) && !used.insert("a", later, now) && used.contains("a"));
+    assert!(used.insert("b", later, later), "the first one has lapsed");
+    assert!(!used.contains("a") && used.contains("b"));
+    for number in 0..10_000 {
+        used.insert(&number.to_string(), later + FLOW_LIFE, later);
     }
-    assert_eq!(world.flows.count(), FLOWS_MAX);
-    let last = world.begin().await;
-    assert_eq!(world.flows.count(), FLOWS_MAX);
-    assert!(matches!(world.finish(&first).await, Err(OidcRefused::NoFlow(_))));
-    world.answer(&last, &json!({}));
-    assert!(world.finish(&last).await.is_ok());
-    world.clock.advance(time::Duration::seconds(600));
-    world.begin().await;
-    assert_eq!(world.flows.count(), 1);
+    assert!(!used.contains("b") && used.contains("0") && used.contains("9999"));
 }
 
 /// What comes of trying the provider before it is set.
