@@ -12,8 +12,8 @@ mod program;
 mod resources;
 mod roles;
 mod shortage;
-mod storage;
 mod silent;
+mod storage;
 mod volumes;
 
 use house::runner::Suite;

@@ -79,12 +79,12 @@ mod tests {
 
     #[test]
     fn sessions_go_before_engines_and_engines_before_chitin() {
-        for (ours, first, sessions) in [(-900, -500, 0), (0, 133, 300), (-1_000, -556, 0), (900, 944, 1_000)]
+        for (ours, first, sessions) in
+            [(-900, -500, 0), (-1_000, -556, 0), (0, 300, 300), (900, 1_000, 1_000)]
         {
-            let shares = Shares::below(ours);
+            let shares = Shares::above(ours);
             assert_eq!((shares.first, shares.sessions), (first, sessions), "{ours}");
+            assert_eq!(shares.environment().is_some(), ours < 0);
         }
-        let full = Shares::below(1_000);
-        assert_eq!((full.first, full.sessions), (1_000, 1_000), "where everything is last already");
     }
 }
