@@ -1,12 +1,13 @@
 //! How people sign in, as an administrator sets it: providers, revocation, throttle, users of providers.
 
 use api::ThrottleLine;
+use axum::http::Request;
 use control::{ClearThrottle, Refusal};
 use model::Provisioned;
 use serde_json::{Value, json};
 use time::OffsetDateTime;
 
-use crate::world::{Answer, World};
+use crate::world::{Answer, World, new_key};
 
 const PASSWORD: &str = "long-enough-4711";
 
@@ -305,4 +306,44 @@ async fn a_user_of_a_provider_shows_its_source_and_gets_no_password() {
     world.store.put_provisioned(id, "maria", made).unwrap();
     world.call("POST", &users, json!({"name": "maria", "password": PASSWORD})).await;
     assert_eq!(world.call("PUT", &change("maria"), json!({"password": PASSWORD})).await.status, 200);
+}
+
+#[tokio::test]
+async fn what_the_state_does_not_take_is_undone_in_the_engine() {
+    let world = World::new();
+    let id = world.made("shop-one").await;
+    let users = format!("/clusters/{id}/sql-users");
+    let made = Provisioned { source: "oidc:https://a".to_owned(), at: OffsetDateTime::UNIX_EPOCH };
+    for name in ["maria", "tom"] {
+        world.store.put_provisioned(id, name, made.clone()).unwrap();
+    }
+    world.engines.users.lock().unwrap().insert("tom".to_owned(), "a verifier".to_owned());
+    // With a key from before, because the state takes no other meanwhile.
+    let key = new_key(&world.store, "operator");
+    let call = async |method: &str, path: &str, body: &Value| {
+        let request = Request::builder().method(method).uri(format!("/api/v1{path}"));
+        let request = request.header("authorization", format!("Bearer {key}"));
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        world.send(request.body(body.into()).unwrap()).await
+    };
+    // The state cannot be written: its file is not where it was.
+    let (state, aside) = (world.folder.path().join("state.redb"), world.folder.path().join("aside"));
+    std::fs::rename(&state, &aside).unwrap();
+    let request = json!({"name": "maria", "password": PASSWORD});
+    let refused = call("POST", &users, &request).await;
+    assert_eq!(refused.status, 503);
+    assert!(refused.json()["message"].as_str().unwrap().starts_with("nothing was changed: "));
+    assert!(!world.engines.users.lock().unwrap().contains_key("maria"), "the answer was true");
+    // Who is dropped is gone, whatever the state says of it; that follows.
+    assert_eq!(call("DELETE", &format!("{users}/tom"), &Value::Null).await.status, 200);
+    assert!(!world.engines.users.lock().unwrap().contains_key("tom"));
+    let status = call("GET", "/chitin/status", &Value::Null).await.json();
+    assert!(status["alerts"][0]["what"].as_str().unwrap().contains("removed or replaced"), "{status}");
+    assert!(status["alerts"][0]["since"].is_string(), "{status}");
+
+    std::fs::rename(&aside, &state).unwrap();
+    assert_eq!(world.call("POST", &users, request).await.status, 200);
+    let change = json!({"password": PASSWORD});
+    assert_eq!(world.call("PUT", &format!("{users}/maria/password"), change).await.status, 200);
+    assert_eq!(world.get("/chitin/status").await.json()["alerts"], json!([]));
 }

@@ -23,7 +23,7 @@ pub struct World {
     pub store: Arc<Store>,
     pub engines: Arc<Engines>,
     pub key: String,
-    _folder: TempDir,
+    pub folder: TempDir,
 }
 
 pub struct Answer {
@@ -75,7 +75,7 @@ impl World {
             settings: Arc::new(settings),
         });
         let key = new_key(&store, "admin");
-        Self { router, store, engines, key, _folder: folder }
+        Self { router, store, engines, key, folder }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
