@@ -589,16 +589,6 @@ impl<'cloud> Cluster<'cloud> {
         eventually("the cluster sleeps", PATIENCE, || (self.phase() == "asleep").then_some(()));
     }
 
-    /// The process in its engine that serves a session.
-    pub fn process_of(&self, session: &mut Wire) -> Process {
-        let inner: u32 = session.value("select pg_backend_pid()").parse().expect("a number");
-        let all = self.engine_processes();
-        let mut inside = all.iter().flat_map(|process| machine::descendants(process.pid));
-        inside
-            .find(|process| process.inner_pid() == Some(inner))
-            .expect("it is below its sandbox's first process")
-    }
-
     /// How many engine processes (postmasters) the cloud runs for this cluster, read from the machine.
     pub fn engine_processes(&self) -> Vec<Process> {
         let number = self.handle.rsplit_once('-').expect("a handle ends with its number").1;

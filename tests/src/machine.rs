@@ -6,6 +6,9 @@ use std::path::Path;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
+use crate::cloud::Cluster;
+use crate::wire::Wire;
+
 /// A process that can be told from a later one with the same number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Process {
@@ -50,6 +53,18 @@ impl Process {
         let status = fs::read_to_string(format!("/proc/{}/status", self.pid)).ok()?;
         let numbers = status.lines().find_map(|line| line.strip_prefix("NSpid:"))?;
         numbers.split_whitespace().next_back()?.parse().ok()
+    }
+}
+
+impl Cluster<'_> {
+    /// The process in its engine that serves a session.
+    pub fn process_of(&self, session: &mut Wire) -> Process {
+        let inner: u32 = session.value("select pg_backend_pid()").parse().expect("a number");
+        let all = self.engine_processes();
+        let mut inside = all.iter().flat_map(|process| descendants(process.pid));
+        inside
+            .find(|process| process.inner_pid() == Some(inner))
+            .expect("it is below its sandbox's first process")
     }
 }
 

@@ -273,8 +273,6 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("volume/space.rs", "/sys/dev/block", "the kernel's word on a device"),
     ("volume/space.rs", "/sys/fs/ext4", "the kernel's word on a file system"),
     ("volume/watched.rs", "/proc/{process}/task", "the kernel's word on a process"),
-    ("volume/watched.rs", "Path::new(\"/proc\")", "the kernel's word on a process"),
-    ("volume/watched.rs", "thread.path().join(", "the kernel's word on a process"),
     ("volume/watched.rs", "fs::read_dir(links)", "the kernel's word on a process"),
     ("volume/watched.rs", "fs::metadata(file.path())", "an open file, by the kernel's own link"),
     ("volume/watched.rs", "facts.is_file()", "what was found of an open file"),

@@ -5,7 +5,7 @@ use std::process::Command;
 use house::api::curl;
 use house::cloud::PATIENCE;
 use house::command::{eventually, run};
-use house::shared::{cloud, cluster};
+use house::shared::cloud;
 use house::{Caller, Cloud, Options};
 
 /// Ends a line, looks like fields of a log line, turns the reading direction, and ends a line in another way.
@@ -18,7 +18,7 @@ fn is_shown_plainly(text: &str) -> bool {
 }
 
 pub fn a_name_forges_no_row_of_a_table() {
-    let one = cluster();
+    let one = cloud().cluster("forged-rows", &[]);
     let mut wire = one.sign_in();
     for name in [FORGED, TURNED] {
         wire.query(&format!("create role \"{name}\" login")).unwrap();
@@ -58,7 +58,7 @@ pub fn a_name_forges_no_row_of_a_table() {
 }
 
 pub fn a_name_forges_no_field_of_a_log_line() {
-    let one = cluster();
+    let one = cloud().cluster("forged-fields", &[]);
     let mut wire = one.sign_in();
     for name in [FIELDS, TURNED] {
         let _ = wire.query(&format!("create role \"{name}\" login"));
@@ -80,7 +80,7 @@ pub fn a_name_forges_no_field_of_a_log_line() {
 }
 
 pub fn titles_of_processes_show_no_user_no_database_and_no_statement() {
-    let one = cluster();
+    let one = cloud().cluster("hidden-titles", &[]);
     let mut wire = one.sign_in();
     wire.query("create role title_canary login password 'Some-Long-Password-7'").unwrap();
     wire.query("create database title_place").unwrap();
