@@ -82,6 +82,7 @@ pub(crate) fn suite() -> Suite {
             program::an_idle_client_is_ended_after_the_idle_timeout,
             silent::clients_that_do_nothing_when_it_is_their_turn_are_idle_and_hold_no_lock,
             silent::a_result_that_nobody_takes_ends_the_session_and_one_that_is_taken_slowly_does_not,
+            silent::a_longer_time_for_a_result_is_longer_than_the_kernel_s_own,
             silent::clients_that_do_nothing_hold_up_no_stop,
         ])
         .alone(tests![

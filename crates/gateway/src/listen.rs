@@ -28,7 +28,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_EVERY: Duration = Duration::from_secs(5);
 /// Bytes that the kernel keeps for a client beside those under way. With more, one that takes little would be seen to take
 /// something only after a megabyte.
-const UNSENT_BYTES_MAX: u32 = 256 * 1024;
+const UNSENT_BYTES_MAX: u32 = 512 * 1024;
 
 /// The front door for SQL.
 pub struct Gateway {

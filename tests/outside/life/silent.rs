@@ -137,6 +137,21 @@ pub fn a_result_that_nobody_takes_ends_the_session_and_one_that_is_taken_slowly_
     drop(unread);
 }
 
+pub fn a_longer_time_for_a_result_is_longer_than_the_kernel_s_own() {
+    let cloud = Cloud::start(Options::unencrypted(&["--unread-timeout", "5m"]));
+    let (one, mut watcher) = stage(&cloud, "unread-longer");
+    let mut unread = holder(&one);
+    deaf(&mut unread);
+    held_by(&mut watcher, 1, "it holds a lock");
+    // The kernel by itself would give up on whoever takes nothing after 45 s.
+    std::thread::sleep(Duration::from_secs(70));
+    held_by(&mut watcher, 1, "it still does");
+    let mut piece = vec![0; 16 * 1024 * 1024];
+    unread.read_exact(&mut piece).expect("it goes on reading");
+    drop(unread);
+    held_by(&mut watcher, 0, "it is gone");
+}
+
 /// Seconds of the day at which the program logged a line.
 fn logged_at(line: &str) -> f64 {
     let time = line.split('T').nth(1).and_then(|rest| rest.split('Z').next()).expect("a time");
