@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::network::ranges::Others;
 use crate::update::{keep_hardware, keep_limits};
-use crate::{Refusal, State, clusters, expiry, network};
+use crate::{Refusal, State, clusters, expiry, input, network};
 
 /// A client whose connection broke sends its request again; within this time it gets the first result.
 pub(crate) const REPEAT_MAX: Duration = Duration::minutes(1);
@@ -26,8 +26,8 @@ const LABEL_CHARACTERS_MAX: usize = 63;
 
 /// Wishes for a cluster and answers at once; clients look until it is made.
 pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<Json<api::Cluster>, Refusal> {
-    let request: CreateCluster = crate::input::body(&body)?;
-    let expires_at = expiry::end(request.spec.expires_in_seconds, crate::input::now(&state))?;
+    let request: CreateCluster = input::body(&body)?;
+    let expires_at = expiry::end(request.spec.expires_in_seconds, input::now(&state))?;
     let mut draft = draft(request)?;
     draft.asked.expires_at = expires_at;
     if state.store.snapshot().organization().allowlist_starts_closed {
@@ -43,7 +43,11 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
             let snapshot = store.snapshot();
             let first = snapshot.by_name(&name).map(|entry| &entry.cluster);
             match first {
-                Some(first) if now - first.created_at <= REPEAT_MAX && is_same(first, &draft) => Ok(first.id),
+                Some(first)
+                    if input::is_repeated(first.created_at, now, REPEAT_MAX) && is_same(first, &draft) =>
+                {
+                    Ok(first.id)
+                }
                 _ => Err(Refusal::from(store::Error::NameTaken(name))),
             }
         }

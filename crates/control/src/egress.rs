@@ -219,7 +219,7 @@ fn append(cluster: &mut Cluster, rule: EgressRule, now: OffsetDateTime) -> Resul
     let repeated = rules.iter().find(|known| {
         known.idempotency_key.is_some()
             && known.idempotency_key == rule.idempotency_key
-            && now - known.created_at <= REPEAT_MAX
+            && input::is_repeated(known.created_at, now, REPEAT_MAX)
     });
     if let Some(known) = repeated {
         let is_same =

@@ -13,6 +13,13 @@ use crate::{Refusal, State};
 
 const EXPLANATION_CHARACTERS_MAX: usize = 200;
 
+/// Whether a request repeats one that was made at this moment. What was made in the future, by a clock that was wrong, was not made
+/// a moment ago.
+pub(crate) fn is_repeated(made_at: OffsetDateTime, now: OffsetDateTime, within: time::Duration) -> bool {
+    let age = now - made_at;
+    !age.is_negative() && age <= within
+}
+
 /// Reads a body. What the reader says of wrong values is passed on only where it cannot repeat a secret.
 pub(crate) fn body<T: DeserializeOwned>(bytes: &Bytes) -> Result<T, Refusal> {
     serde_json::from_slice(bytes).map_err(|error| {

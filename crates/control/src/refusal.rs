@@ -79,6 +79,7 @@ impl From<store::Error> for Refusal {
             store::Error::File { .. } | store::Error::Full { .. } | store::Error::Removed { .. } => {
                 Self::busy(format!("nothing was changed: {error}"))
             }
+            store::Error::Unsettled { .. } => Self::busy(error.to_string()),
             store::Error::Tampered { .. } | store::Error::Corrupted { .. } => Self::internal(error),
         }
     }

@@ -1,13 +1,13 @@
 //! The loop that looks after the state itself: whether it can be written, whether it lies where it should, and whether it is as
 //! new as the clusters on the disk.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write as _;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use engine::{OnDisk, StateMark};
-use model::ClusterId;
+use model::{ClusterId, Wish};
 use store::{Entry, Snapshot};
 use tokio::task::spawn_blocking;
 use tokio::time::{MissedTickBehavior, interval};
@@ -16,16 +16,27 @@ use tokio_util::sync::CancellationToken;
 use crate::Reconciler;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// So often what belongs to no cluster's document is marked, at most: each change of the state is counted.
+const MARK_EVERY: Duration = Duration::from_secs(60);
 /// Most folders that are marked at a look: each waits for the disk.
 const MARKED_MAX: usize = 100;
 /// Most clusters that an alarm names.
 const NAMED_MAX: usize = 5;
 
+/// What was written into the folders of clusters.
+#[derive(Default)]
+struct Marked {
+    /// What each folder says of its cluster's document.
+    revisions: HashMap<ClusterId, u64>,
+    /// How far the state had come when it was last written, and when that was.
+    commits: u64,
+    at: Option<Instant>,
+}
+
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
     let mut tick = interval(LOOK_EVERY);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    // What each folder says already.
-    let mut marked: HashMap<ClusterId, u64> = HashMap::new();
+    let mut marked = Marked::default();
     loop {
         tokio::select! {
             () = stop.cancelled() => return,
@@ -41,7 +52,7 @@ pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
             Ok(kept) => marked = kept,
             Err(panic) => {
                 tracing::error!(%panic, "the look after the state broke off");
-                marked = HashMap::new();
+                marked = Marked::default();
             }
         }
     }
@@ -66,18 +77,26 @@ pub(crate) async fn compare(house: &Arc<Reconciler>) {
     }
 }
 
-/// Writes into the folders of clusters how far the state has come, where their documents were changed since.
-fn mark(house: &Reconciler, marked: &mut HashMap<ClusterId, u64>) {
+/// Writes into the folders of clusters how far the state has come, where their documents were changed since; and into one of them
+/// once in a while where something else was, such as a key of the API that was revoked.
+fn mark(house: &Reconciler, marked: &mut Marked) {
     let (snapshot, commits) = (house.store.snapshot(), house.store.commits());
     let changed = |entry: &&Arc<Entry>| {
-        entry.seen.is_initialized && marked.get(&entry.cluster.id) != Some(&entry.cluster.revision)
+        entry.seen.is_initialized && marked.revisions.get(&entry.cluster.id) != Some(&entry.cluster.revision)
     };
-    let due: Vec<_> = snapshot.iter().filter(changed).take(MARKED_MAX).cloned().collect();
+    let mut due: Vec<_> = snapshot.iter().filter(changed).take(MARKED_MAX).cloned().collect();
+    let is_time = marked.at.is_none_or(|at| at.elapsed() >= MARK_EVERY);
+    if due.is_empty() && commits > marked.commits && is_time {
+        due.extend(snapshot.iter().find(|entry| entry.seen.is_initialized).cloned());
+    }
+    if !due.is_empty() {
+        (marked.commits, marked.at) = (commits, Some(Instant::now()));
+    }
     for entry in due {
         let (id, revision) = (entry.cluster.id, entry.cluster.revision);
         match house.host.mark(id, StateMark { commits, revision }) {
             Ok(true) => {
-                marked.insert(id, revision);
+                marked.revisions.insert(id, revision);
             }
             Ok(false) => {}
             // Where there is no room it is tried again; until then an older state would be noticed by its other clusters.
@@ -86,12 +105,18 @@ fn mark(house: &Reconciler, marked: &mut HashMap<ClusterId, u64>) {
             }
         }
     }
-    marked.retain(|id, _| snapshot.get(id).is_some());
+    marked.revisions.retain(|id, _| snapshot.get(id).is_some());
 }
 
 /// Says which clusters on the disk are newer than the state, or unknown to it.
 fn why_older(snapshot: &Snapshot, commits: u64, on_disk: &[OnDisk]) -> Option<String> {
     let (mut newer, mut unknown) = (Vec::new(), Vec::new());
+    let there: HashSet<ClusterId> = on_disk.iter().map(|found| found.id).collect();
+    let is_gone = |entry: &&Arc<Entry>| {
+        entry.seen.is_initialized && entry.cluster.wish != Wish::Deleted && !there.contains(&entry.cluster.id)
+    };
+    let gone: Vec<String> =
+        snapshot.iter().filter(is_gone).map(|entry| entry.cluster.name.to_string()).collect();
     for OnDisk { id, routing_id, mark } in on_disk.iter().copied() {
         let is_later = mark.is_some_and(|mark| mark.commits > commits);
         match snapshot.get(&id) {
@@ -114,6 +139,7 @@ fn why_older(snapshot: &Snapshot, commits: u64, on_disk: &[OnDisk]) -> Option<St
     for (names, what) in [
         (newer, "clusters on the disk are newer than the state"),
         (unknown, "the state knows nothing of clusters on the disk"),
+        (gone, "nothing of clusters of the state is on the disk, which may not be mounted"),
     ] {
         if names.is_empty() {
             continue;

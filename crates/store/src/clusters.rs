@@ -18,6 +18,9 @@ const DELETED_MAX: usize = 10_000;
 
 /// A document that grows by no more can be changed when room is short: numbers and instants have texts of several lengths.
 const GROWTH_BYTES_MIN: usize = 64;
+/// The copy of the roles of an ordinary cluster has less, and may grow also where room is short: without it nobody who is new signs
+/// in, and the cluster is not put to sleep.
+const ROLES_BYTES_SMALL: usize = 64 << 10;
 
 /// A cluster as somebody asks for it.
 #[derive(Clone, Debug)]
@@ -110,7 +113,9 @@ impl Store {
     pub fn skip_routing_ids(&self, highest: RoutingId) -> Result<(), Error> {
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();
-        if next.next_routing_id > highest.get() {
+        // What lies on the disk is not ours: a number that no cloud comes to must not use up all of them.
+        let is_absurd = u64::from(highest.get()) > u64::from(next.next_routing_id) + CLUSTERS_MAX as u64;
+        if next.next_routing_id > highest.get() || is_absurd {
             return Ok(());
         }
         next.next_routing_id = highest.get() + 1;
@@ -258,7 +263,10 @@ impl Store {
         }
         let mut known = Entry { reading, ..Entry::clone(&entry) };
         if *entry.roles != roles {
-            let mut batch = Batch::default();
+            // One cluster's tenants must not take the room that is kept for all.
+            let bytes = length(&roles.as_slice());
+            let grows = bytes > ROLES_BYTES_SMALL && bytes > length(&entry.roles.as_slice());
+            let mut batch = if grows { Batch::growing() } else { Batch::default() };
             self.file.put(&mut batch, Table::Roles, &id.to_string(), &roles.as_slice())?;
             self.forget_provisioned_without_role(&mut next, &mut batch, id, &roles, now)?;
             self.file.commit(batch)?;
@@ -307,8 +315,8 @@ impl Store {
 }
 
 /// Bytes of a document as it is stored.
-fn length(cluster: &Cluster) -> usize {
-    serde_json::to_vec(cluster).map_or(usize::MAX, |text| text.len())
+fn length(document: &impl serde::Serialize) -> usize {
+    serde_json::to_vec(document).map_or(usize::MAX, |text| text.len())
 }
 
 /// What is stored and what is answered must be the same instant, to the digit (clients compare them).

@@ -47,7 +47,7 @@ fn a_failed_write_stops_nothing_once_the_disk_is_well_again() {
     store.with_medium(|medium| medium.faults.writes.store(true, Ordering::Relaxed));
     for name in ["during-one", "during-two"] {
         let refused = make(&store, name);
-        assert!(matches!(refused, Err(Error::File { .. })), "{refused:?}");
+        assert!(matches!(refused, Err(Error::File { .. } | Error::Unsettled { .. })), "{refused:?}");
     }
     assert_eq!(kinds(&store), [TroubleKind::Unwritable]);
     assert_eq!(names(&store), ["before"], "what is known can be read all the time");
@@ -88,6 +88,78 @@ fn a_change_that_got_to_the_disk_before_it_failed_is_undone_where_it_was_said_to
         undone += u32::from(failed);
     }
     assert!(undone > 0 && reached > 0, "{undone} failed, {reached} of them had got to the disk");
+}
+
+/// As on a path that flaps: the sync fails and everything after it goes well, so what is read may be in memory alone.
+#[test]
+fn a_sync_that_fails_once_is_a_failure_and_nothing_is_stuck_after_it() {
+    for syncs in 1..=4 {
+        let folder = tempfile::tempdir().unwrap();
+        let store = open(folder.path());
+        let kept = make(&store, "before").unwrap();
+        store.with_medium(|medium| {
+            medium.faults.only_once.store(true, Ordering::Relaxed);
+            medium.faults.after_syncs.store(syncs, Ordering::Relaxed);
+        });
+        let asleep = Wish::Exists(Power::Asleep);
+        let failed = store.wish(kept.id, asleep, OffsetDateTime::now_utc()).is_err();
+        store.with_medium(|medium| medium.faults.after_syncs.store(0, Ordering::Relaxed));
+        let wish = |store: &Store| store.snapshot().get(&kept.id).unwrap().cluster.wish;
+        assert_eq!(wish(&store) == asleep, !failed, "after {syncs} syncs");
+        until_well(&store);
+        make(&store, "afterwards").unwrap();
+        drop(store);
+        let again = open(folder.path());
+        assert_eq!(wish(&again) == asleep, !failed, "after {syncs} syncs, at the next start");
+    }
+}
+
+/// What undoes a change may fail as well, at any of its steps.
+#[test]
+fn an_undo_that_fails_is_tried_again_and_nothing_is_stuck_after_it() {
+    let mut unsettled = 0;
+    for syncs in 1..=4 {
+        for later in 1..=4 {
+            let folder = tempfile::tempdir().unwrap();
+            let store = open(folder.path());
+            let kept = make(&store, "before").unwrap();
+            let arm = |syncs| {
+                store.with_medium(|medium| {
+                    medium.faults.writes.store(false, Ordering::Relaxed);
+                    medium.faults.after_syncs.store(syncs, Ordering::Relaxed);
+                });
+            };
+            arm(syncs);
+            let asleep = Wish::Exists(Power::Asleep);
+            let failed = store.wish(kept.id, asleep, OffsetDateTime::now_utc());
+            unsettled += u32::from(matches!(failed, Err(Error::Unsettled { .. })));
+            // The disk comes back, and goes again while it is undone.
+            arm(later);
+            std::thread::sleep(Duration::from_millis(1_100));
+            store.look_after();
+            arm(0);
+            until_well(&store);
+            let wish = |store: &Store| store.snapshot().get(&kept.id).unwrap().cluster.wish;
+            assert_eq!(wish(&store) == asleep, failed.is_ok(), "{syncs} and {later} syncs");
+            make(&store, "afterwards").unwrap();
+            drop(store);
+            assert_eq!(wish(&open(folder.path())) == asleep, failed.is_ok(), "{syncs} and {later} syncs");
+        }
+    }
+    assert!(unsettled > 0, "none failed so that nobody knew");
+}
+
+#[test]
+fn a_state_that_a_link_leads_to_is_in_its_place() {
+    let (folder, elsewhere) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+    drop(open(folder.path()));
+    let path = folder.path().join("state.redb");
+    fs::rename(&path, elsewhere.path().join("state.redb")).unwrap();
+    std::os::unix::fs::symlink(elsewhere.path().join("state.redb"), &path).unwrap();
+    let store = open(folder.path());
+    make(&store, "by-a-link").unwrap();
+    store.look_after();
+    assert!(store.troubles().is_empty(), "{:?}", store.troubles());
 }
 
 #[test]

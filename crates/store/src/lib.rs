@@ -53,6 +53,17 @@ pub enum Error {
         /// Why not.
         reason: String,
     },
+    /// It failed while it was written, and what became of it is not known yet.
+    #[error(
+        "the state in {} failed while it was written ({reason}): whether the change counts is not known before the file can be \
+         opened again, which is tried every second; it is undone then, and only a restart before that may keep it", path.display()
+    )]
+    Unsettled {
+        /// The state file.
+        path: PathBuf,
+        /// Why it failed.
+        reason: String,
+    },
     /// Room is short on its file system, and the change can wait; nothing was changed.
     #[error(
         "the file system of the state in {} is nearly full ({reason}), so nothing is changed that makes the state grow; free some \

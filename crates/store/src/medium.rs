@@ -14,7 +14,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use redb::StorageBackend;
-use rustix::fs::{FallocateFlags, fallocate, fstatvfs};
+use rustix::fs::{Advice, FallocateFlags, fadvise, fallocate, fstatvfs};
 
 /// Bytes of the reserve, where the file system is large.
 const RESERVE_BYTES_MAX: u64 = 8 << 20;
@@ -31,6 +31,8 @@ pub(crate) struct Medium {
     reserve: PathBuf,
     /// Whether the change that is written may use up the reserve.
     may_use_reserve: AtomicBool,
+    /// A sync failed: the kernel may keep what it could not write as if it had been.
+    has_lost: AtomicBool,
     #[cfg(test)]
     pub(crate) faults: tests::Faults,
 }
@@ -59,6 +61,7 @@ impl Medium {
             path: path.to_owned(),
             reserve: reserve.into(),
             may_use_reserve: AtomicBool::new(false),
+            has_lost: AtomicBool::new(false),
             #[cfg(test)]
             faults: tests::Faults::default(),
         }))
@@ -72,11 +75,29 @@ impl Medium {
     /// Whether the path still leads to this file. An error is no answer.
     pub(crate) fn is_in_place(&self) -> io::Result<bool> {
         let own = self.file.metadata()?;
-        match std::fs::symlink_metadata(&self.path) {
+        // The operator's own link may lead to it.
+        match std::fs::metadata(&self.path) {
             Ok(there) => Ok((there.dev(), there.ino()) == (own.dev(), own.ino())),
             Err(cause) if matches!(cause.kind(), ErrorKind::NotFound | ErrorKind::NotADirectory) => Ok(false),
             Err(cause) => Err(cause),
         }
+    }
+
+    /// Has what is read from now on come from the disk, as far as the kernel does that. Says whether no sync has failed, so that
+    /// what was written can be counted on wherever it is read from (fsync(2), errors of writeback).
+    pub(crate) fn forget_what_is_in_memory(&self) -> bool {
+        if !self.has_lost.load(Ordering::Relaxed) {
+            return true;
+        }
+        if let Err(cause) = fadvise(&self.file, 0, None, Advice::DontNeed) {
+            tracing::debug!(%cause, "the state cannot be read past the memory");
+        }
+        false
+    }
+
+    /// What is there has been written again, and synced.
+    pub(crate) fn count_on_memory(&self) {
+        self.has_lost.store(false, Ordering::Relaxed);
     }
 
     /// Says whether the next change may use up the reserve.
@@ -169,9 +190,11 @@ impl StorageBackend for Backend {
 
     fn sync_data(&self) -> io::Result<()> {
         #[cfg(test)]
-        self.0.faults.meet_at_sync()?;
+        let synced = self.0.faults.meet_at_sync().and_then(|()| self.0.file.sync_data());
+        #[cfg(not(test))]
+        let synced = self.0.file.sync_data();
         // Not tried again: what a failed sync has lost, a second one does not bring back.
-        self.0.file.sync_data()
+        synced.inspect_err(|_| self.0.has_lost.store(true, Ordering::Relaxed))
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -194,6 +217,8 @@ pub(crate) mod tests {
         pub(crate) writes: AtomicBool,
         /// So many syncs go well, then every write and every sync fails; counted from one, 0 is never.
         pub(crate) after_syncs: AtomicUsize,
+        /// After the sync that fails everything goes well again.
+        pub(crate) only_once: AtomicBool,
     }
 
     impl Faults {
@@ -208,7 +233,7 @@ pub(crate) mod tests {
                 0 => Ok(()),
                 1 => {
                     self.after_syncs.store(0, Ordering::Relaxed);
-                    self.writes.store(true, Ordering::Relaxed);
+                    self.writes.store(!self.only_once.load(Ordering::Relaxed), Ordering::Relaxed);
                     Err(io::Error::from_raw_os_error(5))
                 }
                 left => {

@@ -11,6 +11,11 @@ use crate::{Error, Snapshot, Store};
 /// Most SQL users of one cluster that tokens made.
 pub const PROVISIONED_MAX: usize = 100_000;
 
+/// Whether something was made since then. What was made far ahead of it was made by a clock that was wrong, and counts as long ago.
+fn is_since(made_at: OffsetDateTime, then: OffsetDateTime) -> bool {
+    made_at > then && made_at - then < WRONG_AFTER
+}
+
 impl Store {
     /// Keeps a provider; the one of the same name and scope is replaced.
     pub fn put_provider(&self, provider: IdentityProvider) -> Result<(), Error> {
@@ -80,7 +85,7 @@ impl Store {
         let Some(mut users) = next.provisioned.get(&cluster).map(|users| (**users).clone()) else {
             return Ok(());
         };
-        if users.get(user).is_none_or(|made| made.at > before) {
+        if users.get(user).is_none_or(|made| is_since(made.at, before)) {
             return Ok(());
         }
         users.remove(user);
@@ -103,7 +108,7 @@ impl Store {
             return Ok(());
         };
         let mut kept = (**users).clone();
-        kept.retain(|name, made| now - made.at < SETTLED_AFTER || roles.get(name).is_some());
+        kept.retain(|name, made| is_since(made.at, now - SETTLED_AFTER) || roles.get(name).is_some());
         if kept.len() == users.len() {
             return Ok(());
         }
@@ -126,6 +131,8 @@ impl Store {
     }
 }
 
+/// Readings and deletions take less than this; a clock that is wrong by less does little harm.
+const WRONG_AFTER: time::Duration = time::Duration::hours(1);
 /// A copy of the roles is never older than this.
 const SETTLED_AFTER: time::Duration = time::Duration::minutes(10);
 

@@ -50,7 +50,7 @@ pub(crate) async fn add(
     let added = input::edit(&state, id, move |cluster| {
         let owners = &mut cluster.network.trusted_owners;
         if let Some(known) = owners.iter().find(|owner| owner.external_owner_id == external_owner_id) {
-            if now - known.created_at <= REPEAT_MAX {
+            if input::is_repeated(known.created_at, now, REPEAT_MAX) {
                 return Ok(known.clone());
             }
             return Err(Refusal::exists("this owner is trusted already"));

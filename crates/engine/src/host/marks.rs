@@ -50,6 +50,12 @@ impl Host {
             return Ok(false);
         }
         let path = self.places.cluster(id).join(MARK);
+        let known = Inside::at(&self.places.cluster(id)).ok().and_then(|folder| folder.read_bytes(MARK));
+        let known: Option<StateMark> = known.and_then(|text| serde_json::from_slice(&text).ok());
+        // A mark that is ahead is what shows that the state is older, now and at the next start.
+        if known.is_some_and(|known| known.commits > mark.commits || known.revision > mark.revision) {
+            return Ok(true);
+        }
         let text = serde_json::to_vec(&mark).map_err(|cause| Error::Unready(cause.to_string()))?;
         keys::write_atomically(&path, &text)?;
         Ok(true)

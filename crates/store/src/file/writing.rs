@@ -90,11 +90,13 @@ impl File {
             return Ok(());
         };
         let commits = manifest.commits;
-        open.unsettled = Some(Unsettled { sums, before });
+        open.unsettled = Some(Unsettled { sums: sums.clone(), before });
         let cause = self.broken(&mut open, cause);
         match self.settle(&mut open, &mut manifest, true) {
-            Ok(()) if manifest.commits > commits => Ok(()),
-            _ => Err(cause),
+            // Else it did not get there, or was undone.
+            Ok(()) if manifest.commits > commits && manifest.sums == sums => Ok(()),
+            Ok(()) => Err(cause),
+            Err(_) => Err(Error::Unsettled { path: self.path.clone(), reason: cause.to_string() }),
         }
     }
 
@@ -126,6 +128,8 @@ impl File {
     fn settle(&self, open: &mut Open, manifest: &mut Manifest, may_keep: bool) -> Result<(), Error> {
         open.tried_at = Some(Instant::now());
         open.medium.permit_reserve(true);
+        // After a sync that failed what can be read may be in memory alone, and is not counted on.
+        let may_keep = open.medium.forget_what_is_in_memory() && may_keep;
         let settled = guarded(&self.path, || {
             if open.database.is_none() {
                 open.database = Some(open_database(&self.path, &open.medium)?);
@@ -139,22 +143,22 @@ impl File {
                 return Err(self.another());
             }
             let unsettled = open.unsettled.as_ref();
-            if found.commits == manifest.commits && found.sums == manifest.sums {
+            // With the change that nobody knew of, and with what undid it, it has come one or two transactions further.
+            let further = if unsettled.is_some() { 2 } else { 0 };
+            let is_as_before = found.sums == manifest.sums
+                && (manifest.commits..=manifest.commits + further).contains(&found.commits);
+            if is_as_before {
+                manifest.commits = found.commits;
                 return Ok(());
             }
-            match unsettled {
-                Some(Unsettled { sums, .. })
-                    if found.commits == manifest.commits + 1 && found.sums == *sums =>
-                {
-                    manifest.commits = found.commits;
-                    if may_keep {
-                        manifest.sums = found.sums;
-                        return Ok(());
-                    }
-                }
-                _ => return Err(self.another()),
+            let Some(Unsettled { sums, before }) = unsettled else { return Err(self.another()) };
+            if found.commits != manifest.commits + 1 || found.sums != *sums {
+                return Err(self.another());
             }
-            let Some(Unsettled { before, .. }) = unsettled else { return Ok(()) };
+            if may_keep {
+                (manifest.commits, manifest.sums) = (found.commits, found.sums);
+                return Ok(());
+            }
             let write = database.begin_write().map_err(|cause| failed(&self.path, "written", cause))?;
             let mut writing =
                 Writing { write: &write, manifest: &found, sums: found.sums.clone(), before: Vec::new() };
@@ -164,7 +168,8 @@ impl File {
             let sums = writing.sums;
             keep(&self.path, &self.sealer, &write, &found, &sums)?;
             write.commit().map_err(|cause| failed(&self.path, "written", cause))?;
-            manifest.commits += 1;
+            // Only now: where this fails, what is found the next time is compared with what counted before.
+            manifest.commits = found.commits + 1;
             tracing::warn!(
                 "a change of the state that was said to have failed had got to the disk; it is undone"
             );
@@ -174,6 +179,7 @@ impl File {
             Ok(()) => {
                 // Whether it can be written again, a transaction shows.
                 open.unsettled = None;
+                open.medium.count_on_memory();
                 Ok(())
             }
             Err(cause) => {
