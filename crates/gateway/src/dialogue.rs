@@ -11,32 +11,35 @@ pub(crate) struct Dialogue {
     /// `ReadyForQuery`. They say something while no `ReadyForQuery` is missing.
     owed: u64,
     given: u64,
-    /// The client has asked for these answers (Flush).
-    is_flushed: bool,
+    /// So many of the owed ones the client has asked for (Flush).
+    flushed: u64,
     /// After an error the engine passes over everything up to a Sync.
     has_failed: bool,
     /// What began the last statement: Query or Execute.
     begun_by: u8,
     /// The engine takes the rows of a COPY, and nothing else; what began it.
     copying_in: Option<u8>,
+    /// Copies whose rows came to their end before the engine said that it takes them.
+    ended_early: u64,
 }
 
 impl Dialogue {
     /// A message of the client's has begun.
     pub(crate) fn sent(&mut self, tag: u8) {
         match tag {
+            // Behind messages of the extended protocol without a Sync: after an error among them the engine passes over it, and an
+            // answer that never comes must not make it seem at work for ever.
+            b'Q' | b'F' if self.owed > 0 => return,
             b'Q' | b'F' | b'S' => {
                 self.asked += 1;
-                self.owed = 0;
-                self.is_flushed = false;
+                (self.owed, self.flushed) = (0, 0);
             }
-            b'P' | b'B' | b'C' | b'D' | b'E' => {
-                self.owed += 1;
-                self.is_flushed = false;
-            }
-            b'H' => self.is_flushed = true,
+            b'P' | b'B' | b'C' | b'D' | b'E' => self.owed += 1,
+            b'H' => self.flushed = self.owed,
             // Every Sync until here was passed over; a Query will be answered, an Execute once a Sync follows.
-            b'c' | b'f' => self.end_copying_in(),
+            b'c' | b'f' if self.copying_in.is_some() => self.end_copying_in(),
+            // The rows were sent, and ended, before the engine said that it takes them.
+            b'c' | b'f' if self.asked > self.answered => self.ended_early += 1,
             _ => {}
         }
         if matches!(tag, b'Q' | b'E') {
@@ -53,12 +56,16 @@ impl Dialogue {
                 self.given = 0;
                 self.has_failed = false;
                 self.copying_in = None;
+                if self.answered == self.asked {
+                    self.ended_early = 0;
+                }
             }
             b'1' | b'2' | b'3' | b'n' | b's' | b'I' | b'C' | b'T' => self.given += 1,
             b'E' => {
                 self.end_copying_in();
                 self.has_failed = true;
             }
+            b'G' if self.ended_early > 0 => self.ended_early -= 1,
             b'G' => self.copying_in = Some(self.begun_by),
             _ => {}
         }
@@ -78,7 +85,7 @@ impl Dialogue {
         }
         let is_half_asked = !is_last_whole && matches!(last_tag, b'Q' | b'F' | b'S');
         let asked = self.asked - u64::from(is_half_asked).min(self.asked);
-        asked > self.answered || (self.is_flushed && self.is_owed())
+        asked > self.answered || (!self.has_failed && self.given < self.flushed)
     }
 
     /// Whether something that the client began has not come to its end, whoever has to move next.
@@ -125,6 +132,9 @@ mod tests {
             (">Q >Q <C <Z <E <Z", false),
             (">F", true),
             (">F <V <Z", false),
+            // After an error the engine passes over a Query, too, up to a Sync.
+            (">P >Q >F >S <E <Z", false),
+            (">P >H <E >Q >F >S <Z", false),
             (">P >B >D >E >S", true),
             (">P >B >D >E >S <1 <2 <T <D <C", true),
             (">P >B >D >E >S <1 <2 <T <D <C <Z", false),
@@ -150,6 +160,9 @@ mod tests {
             (">P >B >E >H <1 <E >B >E >H", false),
             (">P >B >E >H <1 <E >S", true),
             (">P >B >E >H <1 <E >S <Z", false),
+            // What is sent behind a Flush, and not asked for, hides nothing.
+            (">P >B >E >H >P", true),
+            (">P >B >E >H >P <1 <2 <C", false),
             // What is sent behind a Sync is answered behind its ReadyForQuery.
             (">P >B >E >S >B >E >H <1 <2 <C <Z", true),
             (">P >B >E >S >B >E >H <1 <2 <C <Z <2 <C", false),
@@ -174,6 +187,11 @@ mod tests {
             (">P >B >D >E >S <1 <2 <n <G >d >c >S <C <Z", false),
             (">P >B >D >E >S <1 <2 <n <G >d <E", false),
             (">P >B >D >E >S <1 <2 <n <G >d <E >S <Z >Q", true),
+            // Rows that come without waiting for the engine, which may wait for a lock then.
+            (">Q >d >c <G", true),
+            (">Q >d >c <G <C <Z", false),
+            (">Q >d >f <G <E <Z", false),
+            (">Q >d >c <E <Z >Q <G", false),
             // And out: the engine sends by itself.
             (">Q <H <d", true),
             (">Q <H <d <c <C <Z", false),

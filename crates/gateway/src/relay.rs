@@ -29,9 +29,6 @@ const PIECES_PER_TURN: usize = 16;
 const PARTING: Duration = Duration::from_millis(250);
 /// For a client to take our last words.
 const FAREWELL_MAX: Duration = Duration::from_secs(1);
-/// Of the time in which a client may take nothing of a result, this much is left to the kernel alone. Then its own limit is
-/// lengthened, which since Linux 5.11 also ends a peer that is there and whose buffers are full.
-const UNREAD_UNNOTICED: Duration = Duration::from_secs(20);
 /// So much later than we do the kernel gives up on a client that takes nothing.
 const AFTER_US: Duration = Duration::from_secs(5);
 
@@ -234,7 +231,7 @@ impl<'a> Relay<'a> {
                 }
             }
             if !matches!((&up, &down), (Step::Moved, _) | (_, Step::Moved)) {
-                return self.poll_timer(cx, client, has_moved);
+                return self.poll_timer(cx, has_moved);
             }
             has_moved = true;
         }
@@ -268,19 +265,24 @@ impl<'a> Relay<'a> {
     }
 
     fn note_unread(&mut self, client: &ClientStream) {
+        if !self.is_lengthened {
+            // The kernel ends a client that takes nothing, too, and also where all that is left fits into its buffers.
+            self.is_lengthened = true;
+            limit_silence(client, VANISHED_MAX.max(self.settings.unread_max + AFTER_US));
+        }
         if self.down.is_stuck {
             self.unread_since.get_or_insert_with(Instant::now);
-        } else if self.unread_since.take().is_some() && std::mem::take(&mut self.is_lengthened) {
-            limit_silence(client, VANISHED_MAX);
+        } else {
+            self.unread_since = None;
         }
     }
 
-    fn poll_timer(&mut self, cx: &mut Context<'_>, client: &ClientStream, has_moved: bool) -> Poll<Ended> {
+    fn poll_timer(&mut self, cx: &mut Context<'_>, has_moved: bool) -> Poll<Ended> {
         if has_moved {
             self.last_moved = Instant::now();
         }
         loop {
-            if let Some(ended) = self.judge(client) {
+            if let Some(ended) = self.judge() {
                 return Poll::Ready(ended);
             }
             let Some(next) = self.next_look() else {
@@ -299,7 +301,7 @@ impl<'a> Relay<'a> {
     }
 
     /// Whether something has taken too long.
-    fn judge(&mut self, client: &ClientStream) -> Option<Ended> {
+    fn judge(&mut self) -> Option<Ended> {
         if self.ending.is_none() && self.unread_since.is_none() && self.settings.idle_max.is_none() {
             return None;
         }
@@ -309,15 +311,8 @@ impl<'a> Relay<'a> {
             let is_held_up = is_clients_turn && self.held_up_at().is_some_and(|at| now >= at);
             return (now >= until || is_held_up).then_some(Ended::Cut(reason));
         }
-        if let Some(since) = self.unread_since {
-            let unread_max = self.settings.unread_max;
-            if now >= since + unread_max {
-                return Some(Ended::Unread);
-            }
-            if now >= since + UNREAD_UNNOTICED && !self.is_lengthened {
-                self.is_lengthened = true;
-                limit_silence(client, VANISHED_MAX.max(unread_max + AFTER_US));
-            }
+        if self.unread_since.is_some_and(|since| now >= since + self.settings.unread_max) {
+            return Some(Ended::Unread);
         }
         if let Some(idle_max) = self.settings.idle_max {
             if !is_clients_turn {
@@ -336,10 +331,7 @@ impl<'a> Relay<'a> {
             let held_up = self.held_up_at().filter(|_| self.is_clients_turn());
             return Some(held_up.map_or(until, |at| at.min(until)));
         }
-        let unread = self.unread_since.map(|since| {
-            let noticed = if self.is_lengthened { Duration::MAX } else { UNREAD_UNNOTICED };
-            since + self.settings.unread_max.min(noticed)
-        });
+        let unread = self.unread_since.map(|since| since + self.settings.unread_max);
         let idle =
             self.settings.idle_max.map(|idle_max| self.unread_since.unwrap_or(self.last_moved) + idle_max);
         [unread, idle].into_iter().flatten().min()
