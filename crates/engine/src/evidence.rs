@@ -308,10 +308,9 @@ fn shortage(postmaster: u32) -> Evidence {
     let is_ordered = ours < engine && others.is_some_and(|others| engine < others);
     let shown = others.map_or_else(|| "none".to_owned(), |score| score.to_string());
     let evidence = format!("oom_score_adj: Chitin {ours}, the engine {engine}, its other processes {shown}");
-    if ours >= 0 && others.is_some_and(|others| ours < engine && engine <= others) {
-        let lacking = format!(
-            "{evidence}; Chitin may not lower its own (CAP_SYS_RESOURCE), so the engine is as near as its sessions"
-        );
+    if !is_ordered && others.is_some_and(|others| ours < engine && engine <= others) {
+        let lacking =
+            format!("{evidence}; without root and CAP_SYS_RESOURCE the engine is as near as its sessions");
         return Evidence { claim: text.to_owned(), is_proven: None, evidence: lacking };
     }
     claim(text, is_ordered, evidence)

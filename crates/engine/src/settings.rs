@@ -29,6 +29,18 @@ fn wal_mib(limit: StorageLimit, of_plan: u64) -> u64 {
     (limit.wal_bytes() / 4 / (1 << 20)).clamp(WAL_MIB_MIN, of_plan)
 }
 
+/// What the write-ahead log of an engine may grow to that aims at this, in bytes: while a checkpoint is under way it is exceeded.
+pub(crate) fn log_bytes_max(cluster: &Cluster) -> u64 {
+    2 * (wal_mib(cluster.storage(), wal_mib_of(cluster.plan)) << 20)
+}
+
+fn wal_mib_of(plan: Plan) -> u64 {
+    match plan {
+        Plan::Serverless => 512,
+        Plan::Dedicated => 2_048,
+    }
+}
+
 /// Writes `postgresql.conf` and `pg_hba.conf` anew. What may subscribe elsewhere keeps track of how far it came.
 pub(crate) fn write(
     data: &Inside,
@@ -79,12 +91,12 @@ fn postgresql_conf(
     origins: u32,
 ) -> String {
     let megabyte = 1 << 20;
-    let (shared, work, maintenance, wal) = match plan {
-        Plan::Serverless => (32, 4, 64, 512),
+    let (shared, work, maintenance) = match plan {
+        Plan::Serverless => (32, 4, 64),
         // A quarter of its memory, as PostgreSQL's manual advises (20.4.1).
-        Plan::Dedicated => ((memory_bytes / megabyte / 4).clamp(128, 8_192), 16, 256, 2_048),
+        Plan::Dedicated => ((memory_bytes / megabyte / 4).clamp(128, 8_192), 16, 256),
     };
-    let wal = wal_mib(limit, wal);
+    let wal = wal_mib(limit, wal_mib_of(plan));
     let temp = limit.temp_kib_per_session();
     // Its rules for passwords in clear are PostgreSQL's own: eight characters, letters and others, not the user's name.
     let libraries = if checks_passwords { "passwordcheck" } else { "" };

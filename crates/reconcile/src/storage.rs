@@ -27,8 +27,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const PAUSE_OF_ITS_TIME: u32 = 10;
 /// But no more than this, and near the limit as much as it took.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
-/// What a cluster that nothing but stopping it holds may store more, from when the machine had nothing left to give: its log, and
-/// what it was just storing.
+/// What a cluster that nothing but stopping it holds may store more, from when the machine had nothing left to give: what it was just
+/// storing, and beside it what its log grows to while somebody deletes.
 const FROZEN_GROWTH_BYTES_MAX: u64 = 128 << 20;
 /// The machine lets clusters grow again when so much more than its reserve is free: one in so many bytes of the reserve.
 const AGAIN_PART: u64 = 10;
@@ -157,7 +157,7 @@ async fn look_at(
             }
             let used_bytes = usage.used_bytes;
             if let Some(then) = frozen_bytes.filter(|_| is_frozen)
-                && used_bytes > then.saturating_add(FROZEN_GROWTH_BYTES_MAX)
+                && used_bytes > then.saturating_add(FROZEN_GROWTH_BYTES_MAX + limit.wal_bytes() / 4)
             {
                 stop_for_machine(&house, id, used_bytes).await;
                 return unchanged;

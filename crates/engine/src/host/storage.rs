@@ -67,8 +67,9 @@ impl Host {
         let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
         let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();
         let running = slots.iter().filter_map(|slot| lock(&slot.running).clone());
-        let logs_bytes =
-            running.filter_map(|running| *lock(&running.measured)).map(|usage| log_bytes(&usage)).sum();
+        let may_grow =
+            |running: Arc<Running>| Some(log_bytes(&(*lock(&running.measured))?, running.log_bytes_max));
+        let logs_bytes = running.filter_map(may_grow).sum();
         let reserve_bytes = reserve_bytes(total_bytes, logs_bytes);
         let is_frozen = self.is_frozen.load(Ordering::Relaxed);
         Ok(MachineRoom { path, total_bytes, free_bytes, reserve_bytes, is_frozen })
@@ -153,8 +154,10 @@ impl Host {
         if blocking(move || volume::is_tight(&place, kind, limit)).await.unwrap_or(false) {
             self.keep_open(running.id).await;
         }
+        let is_frozen = self.is_frozen.load(Ordering::Relaxed);
+        let limits = Limits { limit, started: running.started, is_frozen };
         let settled =
-            blocking(move || volume::settle(&folder, run.on.encryption, limit, &mut lock(&run.giving)));
+            blocking(move || volume::settle(&folder, run.on.encryption, limits, &mut lock(&run.giving)));
         if let Err(cause) = settled.await {
             // It is tried again when it is measured.
             tracing::warn!(cluster = %running.id, %cause, "could not hold the cluster to its storage limit");
@@ -213,9 +216,9 @@ impl Host {
 }
 
 /// What an engine's write-ahead log may still grow by while nothing else does.
-fn log_bytes(usage: &StorageUse) -> u64 {
+fn log_bytes(usage: &StorageUse, bytes_max: u64) -> u64 {
     let half = usage.wal_limit_bytes.unwrap_or(0) / 2;
-    half.saturating_sub(usage.wal_used_bytes.unwrap_or(0))
+    half.min(bytes_max).saturating_sub(usage.wal_used_bytes.unwrap_or(0))
 }
 
 fn reserve_bytes(total_bytes: u64, logs_bytes: u64) -> u64 {

@@ -174,10 +174,11 @@ fn launch(orders: &str) -> Result<ExitCode, String> {
     // This file goes on running, and nobody finds it any more.
     unmount(LAUNCHER, UnmountFlags::DETACH).map_err(|cause| format!("unmounting {LAUNCHER}: {cause}"))?;
     // While it may be lowered: what the kernel takes for the lowest from now on is what was written here.
-    let shares = Shares::take().map_err(|cause| format!("its place in a shortage of memory: {cause}"))?;
+    let shares = Shares::take(owner.is_some())
+        .map_err(|cause| format!("its place in a shortage of memory: {cause}"))?;
     syscall::leave_session_keyring().map_err(|cause| format!("leaving the keyring: {cause}"))?;
     give_up_privileges(owner).map_err(|cause| format!("giving up privileges: {cause}"))?;
-    rights::restrict(&executable, &writable)?;
+    rights::restrict(&executable, &writable, shares.are_split())?;
     filter::apply()?;
     match then {
         Then::Become { program, arguments } => {

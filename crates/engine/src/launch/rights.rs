@@ -10,9 +10,12 @@ use landlock::{
 /// The newest version that is known here; an older kernel enforces what it knows, and one without Landlock nothing.
 const KNOWN: ABI = ABI::V6;
 
-pub(super) fn restrict(executable: &[PathBuf], writable: &[PathBuf]) -> Result<(), String> {
+/// With `says_share` a session may say there that it goes first in a shortage of memory. Whose files these are the kernel looks at as
+/// ever.
+pub(super) fn restrict(executable: &[PathBuf], writable: &[PathBuf], says_share: bool) -> Result<(), String> {
     let failed = |cause: &dyn std::fmt::Display| format!("Landlock: {cause}");
     let all = AccessFs::from_all(KNOWN);
+    let shares: &[&Path] = if says_share { &[Path::new("/proc")] } else { &[] };
     let reading = AccessFs::ReadFile | AccessFs::ReadDir;
     Ruleset::default()
         .set_compatibility(CompatLevel::BestEffort)
@@ -20,8 +23,7 @@ pub(super) fn restrict(executable: &[PathBuf], writable: &[PathBuf]) -> Result<(
         .and_then(|rules| rules.scope(Scope::from_all(KNOWN)))
         .and_then(Ruleset::create)
         .and_then(|rules| rules.add_rules(path_beneath_rules([Path::new("/")], reading)))
-        // A session says there that it goes first in a shortage of memory. Whose files these are the kernel looks at as ever.
-        .and_then(|rules| rules.add_rules(path_beneath_rules([Path::new("/proc")], AccessFs::WriteFile)))
+        .and_then(|rules| rules.add_rules(path_beneath_rules(shares, AccessFs::WriteFile)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(executable, reading | AccessFs::Execute)))
         .and_then(|rules| rules.add_rules(path_beneath_rules(writable, all & !AccessFs::Execute)))
         .and_then(RulesetCreated::restrict_self)

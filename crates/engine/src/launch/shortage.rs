@@ -2,6 +2,7 @@
 //!
 //! Chitin's own value is the lowest; whatever it starts inherits that. An engine's first process has one that is higher, since
 //! with it all of its sessions end, and its sessions have the highest: so the session that took the memory is the one that goes.
+//! What a session may take back for itself is no more than its engine's first process has, so that is little below the sessions'.
 //! The last step is PostgreSQL's own, by the environment (PostgreSQL 15 manual, 19.4.4), without a value there: 0.
 
 use std::path::Path;
@@ -51,25 +52,30 @@ pub(super) struct Shares {
 
 impl Shares {
     /// Where Chitin is not below 0 the others cannot be told apart: a session may only take 0, which would be better than what it
-    /// has.
-    fn above(ours: i32) -> Self {
-        if ours < 0 {
-            return Self { first: ours - ours * 4 / 9, sessions: 0 };
+    /// has. Nor without root: the kernel then lets whoever is inside take back what Chitin has.
+    fn above(ours: i32, is_root: bool) -> Self {
+        if ours < 0 && is_root {
+            return Self { first: ours / 9, sessions: 0 };
         }
-        let all = (ours + ABOVE).min(1_000);
+        let all = (ours.max(0) + ABOVE).min(1_000);
         Self { first: all, sessions: all }
     }
 
     /// Takes the share of an engine's first process. To be called as whoever may not lower it again.
-    pub(super) fn take() -> std::io::Result<Self> {
-        let shares = Self::above(of_this_process()?);
+    pub(super) fn take(is_root: bool) -> std::io::Result<Self> {
+        let shares = Self::above(of_this_process()?, is_root);
         std::fs::write(OF_THIS_PROCESS, shares.first.to_string())?;
         Ok(shares)
     }
 
+    /// Whether sessions say by themselves that they go first.
+    pub(super) fn are_split(&self) -> bool {
+        self.first < self.sessions
+    }
+
     /// What makes PostgreSQL give its sessions theirs.
     pub(super) fn environment(&self) -> Option<(&'static str, &'static str)> {
-        (self.first < self.sessions).then_some(VARIABLE)
+        self.are_split().then_some(VARIABLE)
     }
 }
 
@@ -80,11 +86,13 @@ mod tests {
     #[test]
     fn sessions_go_before_engines_and_engines_before_chitin() {
         for (ours, first, sessions) in
-            [(-900, -500, 0), (-1_000, -556, 0), (0, 300, 300), (900, 1_000, 1_000)]
+            [(-900, -100, 0), (-1_000, -111, 0), (0, 300, 300), (900, 1_000, 1_000)]
         {
-            let shares = Shares::above(ours);
+            let shares = Shares::above(ours, true);
             assert_eq!((shares.first, shares.sessions), (first, sessions), "{ours}");
             assert_eq!(shares.environment().is_some(), ours < 0);
         }
+        let rootless = Shares::above(-900, false);
+        assert_eq!((rootless.first, rootless.sessions), (300, 300));
     }
 }

@@ -30,8 +30,7 @@ const FREE_BYTES_MIN: u64 = 64 << 20;
 ///
 /// It is, or cannot be asked.
 pub(super) fn must_have_room(folder: &Path, more_bytes: u64) -> Result<(), Error> {
-    let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("look at", folder)(cause.into()))?;
-    if room.f_bavail.saturating_mul(room.f_frsize) >= FREE_BYTES_MIN.saturating_add(more_bytes) {
+    if free_bytes(folder)? >= FREE_BYTES_MIN.saturating_add(more_bytes) {
         return Ok(());
     }
     let full = std::io::Error::new(
@@ -39,6 +38,16 @@ pub(super) fn must_have_room(folder: &Path, more_bytes: u64) -> Result<(), Error
         "the disk below is full, and what is mounted now could be damaged; free some space there, and it starts by itself",
     );
     Err(Error::file("unlock", folder)(full))
+}
+
+/// What the disk below has beside what must stay free.
+pub(super) fn spare_bytes(folder: &Path) -> Result<u64, Error> {
+    Ok(free_bytes(folder)?.saturating_sub(FREE_BYTES_MIN))
+}
+
+fn free_bytes(folder: &Path) -> Result<u64, Error> {
+    let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("look at", folder)(cause.into()))?;
+    Ok(room.f_bavail.saturating_mul(room.f_frsize))
 }
 
 /// Repairs what can be repaired without a question, where the file system says that it must be. Must not be mounted.

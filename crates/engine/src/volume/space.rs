@@ -165,13 +165,15 @@ impl Room {
         (false, now.saturating_sub(ABOVE_BYTES))
     }
 
-    /// The ballast with which an engine starts, one that ended as it should, or that has to recover.
-    fn ballast_at_start(self, part: &Part<'_>, recovers: bool) -> u64 {
+    /// The ballast with which an engine starts. One that has to recover may use so many bytes more than it does.
+    fn ballast_at_start(self, part: &Part<'_>, recovery_bytes: u64) -> u64 {
         let (least, most) = (self.ballast_min(part), self.ballast_min(part).saturating_add(part.kept_bytes));
         let leaves = self.total_bytes.saturating_sub(self.used_bytes).saturating_sub(part.start_bytes);
-        let recovery = self.total_bytes.saturating_sub(part.limit_bytes.saturating_mul(RECOVERY_LIMITS));
         let wanted = self.ballast_bytes.clamp(least, most).min(leaves);
-        if recovers { wanted.min(recovery) } else { wanted }
+        let doubled = part.limit_bytes.saturating_mul(RECOVERY_LIMITS);
+        let may_use = doubled.min(self.used_bytes.saturating_add(recovery_bytes));
+        let recovery = self.total_bytes.saturating_sub(may_use);
+        if recovery_bytes > 0 { wanted.min(recovery) } else { wanted }
     }
 
     fn fullness(self, part: &Part<'_>) -> Fullness {
@@ -256,9 +258,9 @@ impl Part<'_> {
         Ok(room)
     }
 
-    fn begin(&self, recovers: bool) -> Result<(), Error> {
+    fn begin(&self, recovery_bytes: u64) -> Result<(), Error> {
         let root = self.open()?;
-        let wanted = self.look(&root)?.ballast_at_start(self, recovers);
+        let wanted = self.look(&root)?.ballast_at_start(self, recovery_bytes);
         self.set_ballast(&root, wanted)
     }
 }
@@ -320,7 +322,9 @@ pub(super) fn begin(
     recovers: bool,
 ) -> Result<(), Error> {
     let places = mounts(folder);
-    parts(kind, limit, limit, &places).iter().map(|part| part.begin(recovers)).fold(Ok(()), Result::and)
+    // No more than the disk below has beside what it must keep.
+    let recovery_bytes = if recovers { super::check::spare_bytes(folder)? } else { 0 };
+    parts(kind, limit, limit, &places).iter().map(|part| part.begin(recovery_bytes)).fold(Ok(()), Result::and)
 }
 
 /// Whether nothing holds such a volume to its limit but that it is measured again and again.
@@ -342,12 +346,17 @@ pub(crate) fn is_tight(folder: &Path, kind: Encryption, limit: StorageLimit) -> 
 pub(crate) fn settle(
     folder: &Path,
     kind: Encryption,
-    limit: StorageLimit,
+    Limits { limit, started, is_frozen }: Limits,
     giving: &mut [Giving; 2],
 ) -> Result<(), Error> {
     let places = mounts(folder);
-    for (part, giving) in parts(kind, limit, limit, &places).iter().zip(giving) {
-        part.hold(&part.open()?, giving)?;
+    for (index, (part, giving)) in parts(kind, limit, started, &places).iter().zip(giving).enumerate() {
+        let root = part.open()?;
+        let used_bytes = part.look(&root)?.used_bytes;
+        let is_data = index == 0;
+        let limit_bytes =
+            if is_frozen && is_data { used_bytes.min(part.limit_bytes) } else { part.limit_bytes };
+        Part { limit_bytes, ..*part }.hold(&root, giving)?;
     }
     Ok(())
 }
@@ -457,14 +466,16 @@ mod tests {
     #[test]
     fn an_engine_starts_also_where_everything_is_full() {
         let part = part(400, 20, 5);
-        let at_start = |used, ballast| room(used, ballast).ballast_at_start(&part, false) / MIB;
+        let at_start = |used, ballast| room(used, ballast).ballast_at_start(&part, 0) / MIB;
         assert_eq!(at_start(0, 0), 600, "at first");
         assert_eq!(at_start(380, 620), 618);
         assert_eq!(at_start(400, 600), 598, "a little above the limit");
         assert_eq!(at_start(700, 0), 298, "far above a limit that was lowered");
-        let recovering = |used, ballast| room(used, ballast).ballast_at_start(&part, true) / MIB;
+        let recovering = |used, ballast| room(used, ballast).ballast_at_start(&part, 2_000 * MIB) / MIB;
         assert_eq!(recovering(100, 620), 200, "tables that were dropped are made again");
         assert_eq!(recovering(900, 0), 98);
+        assert_eq!(room(100, 620).ballast_at_start(&part, 500 * MIB) / MIB, 400, "what the disk below has");
+        assert_eq!(room(100, 620).ballast_at_start(&part, MIB) / MIB, 620);
         // And when it has started it is taken back, all that is free; of the write-ahead log's part not so much that it ends.
         assert_eq!(room(700, 298).ballast_for(&part, || false), (false, 300 * MIB));
         assert_eq!(room(700, 300).ballast_for(&part, || true), (false, 300 * MIB - ABOVE_BYTES));
@@ -498,7 +509,7 @@ mod tests {
         let files = folder.path().join("files");
         std::fs::create_dir(&files).unwrap();
         let part = Part { mounted: &files, ..part(1, 1, 1) };
-        assert!(part.begin(false).unwrap_err().to_string().contains("nothing is mounted"));
+        assert!(part.begin(0).unwrap_err().to_string().contains("nothing is mounted"));
         assert!(!files.join(BALLAST).exists());
     }
 }
