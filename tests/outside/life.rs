@@ -1,6 +1,7 @@
 //! A cloud's life: commands, sleeping, crashes, allowlists, certificates. Most tests have a cloud of their own.
 
 mod admit;
+mod answers;
 mod crash;
 mod isolation;
 mod killed;
@@ -40,6 +41,8 @@ pub(crate) fn suite() -> Suite {
             storage::a_cluster_that_no_file_system_holds_back_is_stopped_from_writing_in_time,
             roles::an_engine_that_cannot_be_asked_lets_nobody_in_and_tells_nobody_apart,
             roles::after_a_crash_nobody_signs_in_by_a_password_from_before,
+            answers::an_engine_that_lives_and_does_not_answer_is_started_again,
+            answers::a_session_that_was_stopped_holds_up_neither_sleep_nor_deletion,
             admit::t12_a_stricter_allowlist_ends_old_sessions_within_a_second,
             admit::t57_a_dedicated_cluster_begins_closed_and_bad_rules_are_refused,
             admit::t58_what_is_closed_stays_closed_and_no_text_shows_the_inside,

@@ -241,6 +241,11 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("volume/gocryptfs.rs", "Command::new(\"fusermount3\")", "a mount point in a folder of ours"),
     ("volume/gocryptfs.rs", "/proc", "the kernel's word on processes"),
     ("volume/image.rs", "statvfs(folder)", "a cluster's own folder, which no engine can write to"),
+    (
+        "volume/image.rs",
+        "fs::metadata(path)",
+        "the image, in a cluster's own folder or where the kernel says it is now",
+    ),
     ("volume/image.rs", "try_exists()", "the image, in a cluster's own folder"),
     ("volume/image.rs", "File::create_new(image)", "the image, in a cluster's own folder"),
     ("volume/image.rs", "Command::new(\"mkfs.ext4\")", "the image, in a cluster's own folder"),

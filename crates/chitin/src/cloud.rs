@@ -70,6 +70,12 @@ pub enum Error {
     /// The state cannot be used.
     #[error(transparent)]
     Store(#[from] store::Error),
+    /// The program ends, and a volume could not be locked.
+    #[error(
+        "stopped, but the kernel still has volumes unlocked: {0}; end what has files open there, or move back what was moved, then \
+         start Chitin once more, which locks them"
+    )]
+    Unlocked(String),
     /// There is no certificate to show.
     #[error("{0}")]
     Certificate(#[from] certificates::Error),

@@ -28,7 +28,7 @@ pub async fn run(options: &StartOptions, root: File) -> Result<(), Error> {
         failed = cloud.failed() => Err(failed),
     };
     tracing::info!("stopping: open sessions finish first; Ctrl-C again stops at once");
-    let hurry = CancellationToken::new();
+    let (hurry, host) = (CancellationToken::new(), cloud.host.clone());
     let closing = cloud.close(hurry.clone());
     tokio::pin!(closing);
     loop {
@@ -37,8 +37,13 @@ pub async fn run(options: &StartOptions, root: File) -> Result<(), Error> {
             () = signals.next() => hurry.cancel(),
         }
     }
-    tracing::info!("stopped: no engine runs, and no volume is unlocked");
-    ended
+    let unlocked = host.still_unlocked().await;
+    if unlocked.is_empty() {
+        tracing::info!("stopped: no engine runs, and no volume is unlocked");
+        return ended;
+    }
+    let names: Vec<String> = unlocked.iter().map(|(id, reason)| format!("{id}: {reason}")).collect();
+    ended.and(Err(Error::Unlocked(names.join("; "))))
 }
 
 struct Signals {

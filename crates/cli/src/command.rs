@@ -206,7 +206,7 @@ pub enum ClusterCommand {
     Visibility(ClusterVisibility),
     /// Change what a cluster may store and use; it goes on working meanwhile
     #[command(
-        after_help = "Example:  chitin cluster update my-shop --storage 50\nNext:     chitin cluster show my-shop"
+        after_help = "Example:  chitin cluster update my-shop --storage 50\n          chitin cluster update my-bank --virtual-cpus 8 --disk-iops 5000\nNext:     chitin cluster show my-shop"
     )]
     Update(UpdateLimits),
     /// Protect a cluster from deletion, or lift the protection
@@ -237,7 +237,8 @@ pub enum ClusterCommand {
 pub struct UpdateLimits {
     /// Name, NAME-ID or id of the cluster
     pub cluster: String,
-    /// What it may store in GiB, its write-ahead log included. With less than is in use it grows no more
+    /// What it may store in GiB, its write-ahead log included. If this is below what is in use, the cluster cannot grow; where the limit is
+    /// only watched, it becomes read-only or is stopped
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub storage: Option<u32>,
     /// Processors that it may use; memory comes with them: 2 GiB each for serverless, 4 GiB each for dedicated

@@ -103,6 +103,17 @@ fn of(entry: &Entry) -> Vec<Alert> {
             "lower work_mem or the number of sessions, or give the cluster more processors and memory".to_owned(),
         ));
     }
+    if let Some(silence) = &entry.seen.silence {
+        alerts.push(alert(
+            Severity::Warning,
+            format!(
+                "its engine did not answer any more ({}), and was ended and started again",
+                silence.reason
+            ),
+            Some(silence.ended_at),
+            "see the log, and the engine's own, for what may have been the reason".to_owned(),
+        ));
+    }
     alerts.extend(of_storage(entry));
     // Of a key that cannot be had, what follows says more.
     if let model::Phase::Broken { reason } = &entry.seen.phase

@@ -64,6 +64,16 @@ impl Administration {
         }
     }
 
+    /// Whether the engine answers who wants to open a session. A refusal is an answer.
+    pub(crate) async fn answers(connector: &Connector) -> Result<(), Error> {
+        let mut config = Config::new();
+        config.user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
+        match open(connector, &config).await? {
+            Err(silent) if silent.as_db_error().is_none() => Err(unready(silent)),
+            Ok(_) | Err(_) => Ok(()),
+        }
+    }
+
     /// The databases that a tenant sees.
     pub async fn databases(&self) -> Result<Vec<Database>, Error> {
         let mut databases = Vec::new();

@@ -129,6 +129,16 @@ struct Slot {
     copying: Arc<AsyncMutex<()>>,
     next: Mutex<Option<Arc<NextVolume>>>,
     giving: Arc<Mutex<[volume::Giving; 2]>>,
+    /// A volume that could not be locked: it counts as unlocked until that succeeds.
+    left: Mutex<Option<Left>>,
+}
+
+/// A volume that could not be locked.
+#[derive(Clone, Debug)]
+struct Left {
+    folder: PathBuf,
+    kind: Encryption,
+    files: Vec<volume::FileId>,
 }
 
 impl Host {

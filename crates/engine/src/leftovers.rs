@@ -60,7 +60,7 @@ pub(crate) fn lock(clusters: &Path, volumes: &BTreeMap<PathBuf, Encryption>) -> 
         let begun: Vec<_> = volumes
             .iter()
             .map(|(folder, kind)| {
-                let lock = move || volume::lock_left(folder, *kind);
+                let lock = move || volume::lock_left(folder, *kind, &[]);
                 let locker = std::thread::Builder::new().name("lock".to_owned()).stack_size(LOCKER_BYTES);
                 // Where there can be no further thread it is done here.
                 (folder, locker.spawn_scoped(scope, lock).map_err(|_| lock()))

@@ -10,18 +10,23 @@ use std::time::Duration;
 use model::{Cluster, ClusterId, Resources, RoutingId, StorageLimit, StorageUse, VolumeId};
 use rustix::process::Signal;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use crate::cgroup::{Group, MemoryKills};
 use crate::connector::Connector;
 use crate::inside::Inside;
 use crate::process;
+use crate::settings;
 use crate::volume::{Giving, Unlocked};
 
 /// For a fast shutdown, which writes everything to the disk.
 const STOP_MAX: Duration = Duration::from_secs(60);
 /// For an immediate one.
 const ABORT_MAX: Duration = Duration::from_secs(5);
+/// Processes of an engine that ends are told so often to go on.
+const GO_ON_EVERY: Duration = Duration::from_secs(1);
+/// So many of them.
+const PROCESSES_MAX: usize = 4_096;
 /// Lines of its log that are told when it does not start.
 const LAST_LINES: usize = 3;
 
@@ -59,6 +64,8 @@ pub(crate) struct Running {
     pub(crate) giving: Arc<Mutex<[Giving; 2]>>,
     /// Its storage limit when it started.
     pub(crate) started: StorageLimit,
+    /// What its write-ahead log may grow to, in bytes.
+    pub(crate) log_bytes_max: u64,
     /// It has started, and what it found free for that was taken back.
     pub(crate) is_settled: AtomicBool,
     /// How many times it could not be measured, one after the other.
@@ -101,6 +108,7 @@ impl Running {
             measured: Mutex::default(),
             giving,
             started: cluster.storage(),
+            log_bytes_max: settings::log_bytes_max(cluster),
             is_settled: AtomicBool::new(false),
             unmeasured: AtomicU32::new(0),
             exited,
@@ -137,6 +145,12 @@ impl Running {
         let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
     }
 
+    pub(crate) fn let_go_on(&self) {
+        for process in process::family(self.jailer, PROCESSES_MAX) {
+            process::signal(process, Signal::CONT);
+        }
+    }
+
     /// Ends the engine: asked nicely, unless it cannot write any more, then firmly, then killed.
     pub(crate) async fn end(&self, can_write: bool) {
         self.stopping.store(true, Ordering::SeqCst);
@@ -149,7 +163,12 @@ impl Running {
                 break;
             };
             process::signal(postmaster, signal);
-            let _ = timeout(patience, exited.wait_for(|exited| *exited)).await;
+            let deadline = Instant::now() + patience;
+            while !self.has_exited() && Instant::now() < deadline {
+                // One that somebody stopped takes no notice, and its engine waits for it.
+                self.let_go_on();
+                let _ = timeout(GO_ON_EVERY, exited.wait_for(|exited| *exited)).await;
+            }
         }
         if !self.has_exited() {
             tracing::warn!("an engine did not stop when asked and was killed; it recovers at its next start");

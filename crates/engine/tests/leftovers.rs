@@ -7,7 +7,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use common::{EncryptingDisk, Holder, eventually, folder, mounts_below, skipped};
+use common::{EncryptingDisk, Holder, eventually, folder, mounts_below, place, skipped};
 use engine::Host;
 use model::{Cluster, ClusterId, Encryption};
 
@@ -138,4 +138,45 @@ async fn whoever_stops_waiting_does_not_break_the_work_off() {
     assert!(host.is_running(wanted.id));
     host.destroy(&wanted).await.unwrap();
     assert!(host.on_disk().is_empty());
+}
+
+/// While a file of it is open, and while its folder lies elsewhere, the kernel has it unlocked; so every answer says it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_volume_that_could_not_be_locked_counts_as_unlocked_until_it_is() {
+    if let Some(reason) = common::lacking_for_a_disk() {
+        return skipped(reason);
+    }
+    let place = place(Some(Encryption::FscryptImage)).await;
+    let cluster = common::cluster(151);
+    place.host.create(&cluster).await.unwrap();
+    let own = common::volume(place.folder.path(), &cluster, 0);
+    let held = std::fs::File::open(own.join("files/v/pg/PG_VERSION")).unwrap();
+    for _ in 0..2 {
+        let refused = place.host.stop(cluster.id).await.unwrap_err().to_string();
+        assert!(
+            refused.contains("still") || refused.contains("open") || refused.contains("busy"),
+            "{refused}"
+        );
+        assert!(place.host.volume_state(cluster.id).unwrap().is_unlocked);
+        assert_eq!(place.host.still_unlocked().await.len(), 1);
+        assert!(place.host.start(&cluster).await.is_err(), "it is not used beside whoever holds it");
+    }
+    drop(held);
+    place.host.stop(cluster.id).await.unwrap();
+    assert_eq!(place.host.still_unlocked().await, []);
+    common::nothing_left(place.folder.path());
+
+    place.host.start(&cluster).await.unwrap();
+    let elsewhere = place.folder.path().join("elsewhere");
+    std::fs::rename(&own, &elsewhere).unwrap();
+    for _ in 0..2 {
+        assert!(place.host.stop(cluster.id).await.is_err());
+        let left = place.host.still_unlocked().await;
+        assert!(left[0].1.contains("move the data directory back"), "{left:?}");
+    }
+    std::fs::rename(&elsewhere, &own).unwrap();
+    place.host.stop(cluster.id).await.unwrap();
+    common::nothing_left(place.folder.path());
+    place.host.start(&cluster).await.unwrap();
+    place.host.shutdown().await;
 }

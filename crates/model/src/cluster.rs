@@ -180,6 +180,19 @@ pub struct Observation {
     /// What it stores.
     #[serde(default)]
     pub storage: crate::StorageSeen,
+    /// When its engine last did not answer.
+    #[serde(default)]
+    pub silence: Option<SilenceSeen>,
+}
+
+/// An engine that lived and did not answer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SilenceSeen {
+    /// When it was ended, to be started again.
+    #[serde(with = "time::serde::rfc3339")]
+    pub ended_at: OffsetDateTime,
+    /// What was seen of it.
+    pub reason: String,
 }
 
 impl Observation {
@@ -202,6 +215,7 @@ impl Observation {
             volume: crate::VolumeSeen::default(),
             memory: crate::MemorySeen::default(),
             storage: crate::StorageSeen::default(),
+            silence: None,
         }
     }
 }

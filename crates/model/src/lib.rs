@@ -24,7 +24,7 @@ pub use asked::{Asked, Tier};
 pub use clock::{Clock, FixedClock, SystemClock};
 pub use cluster::{
     ALLOWLIST_ENTRIES_MAX, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Cluster, ClusterState,
-    Encryption, Observation, Organization, Phase, Plan, Power, Provider, Wish,
+    Encryption, Observation, Organization, Phase, Plan, Power, Provider, SilenceSeen, Wish,
 };
 pub use egress::{
     EGRESS_DESCRIPTION_CHARACTERS_MAX, EGRESS_KEY_BYTES_MAX, EGRESS_PORTS_MAX, EGRESS_RULES_MAX, Egress,

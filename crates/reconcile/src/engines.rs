@@ -237,6 +237,11 @@ async fn create(house: &Reconciler, entry: &Entry, failures: u32) -> Result<Outc
         Err(reason) => {
             let is_final = reason.is_final || failures + 1 >= CREATE_TRIES_MAX;
             tracing::error!(cluster = %cluster.id, %reason, is_final, "creation failed");
+            if house.host.is_made(cluster.id) {
+                // It was made whole before, and what the state says is older: nobody's data are destroyed for that.
+                see(house, cluster.id, Phase::Broken { reason: reason.text }).await?;
+                return Ok(Outcome::Failed);
+            }
             if !is_final {
                 return Ok(Outcome::Failed);
             }
@@ -310,6 +315,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
             }
         };
         let _ = timeout(LEAVE_MAX, left).await;
+        house.host.let_go_on(id);
         is_read = roles::refresh_last(house, id).await;
         if !is_read && is_asleep_by_wish(house, id) {
             tracing::warn!(cluster = %id, "it is not put to sleep before its roles are kept; it is tried again");

@@ -2,6 +2,7 @@
 //!
 //! A loop takes no argument. Nudges only make it look sooner, so a lost one costs time and never correctness.
 
+mod answers;
 mod back_off;
 mod checkpoints;
 mod decide;
@@ -155,7 +156,8 @@ impl Reconciler {
             volumes::run(&self, &stop),
             expiry::run(&self, &stop),
             storage::run(&self, &stop),
-            state::run(&self, &stop)
+            state::run(&self, &stop),
+            answers::run(&self, &stop)
         );
         roles::refresh_all(&self).await;
     }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use model::{Cluster, ClusterId, RoutingId};
 
-use super::{Host, Slot, blocking, lock, to_its_end};
+use super::{Host, Left, Slot, blocking, lock, to_its_end};
 use crate::connector::SOCKET;
 use crate::inside::Inside;
 use crate::places::remove_folder;
@@ -21,6 +21,13 @@ impl Host {
             host.stop_in(&slot).await
         })
         .await
+    }
+
+    /// Has every process of a running engine go on that somebody has stopped: one that stands still holds up all that waits for it.
+    pub fn let_go_on(&self, id: ClusterId) {
+        if let Ok(running) = self.running(id) {
+            running.let_go_on();
+        }
     }
 
     /// Stops an engine that cannot bring anything to the disk any more, and locks its volume.
@@ -41,7 +48,7 @@ impl Host {
     async fn end_in(&self, slot: &Slot, can_write: bool) -> Result<(), Error> {
         Self::give_up_copy(slot).await?;
         let Some(running) = lock(&slot.running).clone() else {
-            return Ok(());
+            return self.lock_left(slot).await;
         };
         let is_lost = running.lost().is_some();
         if is_lost {
@@ -59,6 +66,8 @@ impl Host {
         }
         let folder = self.places.volume(running.id, running.on.generation);
         let kind = running.on.encryption;
+        let files = volume.as_ref().map(Unlocked::files).unwrap_or_default();
+        let place = folder.clone();
         let locked = blocking(move || {
             // Names that it could reach tell about it while it sleeps.
             let _ = inner_network::write_hosts(&etc, &[]);
@@ -68,14 +77,53 @@ impl Host {
             }
             let locked = volume.map_or(Ok(()), Unlocked::lock);
             // Of a volume that was lost a part may be gone that is to be undone.
-            if is_lost { locked.or_else(|_| volume::lock_left(&folder, kind)) } else { locked }
+            if is_lost { locked.or_else(|_| volume::lock_left(&place, kind, &[])) } else { locked }
         })
         .await;
         if let Some(groups) = &self.groups {
             groups.remove(running.routing_id);
         }
         *lock(&slot.running) = None;
+        if locked.is_err() {
+            *lock(&slot.left) = Some(Left { folder, kind, files });
+        }
         locked
+    }
+
+    /// Locks what could not be locked before, if there is anything.
+    async fn lock_left(&self, slot: &Slot) -> Result<(), Error> {
+        let Some(left) = lock(&slot.left).clone() else {
+            return Ok(());
+        };
+        let folder = left.folder.clone();
+        blocking(move || volume::lock_left(&left.folder, left.kind, &left.files)).await?;
+        self.companion.forget(&folder);
+        *lock(&slot.left) = None;
+        Ok(())
+    }
+
+    /// What the kernel says is still unlocked of clusters that ran: each with what it says. For the last words of a program that
+    /// ends.
+    pub async fn still_unlocked(self: &Arc<Self>) -> Vec<(ClusterId, String)> {
+        let host = self.clone();
+        let look = move || {
+            let slots: Vec<_> = lock(&host.slots).iter().map(|(id, slot)| (*id, slot.clone())).collect();
+            let look = |(id, slot): (ClusterId, Arc<Slot>)| Some((id, host.unlocked_in(id, &slot)?));
+            Ok(slots.into_iter().filter_map(look).collect())
+        };
+        blocking(look).await.unwrap_or_default()
+    }
+
+    fn unlocked_in(&self, id: ClusterId, slot: &Slot) -> Option<String> {
+        let left = lock(&slot.left).clone();
+        let of_running = || {
+            let running = lock(&slot.running).clone()?;
+            let files = lock(&running.volume).as_ref().map(Unlocked::files).unwrap_or_default();
+            Some((self.places.volume(id, running.on.generation), running.on.encryption, files))
+        };
+        let (folder, kind, files) =
+            left.map(|left| (left.folder, left.kind, left.files)).or_else(of_running)?;
+        volume::still_unlocked(&folder, kind, &files)
     }
 
     /// Destroys a cluster: its key first, then its engine and data. Safe to repeat.
@@ -109,7 +157,8 @@ impl Host {
     ) -> Result<(), Error> {
         let places = self.places.clone();
         blocking(move || leftovers::shred_all(&places, id)).await?;
-        self.stop_in(slot).await?;
+        // What it would still write is destroyed anyway.
+        self.end_in(slot, false).await?;
         *lock(&slot.next) = None;
         let (places, companion) = (self.places.clone(), self.companion.clone());
         blocking(move || {

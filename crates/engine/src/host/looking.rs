@@ -1,6 +1,7 @@
 //! What is seen of clusters from outside: what lies on the disk, what runs, and what the kernel says of it.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use model::{Checkpoint, ClusterId};
@@ -14,7 +15,8 @@ use crate::places::{Owner, give, make_folder, remove_folder};
 use crate::process;
 use crate::running::{Run, Running};
 use crate::{
-    Capability, Connector, Error, Evidence, MemoryKills, SearchReport, VolumeState, evidence, search, volume,
+    Administration, Capability, Connector, Error, Evidence, MemoryKills, SearchReport, VolumeState, evidence,
+    search, volume,
 };
 
 /// For everything that is tried in a sandbox.
@@ -27,9 +29,32 @@ impl Host {
         names.unwrap_or_default().iter().filter_map(|name| name.to_str()?.parse().ok()).collect()
     }
 
+    /// Whether the cluster's folder says that it was made whole, also where that cannot be read.
+    pub fn is_made(&self, id: ClusterId) -> bool {
+        self.places.has_marker(id)
+    }
+
     /// Whether the engine runs.
     pub fn is_running(&self, id: ClusterId) -> bool {
         self.running(id).is_ok()
+    }
+
+    /// Whether a running engine answers who wants to open a session, within a few seconds. One that is just being started, and one
+    /// that does not run, is not asked.
+    ///
+    /// # Errors
+    ///
+    /// It does not answer.
+    pub async fn answers(&self, id: ClusterId) -> Result<(), Error> {
+        let Ok(running) = self.running(id) else {
+            return Ok(());
+        };
+        if !running.is_settled.load(Ordering::SeqCst) || running.is_stopping() {
+            return Ok(());
+        }
+        let answered = Administration::answers(&running.connector).await;
+        // It may have ended, or been stopped, while it was asked.
+        if running.has_exited() || running.is_stopping() { Ok(()) } else { answered }
     }
 
     /// What opens connections to this run of the engine, while it runs.

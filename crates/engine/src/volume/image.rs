@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::ErrorKind;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
@@ -13,7 +14,7 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::trouble::{self, Trouble};
-use super::{FILES, Seen, fscrypt, wal};
+use super::{FILES, FileId, Seen, fscrypt, wal};
 use crate::Error;
 use crate::inside::Inside;
 use crate::places::{self, Owner, make_folder, mount_at};
@@ -43,6 +44,7 @@ const INNER: &str = "v";
 struct Part {
     inner: fscrypt::Unlocked,
     image: PathBuf,
+    file: FileId,
     mounted: PathBuf,
 }
 
@@ -134,7 +136,7 @@ fn format(image: &Path, folder: &Path, at: &str, key: &DataKey) -> Result<(), Er
     let made =
         fscrypt::create(&mounted.join(INNER), key).and_then(|()| fscrypt::unlock(&mounted.join(INNER), key));
     let locked = made.and_then(fscrypt::Unlocked::lock);
-    locked.and(take_down(&mounted, image))
+    locked.and(take_down(&mounted, image, None))
 }
 
 /// Unlocks both images. A volume of an earlier version has one, and gets the other.
@@ -167,6 +169,7 @@ fn open(image: &Path, mounted: PathBuf, key: &DataKey) -> Result<Part, Error> {
         );
         return Err(Error::file("unlock", image)(std::io::Error::other(attached)));
     }
+    let file = file_id(image).map_err(Error::file("look at", image))?;
     super::check::mend(image)?;
     let mounted = mount(image, &mounted).or_else(|refused| {
         if !super::check::is_of_file_system(&refused) {
@@ -178,16 +181,43 @@ fn open(image: &Path, mounted: PathBuf, key: &DataKey) -> Result<Part, Error> {
         mount(image, &mounted)
     })?;
     match fscrypt::unlock(&mounted.join(INNER), key) {
-        Ok(inner) => Ok(Part { inner, image: image.to_owned(), mounted }),
+        Ok(inner) => Ok(Part { inner, image: image.to_owned(), file, mounted }),
         Err(cause) => {
             // Why it could not be unlocked is the better reason.
-            let _ = take_down(&mounted, image);
+            let _ = take_down(&mounted, image, None);
             Err(cause)
         }
     }
 }
 
+fn file_id(path: &Path) -> std::io::Result<FileId> {
+    let facts = std::fs::metadata(path)?;
+    Ok((facts.dev(), facts.ino()))
+}
+
+/// Whether one of these files is still attached to a loop device, and where it is by now.
+pub(super) fn attached(files: &[FileId]) -> Option<String> {
+    if files.is_empty() {
+        return None;
+    }
+    loops().find_map(|(device, path)| {
+        let is_one = file_id(&path).is_ok_and(|file| files.contains(&file));
+        is_one.then(|| {
+            format!(
+                "its image is still attached to {}, and lies at {} by now; move the data directory back to where it was",
+                device.display(),
+                path.display()
+            )
+        })
+    })
+}
+
 impl Unlocked {
+    /// The files of both.
+    pub(super) fn files(&self) -> Vec<FileId> {
+        vec![self.data.file, self.wal.file]
+    }
+
     /// Removes the keys, then the mounts. All are tried, whatever the others say.
     pub(super) fn lock(self) -> Result<(), Error> {
         let (inside, wal) = (wal::unbind(&self.data.mounted), self.wal.lock());
@@ -197,7 +227,7 @@ impl Unlocked {
 
 impl Part {
     fn lock(self) -> Result<(), Error> {
-        let (locked, down) = (self.inner.lock(), take_down(&self.mounted, &self.image));
+        let (locked, down) = (self.inner.lock(), take_down(&self.mounted, &self.image, Some(self.file)));
         match locked {
             // No key can be removed from a file system that the kernel stopped writing to. It ends with the mount.
             Err(Error::File { source, .. }) if source.kind() == ErrorKind::ReadOnlyFilesystem => down,
@@ -208,13 +238,17 @@ impl Part {
 
 /// Unmounts, and returns when the image's loop device is free: what a dying mount still writes would go into an image
 /// that somebody else has mounted by then.
-fn take_down(mounted: &Path, image: &Path) -> Result<(), Error> {
+fn take_down(mounted: &Path, image: &Path, file: Option<FileId>) -> Result<(), Error> {
     // Somebody else may have unmounted it.
     if mount_at(mounted).is_some() {
         let unmounted = unmount_wholly(mounted).or_else(|_| unmount(mounted, UnmountFlags::DETACH));
         unmounted.map_err(|cause| Error::file("unmount", mounted)(cause.into()))?;
     }
-    if is_detached(image) { Ok(()) } else { Err(Error::file("detach", image)(Errno::BUSY.into())) }
+    if !is_detached(image) {
+        return Err(Error::file("detach", image)(Errno::BUSY.into()));
+    }
+    let moved = attached(file.as_slice());
+    moved.map_or(Ok(()), |reason| Err(Error::file("detach", image)(std::io::Error::other(reason))))
 }
 
 /// Unmounts when nobody uses it any more. A program that another thread is starting has copies of our open files until it
@@ -314,9 +348,14 @@ fn is_detached(path: &Path) -> bool {
 
 /// Loop devices whose file lies at or below the path.
 fn loops_below(path: &Path) -> impl Iterator<Item = PathBuf> {
-    std::fs::read_dir("/sys/block").into_iter().flatten().flatten().filter_map(move |device| {
+    loops().filter(move |(_, file)| file.starts_with(path)).map(|(device, _)| device)
+}
+
+/// All loop devices that have a file, and what that is called now.
+fn loops() -> impl Iterator<Item = (PathBuf, PathBuf)> {
+    std::fs::read_dir("/sys/block").into_iter().flatten().flatten().filter_map(|device| {
         let file = std::fs::read_to_string(device.path().join("loop/backing_file")).ok()?;
-        Path::new(file.trim_end()).starts_with(path).then(|| Path::new("/dev").join(device.file_name()))
+        Some((Path::new("/dev").join(device.file_name()), PathBuf::from(file.trim_end())))
     })
 }
 

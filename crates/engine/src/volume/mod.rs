@@ -127,16 +127,19 @@ pub(crate) fn lock_native(folder: &Path) -> Result<(), Error> {
     fscrypt::lock(&folder.join(FILES))
 }
 
+/// A file as the kernel knows it, whatever it is called by now: its device and its number there.
+pub(crate) type FileId = (u64, u64);
+
 /// Locks a volume that somebody else unlocked, or of which something was lost: its key, its mount, its devices. What serves it
-/// and works on it has been ended.
-pub(crate) fn lock_left(folder: &Path, kind: Encryption) -> Result<(), Error> {
-    let files = folder.join(FILES);
+/// and works on it has been ended. The files are those of its images, where they are known: they may have been moved since.
+pub(crate) fn lock_left(folder: &Path, kind: Encryption, files: &[FileId]) -> Result<(), Error> {
+    let mounted = folder.join(FILES);
     match kind {
-        Encryption::Fscrypt => fscrypt::lock_left(&files)?,
+        Encryption::Fscrypt => fscrypt::lock_left(&mounted)?,
         // Before the mount goes: somebody else's copy of it shows nothing without the key.
         Encryption::FscryptImage => {
             let parts =
-                [(files, image::base(folder)), (folder.join(image::WAL_FILES), image::wal_base(folder))];
+                [(mounted, image::base(folder)), (folder.join(image::WAL_FILES), image::wal_base(folder))];
             for (_, base) in parts.iter().filter(|(mounted, _)| places::mount_at(mounted).is_some()) {
                 let _ = fscrypt::lock_left(base);
             }
@@ -144,22 +147,31 @@ pub(crate) fn lock_left(folder: &Path, kind: Encryption) -> Result<(), Error> {
         Encryption::Luks2 | Encryption::Gocryptfs | Encryption::Attested | Encryption::None => {}
     }
     put_away(folder);
+    if kind == Encryption::Fscrypt {
+        // It insisted; and where it was made half, there is nothing to be seen.
+        return Ok(());
+    }
     let deadline = Instant::now() + GONE_MAX;
-    loop {
-        let seen = match kind {
-            Encryption::Fscrypt | Encryption::Attested | Encryption::None => return Ok(()),
-            Encryption::FscryptImage => image::seen(folder),
-            Encryption::Luks2 => luks::seen(folder),
-            Encryption::Gocryptfs => gocryptfs::seen(folder),
-        };
-        if !seen.is_unlocked {
-            return Ok(());
-        }
+    while let Some(reason) = still_unlocked(folder, kind, files) {
         if Instant::now() >= deadline {
-            return Err(Error::file("lock", folder)(std::io::Error::other(seen.evidence)));
+            return Err(Error::file("lock", folder)(std::io::Error::other(reason)));
         }
         std::thread::sleep(GONE_PAUSE);
     }
+    Ok(())
+}
+
+/// What the kernel says of a volume that should be locked and is not. The files are those of its images.
+pub(crate) fn still_unlocked(folder: &Path, kind: Encryption, files: &[FileId]) -> Option<String> {
+    let seen = match kind {
+        Encryption::Fscrypt => fscrypt::seen(&folder.join(FILES)),
+        Encryption::FscryptImage => image::seen(folder),
+        Encryption::Luks2 => luks::seen(folder),
+        Encryption::Gocryptfs => gocryptfs::seen(folder),
+        // There is nothing to lock.
+        Encryption::Attested | Encryption::None => return None,
+    };
+    if seen.is_unlocked { Some(seen.evidence) } else { image::attached(files) }
 }
 
 /// Makes an empty volume and unlocks it, with room for a write-ahead log of so many bytes beside what its limit gives. The
@@ -247,6 +259,14 @@ impl Unlocked {
             wal::make_folders(&self.base)?;
         }
         self.separate_wal(folder, owner)
+    }
+
+    /// The files of its images, where it has some.
+    pub(crate) fn files(&self) -> Vec<FileId> {
+        match &self.lock {
+            Lock::Image(unlocked) => unlocked.files(),
+            Lock::Fscrypt(_) | Lock::Luks(_) | Lock::Gocryptfs(_) | Lock::None => Vec::new(),
+        }
     }
 
     /// The process that serves it, where one does.

@@ -1,0 +1,77 @@
+//! Engines that live and are of no use: nobody can open a session, or one of their processes does not go on.
+
+use std::time::{Duration, Instant};
+
+use house::cloud::PATIENCE;
+use house::command::eventually;
+use house::machine::descendants;
+use house::{Cloud, Cluster, Options};
+use rustix::process::{Pid, Signal, kill_process};
+
+/// Less than PostgreSQL's own minute for a shutdown that somebody holds up.
+const BOUND: Duration = Duration::from_secs(40);
+
+fn signal(pid: u32, signal: Signal) {
+    kill_process(Pid::from_raw(pid.cast_signed()).expect("not zero"), signal).expect("ours");
+}
+
+/// The first process of PostgreSQL in the cluster's sandbox.
+fn postmaster(one: &Cluster<'_>) -> u32 {
+    let sandbox = one.engine_processes().into_iter().next().expect("it runs");
+    let is_postgres = |pid: &u32| {
+        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "postgres")
+    };
+    let inside = descendants(sandbox.pid).into_iter().map(|process| process.pid);
+    // The others are its children, and began later.
+    inside.filter(is_postgres).min().expect("an engine has a first process")
+}
+
+fn await_again(cloud: &Cloud, one: &Cluster<'_>) {
+    let alert = eventually("the operator is told", PATIENCE, || {
+        let alerts = cloud.json(["status"])["alerts"].clone();
+        let is_it = |alert: &&serde_json::Value| {
+            alert["cluster"] == one.name.as_str()
+                && alert["what"].to_string().contains("did not answer any more")
+        };
+        alerts.as_array()?.iter().find(is_it).cloned()
+    });
+    assert!(alert["since"].is_string(), "{alert}");
+    let mut back = eventually("it is started again", PATIENCE, || one.try_sign_in().ok());
+    assert_eq!(back.value("select x from t"), "42");
+}
+
+pub fn an_engine_that_lives_and_does_not_answer_is_started_again() {
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    let (stopped, closed) = (cloud.cluster("stopped", &[]), cloud.cluster("without-a-socket", &[]));
+    for one in [&stopped, &closed] {
+        one.sign_in().query("create table t as select 42 as x").expect("a table");
+    }
+    signal(postmaster(&stopped), Signal::STOP);
+    let number = closed.handle.rsplit_once('-').expect("a handle ends with its number").1;
+    let run = cloud.data().join("run").join(number);
+    let sockets = std::fs::read_dir(&run).expect("its folder").flatten().map(|entry| entry.path());
+    for socket in sockets.filter(|path| path.to_string_lossy().contains(".s.PGSQL")) {
+        std::fs::remove_file(socket).expect("it is there");
+    }
+    await_again(&cloud, &stopped);
+    await_again(&cloud, &closed);
+}
+
+pub fn a_session_that_was_stopped_holds_up_neither_sleep_nor_deletion() {
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    for name in ["goes-to-sleep", "is-deleted"] {
+        let one = cloud.cluster(name, &[]);
+        let mut session = one.sign_in();
+        session.query("create table t as select 42 as x").expect("a table");
+        signal(one.process_of(&mut session).pid, Signal::STOP);
+        let begun = Instant::now();
+        if name == "is-deleted" {
+            cloud.chitin(["cluster", "delete", name, "--yes"]).ok();
+            eventually("it is gone", PATIENCE, || one.engine_processes().is_empty().then_some(()));
+        } else {
+            one.sleep();
+        }
+        let took = begun.elapsed();
+        assert!(took < BOUND, "{name}: {took:?}");
+    }
+}
