@@ -145,18 +145,31 @@ impl Running {
         let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
     }
 
-    pub(crate) fn let_go_on(&self) {
+    fn let_go_on(&self) {
         for process in process::family(self.jailer, PROCESSES_MAX) {
             process::signal(process, Signal::CONT);
         }
+    }
+
+    /// All but the engine's first process: one that stands still answers nobody, which is noticed elsewhere.
+    pub(crate) fn let_sessions_go_on(&self) {
+        let Some(postmaster) = self.postmaster() else {
+            return;
+        };
+        for process in process::family(postmaster, PROCESSES_MAX).into_iter().skip(1) {
+            process::signal(process, Signal::CONT);
+        }
+    }
+
+    fn postmaster(&self) -> Option<u32> {
+        process::children(self.jailer).first().and_then(|init| process::children(*init).first().copied())
     }
 
     /// Ends the engine: asked nicely, unless it cannot write any more, then firmly, then killed.
     pub(crate) async fn end(&self, can_write: bool) {
         self.stopping.store(true, Ordering::SeqCst);
         let mut exited = self.exited.clone();
-        let postmaster =
-            process::children(self.jailer).first().and_then(|init| process::children(*init).first().copied());
+        let postmaster = self.postmaster();
         let ways = [(Signal::INT, STOP_MAX), (Signal::QUIT, ABORT_MAX)];
         for (signal, patience) in ways.into_iter().skip(usize::from(!can_write)) {
             let Some(postmaster) = postmaster.filter(|_| !self.has_exited()) else {

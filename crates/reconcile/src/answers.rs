@@ -19,7 +19,7 @@ const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So often each is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// For which one may not answer. A machine that is overloaded is no reason to end an engine.
-const SILENT_MAX: Duration = Duration::from_secs(40);
+const SILENT_MAX: Duration = Duration::from_secs(60);
 /// For which it is said afterwards.
 const SAID_FOR: time::Duration = time::Duration::hours(1);
 

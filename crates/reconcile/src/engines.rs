@@ -315,7 +315,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
             }
         };
         let _ = timeout(LEAVE_MAX, left).await;
-        house.host.let_go_on(id);
+        house.host.let_sessions_go_on(id);
         is_read = roles::refresh_last(house, id).await;
         if !is_read && is_asleep_by_wish(house, id) {
             tracing::warn!(cluster = %id, "it is not put to sleep before its roles are kept; it is tried again");

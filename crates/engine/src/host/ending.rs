@@ -23,10 +23,10 @@ impl Host {
         .await
     }
 
-    /// Has every process of a running engine go on that somebody has stopped: one that stands still holds up all that waits for it.
-    pub fn let_go_on(&self, id: ClusterId) {
+    /// Has every session of a running engine go on that somebody has stopped: one that stands still holds up all that waits for it.
+    pub fn let_sessions_go_on(&self, id: ClusterId) {
         if let Ok(running) = self.running(id) {
-            running.let_go_on();
+            running.let_sessions_go_on();
         }
     }
 
