@@ -7,24 +7,19 @@ use std::time::Duration;
 
 use model::{Checkpoint, ClusterId};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 /// PostgreSQL makes a checkpoint every five minutes where there is something to bring to the disk.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::every(LOOK_EVERY, stop);
     // The files are an engine's, and whoever reads them may wait for it: each reading is heard when it is over.
     let mut readings: HashMap<ClusterId, JoinHandle<Option<Checkpoint>>> = HashMap::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while ticks.next().await {
         let snapshot = house.store.snapshot();
         for entry in snapshot.iter().filter(|entry| entry.seen.is_initialized) {
             let id = entry.cluster.id;

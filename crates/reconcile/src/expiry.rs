@@ -5,10 +5,11 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use model::{ClusterId, Wish};
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// For whoever asked for it to give it longer after its time has come: the machine may have slept, the program may have been
@@ -16,14 +17,9 @@ const LOOK_EVERY: Duration = Duration::from_secs(5);
 const GRACE: Duration = Duration::from_secs(60);
 
 pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut due_since: HashMap<ClusterId, Instant> = HashMap::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while ticks.next().await {
         let (now, snapshot) = (house.now(), house.store.snapshot());
         let due = |id: &ClusterId| snapshot.get(id).is_some_and(|entry| entry.cluster.is_expired(now));
         due_since.retain(|id, _| due(id));

@@ -4,23 +4,19 @@ use std::time::Duration;
 
 use model::{ClusterId, Phase, Plan, Power, Wish};
 use store::Entry;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 const LOOK_LONGEST: Duration = Duration::from_secs(5);
 const LOOK_SHORTEST: Duration = Duration::from_millis(200);
 
 pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
     let every = (house.settings.idle_after / 4).clamp(LOOK_SHORTEST, LOOK_LONGEST);
-    let mut tick = interval(every);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut ticks = Ticks::every(every, stop);
+    while ticks.next().await {
         let idle: Vec<ClusterId> = house
             .store
             .snapshot()

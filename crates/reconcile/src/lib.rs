@@ -16,6 +16,7 @@ mod networks;
 mod roles;
 mod state;
 mod storage;
+mod ticks;
 mod volumes;
 
 pub use back_off::{BackOff, LONGEST, SHORTEST};

@@ -6,25 +6,20 @@ use std::time::Duration;
 use engine::Run;
 use model::{ClusterId, MemorySeen};
 use tokio::task::{JoinHandle, spawn_blocking};
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// For which it is said after the last time.
 const SAID_FOR: time::Duration = time::Duration::hours(1);
 
 pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut known: HashMap<ClusterId, (Run, u64)> = HashMap::new();
     let mut resizing: HashMap<ClusterId, JoinHandle<()>> = HashMap::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while ticks.next().await {
         let snapshot = house.store.snapshot();
         for entry in snapshot.iter() {
             let (id, seen) = (entry.cluster.id, entry.seen.memory);

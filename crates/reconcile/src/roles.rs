@@ -9,10 +9,11 @@ use std::time::Duration;
 
 use model::{ClusterId, Phase};
 use tokio::task::JoinSet;
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 /// For reading one engine's roles.
 const READ_MAX: Duration = Duration::from_secs(20);
@@ -22,13 +23,8 @@ const READ_ALL_MAX: Duration = Duration::from_secs(10);
 const REASON_CHARS_MAX: usize = 300;
 
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
-    let mut tick = interval(house.settings.roles_every);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    let mut ticks = Ticks::every(house.settings.roles_every, stop);
+    while ticks.next().await {
         tokio::select! {
             () = stop.cancelled() => return,
             () = read_all(house, false) => {}

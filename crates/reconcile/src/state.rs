@@ -10,10 +10,10 @@ use engine::{OnDisk, StateMark};
 use model::{ClusterId, Wish};
 use store::{Entry, Snapshot};
 use tokio::task::spawn_blocking;
-use tokio::time::{MissedTickBehavior, interval};
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 const LOOK_EVERY: Duration = Duration::from_secs(2);
 /// So often what belongs to no cluster's document is marked, at most: each change of the state is counted.
@@ -34,14 +34,9 @@ struct Marked {
 }
 
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut marked = Marked::default();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while ticks.next().await {
         let house = house.clone();
         let looked = spawn_blocking(move || {
             house.store.look_after();

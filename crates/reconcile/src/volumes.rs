@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use engine::{Host, Look, Looked};
 use model::ClusterId;
-use tokio::time::{Instant, MissedTickBehavior, interval, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 /// What happens to a volume is noticed within this.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
@@ -22,15 +23,10 @@ const REASON_PAUSE: Duration = Duration::from_millis(10);
 const LEAVE_MAX: Duration = Duration::from_secs(1);
 
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut looks: HashMap<ClusterId, Look> = HashMap::new();
     let mut warned: HashSet<ClusterId> = HashSet::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
+    while ticks.next().await {
         // One after the other only by their answers: each is looked at in a thread of its own.
         let mut waiting = HashMap::new();
         for (id, look) in looks.drain() {
