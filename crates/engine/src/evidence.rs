@@ -14,7 +14,7 @@ use crate::inside::is_there_below;
 use crate::jail::WRITABLE;
 use crate::launch::{Attempt, Found, own_shortage_score, shortage_score};
 use crate::places::is_root;
-use crate::process::children;
+use crate::process::{children, family};
 
 /// One claim about a running engine, with what the kernel said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -277,12 +277,7 @@ fn limits(jailer: u32, group: Option<&Group>) -> Evidence {
         return Evidence { claim: text.to_owned(), is_proven: None, evidence };
     };
     let (inside, limits) = (group.processes(), group.limits());
-    let mut outside = vec![jailer];
-    let mut at = 0;
-    while let Some(process) = outside.get(at) {
-        outside.extend(children(*process));
-        at += 1;
-    }
+    let mut outside = family(jailer, usize::MAX);
     let all = outside.len();
     // One that has ended since is in no group.
     outside.retain(|pid| !inside.contains(pid) && Path::new("/proc").join(pid.to_string()).exists());

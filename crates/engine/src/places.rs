@@ -178,6 +178,21 @@ pub(crate) fn remove_folder(path: &Path) -> Result<(), Error> {
     }
 }
 
+/// What a disk has.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct DiskRoom {
+    pub(crate) total_bytes: u64,
+    /// What everybody may still write.
+    pub(crate) free_bytes: u64,
+}
+
+/// What the disk below a folder of ours has.
+pub(crate) fn disk_room(folder: &Path) -> std::io::Result<DiskRoom> {
+    let room = rustix::fs::statvfs(folder)?;
+    let bytes = |blocks: u64| blocks.saturating_mul(room.f_frsize);
+    Ok(DiskRoom { total_bytes: bytes(room.f_blocks), free_bytes: bytes(room.f_bavail) })
+}
+
 /// Mount points at or below a path, deepest first.
 pub(crate) fn mounts_below(path: &Path) -> Vec<PathBuf> {
     let table = std::fs::read_to_string("/proc/self/mountinfo").unwrap_or_default();

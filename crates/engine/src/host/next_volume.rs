@@ -17,7 +17,7 @@ use super::{Host, Slot, blocking, lock, to_its_end};
 use crate::companion::Companion;
 use crate::copying::{self, Looks, Progress, Stopped};
 use crate::inside::Inside;
-use crate::places::{Marker, Owner, Places, make_folder};
+use crate::places::{DiskRoom, Marker, Owner, Places, disk_room, make_folder};
 use crate::volume::{self, Unlocked};
 use crate::{Error, syscall};
 
@@ -203,6 +203,7 @@ impl Host {
                 "the cluster was not completely made, so it has no volume to copy".into(),
             ));
         };
+        let reserve_bytes = self.must_have_room()?.reserve_bytes;
         fail::fail_point!("copy-begun");
         let running = self.running(cluster.id).ok();
         let base = running.and_then(|running| lock(&running.volume).as_ref().map(|held| held.base.clone()));
@@ -224,15 +225,12 @@ impl Host {
             // It was stopped since its key was not needed.
             (None, None) => return Ok(None),
         };
-        let reserve_bytes = self.machine_room()?.reserve_bytes;
-        let opens = self.must_have_room();
         let next = lock(&slot.next).clone();
         let kind = self.posture.encryption_of_new();
         let base = from.clone();
         let (target, wrapped, companion) = (keys.target, keys.wrapped, self.companion.clone());
         let opened = blocking(move || {
             let opened = match (next, wrapped) {
-                _ if opens.is_err() => opens.map(|()| None),
                 (Some(next), None) => {
                     let folder = places.volume(id, next.generation);
                     // What fits into the one fits into the other, whatever the limit says by now.
@@ -398,8 +396,7 @@ fn make_next(
 
 /// Refuses a copy for which there is no room, or which would take from what the machine keeps for what runs.
 fn must_have_room(folder: &Path, used_bytes: u64, reserve_bytes: u64) -> Result<(), Error> {
-    let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("look at", folder)(cause.into()))?;
-    let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+    let DiskRoom { free_bytes, .. } = disk_room(folder).map_err(Error::file("look at", folder))?;
     let needed_bytes = used_bytes.saturating_add(used_bytes / 10).saturating_add(reserve_bytes);
     if free_bytes >= needed_bytes {
         return Ok(());

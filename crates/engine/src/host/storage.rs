@@ -9,6 +9,7 @@ use model::{ClusterId, INTERNAL_ROLE, StorageLimit, StorageUse};
 use tokio::time::timeout;
 
 use super::{Host, Slot, blocking, lock};
+use crate::places::{DiskRoom, disk_room};
 use crate::running::Running;
 use crate::volume::{self, Limits, Measured};
 use crate::{Error, process};
@@ -22,6 +23,8 @@ const RESERVE_BYTES_MAX: u64 = 32 << 30;
 const RESERVE_PART_MAX: u64 = 10;
 /// What write-ahead logs may still grow by is kept beside that: of the disk at most one in so many bytes.
 const LOGS_PART: u64 = 4;
+/// The machine lets clusters grow again when so much more than its reserve is free: one in so many bytes of the reserve.
+const AGAIN_PART: u64 = 10;
 /// A volume that is only watched may be busy, or change under the count, so many times, one after the other.
 const UNMEASURED_MAX: u32 = 5;
 /// Processes of one engine that are looked at: its sessions and its workers.
@@ -52,6 +55,12 @@ impl MachineRoom {
     pub fn is_used_up(&self) -> bool {
         self.is_frozen || self.free_bytes < self.reserve_bytes
     }
+
+    /// Whether nothing may grow from now on: with less than the reserve, and then until there is clearly more.
+    pub fn is_to_be_frozen(&self) -> bool {
+        let more_bytes = if self.is_frozen { self.reserve_bytes / AGAIN_PART } else { 0 };
+        self.free_bytes < self.reserve_bytes.saturating_add(more_bytes)
+    }
 }
 
 impl Host {
@@ -62,17 +71,19 @@ impl Host {
     /// It cannot be asked.
     pub fn machine_room(&self) -> Result<MachineRoom, Error> {
         let path = self.places.clusters();
-        let room = rustix::fs::statvfs(&path).map_err(|cause| Error::file("look at", &path)(cause.into()))?;
-        let total_bytes = room.f_blocks.saturating_mul(room.f_frsize);
-        let free_bytes = room.f_bavail.saturating_mul(room.f_frsize);
+        let DiskRoom { total_bytes, free_bytes } = disk_room(&path).map_err(Error::file("look at", &path))?;
         let slots: Vec<Arc<Slot>> = lock(&self.slots).values().cloned().collect();
         let running = slots.iter().filter_map(|slot| lock(&slot.running).clone());
         let may_grow =
             |running: Arc<Running>| Some(log_bytes(&(*lock(&running.measured))?, running.log_bytes_max));
         let logs_bytes = running.filter_map(may_grow).sum();
         let reserve_bytes = reserve_bytes(total_bytes, logs_bytes);
-        let is_frozen = self.is_frozen.load(Ordering::Relaxed);
-        Ok(MachineRoom { path, total_bytes, free_bytes, reserve_bytes, is_frozen })
+        Ok(MachineRoom { path, total_bytes, free_bytes, reserve_bytes, is_frozen: self.is_frozen() })
+    }
+
+    /// Whether nothing may grow.
+    pub fn is_frozen(&self) -> bool {
+        self.is_frozen.load(Ordering::Relaxed)
     }
 
     /// Lets nothing grow any more, or again.
@@ -80,14 +91,14 @@ impl Host {
         self.is_frozen.store(is_frozen, Ordering::Relaxed);
     }
 
-    /// Refuses what would take from the reserve.
-    pub(super) fn must_have_room(&self) -> Result<(), Error> {
+    /// What the disk below has left. Refuses what would take from the reserve.
+    pub(super) fn must_have_room(&self) -> Result<MachineRoom, Error> {
         let room = self.machine_room()?;
         if room.is_used_up() {
             let MachineRoom { path, free_bytes, reserve_bytes, .. } = room;
             return Err(Error::ReserveReached { path, free_bytes, reserve_bytes });
         }
-        Ok(())
+        Ok(room)
     }
 
     /// Measures a running cluster, and holds it to its limit where its file system can; while nothing may grow to what it has.
@@ -114,8 +125,7 @@ impl Host {
         }
         let folder = self.places.volume(id, running.on.generation);
         let kind = running.on.encryption;
-        let limits =
-            Limits { limit, started: running.started, is_frozen: self.is_frozen.load(Ordering::Relaxed) };
+        let limits = Limits { limit, started: running.started, is_frozen: self.is_frozen() };
         let run = running.clone();
         let measured = blocking(move || {
             let looked_at =
@@ -154,8 +164,7 @@ impl Host {
         if blocking(move || volume::is_tight(&place, kind, limit)).await.unwrap_or(false) {
             self.keep_open(running.id).await;
         }
-        let is_frozen = self.is_frozen.load(Ordering::Relaxed);
-        let limits = Limits { limit, started: running.started, is_frozen };
+        let limits = Limits { limit, started: running.started, is_frozen: self.is_frozen() };
         let settled =
             blocking(move || volume::settle(&folder, run.on.encryption, limits, &mut lock(&run.giving)));
         if let Err(cause) = settled.await {
@@ -231,6 +240,18 @@ fn reserve_bytes(total_bytes: u64, logs_bytes: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn nothing_grows_below_the_reserve_and_everything_again_when_there_is_clearly_more() {
+        let freezes = |free_bytes, is_frozen| {
+            let path = PathBuf::new();
+            MachineRoom { path, total_bytes: 1_000, free_bytes, reserve_bytes: 100, is_frozen }
+                .is_to_be_frozen()
+        };
+        assert!(!freezes(100, false) && freezes(99, false));
+        assert!(freezes(100, true) && freezes(109, true), "not again and again at the edge");
+        assert!(!freezes(110, true), "it ends by itself");
+    }
 
     #[test]
     fn the_reserve_fits_the_disk() {

@@ -7,6 +7,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use crate::Error;
+use crate::places::disk_room;
 use crate::process::run_to;
 
 /// Where the superblock's magic number and state are (kernel documentation, `filesystems/ext4/super.rst`).
@@ -46,8 +47,7 @@ pub(super) fn spare_bytes(folder: &Path) -> Result<u64, Error> {
 }
 
 fn free_bytes(folder: &Path) -> Result<u64, Error> {
-    let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("look at", folder)(cause.into()))?;
-    Ok(room.f_bavail.saturating_mul(room.f_frsize))
+    Ok(disk_room(folder).map_err(Error::file("look at", folder))?.free_bytes)
 }
 
 /// Repairs what can be repaired without a question, where the file system says that it must be. Must not be mounted.

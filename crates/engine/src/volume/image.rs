@@ -68,8 +68,8 @@ pub(super) fn wal_base(folder: &Path) -> PathBuf {
 /// that is the ballast in it, which can shrink and grow while the engine works.
 pub(super) fn allocate(folder: &Path, limit: StorageLimit) -> Result<(), Error> {
     let image = folder.join(IMAGE);
-    let room = rustix::fs::statvfs(folder).map_err(|cause| Error::file("create", &image)(cause.into()))?;
-    let disk_bytes = room.f_blocks.saturating_mul(room.f_frsize).clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX);
+    let room = places::disk_room(folder).map_err(Error::file("create", &image))?;
+    let disk_bytes = room.total_bytes.clamp(IMAGE_BYTES_MIN, IMAGE_BYTES_MAX);
     let bytes = disk_bytes.max(limit.bytes()).min(FILE_BYTES_MAX);
     allocate_file(&image, bytes)
 }

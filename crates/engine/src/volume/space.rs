@@ -117,6 +117,8 @@ struct Part<'a> {
     start_bytes: u64,
     /// What stays free when something is taken back.
     left_bytes: u64,
+    /// What may be used of it in any case while nothing may grow.
+    frozen_bytes: u64,
 }
 
 /// What one looks like.
@@ -214,11 +216,10 @@ impl Part<'_> {
 
     /// Why it cannot be written to. The table of all mounts is long where there are many clusters: it is read only where the
     /// kernel says of this one that something is wrong, or does not say.
-    fn read_only_reason(&self) -> Result<Option<String>, Error> {
-        let root = self.open()?;
+    fn read_only_reason(&self, root: &OwnedFd) -> Result<Option<String>, Error> {
         let failed = |cause: Errno| Error::file("look at", self.mounted)(cause.into());
-        let flags = rustix::fs::fstatvfs(&root).map_err(failed)?.f_flag;
-        let device = rustix::fs::fstat(&root).map_err(failed)?.st_dev;
+        let flags = rustix::fs::fstatvfs(root).map_err(failed)?.f_flag;
+        let device = rustix::fs::fstat(root).map_err(failed)?.st_dev;
         let is_well = !flags.contains(StatVfsMountFlags::RDONLY) && errors_of(device) == Some(0);
         Ok(if is_well { None } else { read_only_reason(self.mounted) })
     }
@@ -246,16 +247,21 @@ impl Part<'_> {
         }
     }
 
-    fn hold(&self, root: &OwnedFd, giving: &mut Giving) -> Result<Room, Error> {
+    /// Holds it to its limit; while nothing may grow, to what is in use. Says what it looked like, and whether more was given
+    /// although there is little left.
+    fn hold(&self, root: &OwnedFd, is_frozen: bool, giving: &mut Giving) -> Result<(Room, bool), Error> {
         let room = self.look(root)?;
-        let (is_ample, wanted) = room.ballast_for(self, || giving.take(Instant::now()));
+        let frozen_bytes = room.used_bytes.max(self.frozen_bytes).min(self.limit_bytes);
+        let held = Self { limit_bytes: if is_frozen { frozen_bytes } else { self.limit_bytes }, ..*self };
+        let (is_ample, wanted) = room.ballast_for(&held, || giving.take(Instant::now()));
         if is_ample {
             *giving = Giving::default();
         }
-        if wanted.abs_diff(room.ballast_bytes) > SLACK_BYTES {
-            self.set_ballast(root, wanted)?;
+        if wanted.abs_diff(room.ballast_bytes) <= SLACK_BYTES {
+            return Ok((room, false));
         }
-        Ok(room)
+        self.set_ballast(root, wanted)?;
+        Ok((room, !is_ample && wanted < room.ballast_bytes))
     }
 
     fn begin(&self, recovery_bytes: u64) -> Result<(), Error> {
@@ -290,6 +296,7 @@ fn parts(
             step_bytes: kept_bytes / STEPS,
             start_bytes: START_BYTES,
             left_bytes: ABOVE_BYTES,
+            frozen_bytes: 0,
         }
     };
     match kind {
@@ -302,6 +309,7 @@ fn parts(
                 step_bytes: kept_bytes,
                 start_bytes: kept_bytes,
                 left_bytes: kept_bytes,
+                frozen_bytes: limit_bytes / WAL_FROZEN_PART,
             };
             vec![part(data, limit.data_bytes()), of_wal]
         }
@@ -350,13 +358,8 @@ pub(crate) fn settle(
     giving: &mut [Giving; 2],
 ) -> Result<(), Error> {
     let places = mounts(folder);
-    for (index, (part, giving)) in parts(kind, limit, started, &places).iter().zip(giving).enumerate() {
-        let root = part.open()?;
-        let used_bytes = part.look(&root)?.used_bytes;
-        let is_data = index == 0;
-        let limit_bytes =
-            if is_frozen && is_data { used_bytes.min(part.limit_bytes) } else { part.limit_bytes };
-        Part { limit_bytes, ..*part }.hold(&root, giving)?;
+    for (part, giving) in parts(kind, limit, started, &places).iter().zip(giving) {
+        part.hold(&part.open()?, is_frozen, giving)?;
     }
     Ok(())
 }
@@ -377,42 +380,33 @@ pub(crate) fn measure(
         let usage = watched::usage(base, folder, processes, limit)?;
         return Ok(Measured { usage, is_read_only: None, is_given_more: false });
     };
+    let roots: Vec<OwnedFd> = parts.iter().map(Part::open).collect::<Result<_, _>>()?;
     let mut is_read_only = None;
-    for part in &parts {
-        is_read_only = is_read_only.or(part.read_only_reason()?);
+    for (part, root) in parts.iter().zip(&roots) {
+        is_read_only = is_read_only.or(part.read_only_reason(root)?);
     }
-    let root = data.open()?;
-    let room = data.look(&root)?;
-    let limit_bytes = if is_frozen { room.used_bytes.min(data.limit_bytes) } else { data.limit_bytes };
-    let held = Part { limit_bytes, ..*data };
-    // A file system that cannot be written to is only looked at.
-    let hold = |part: &Part<'_>, root: &OwnedFd, giving| {
-        if is_read_only.is_some() { part.look(root) } else { part.hold(root, giving) }
-    };
-    let [of_data, of_wal] = giving;
-    let before_bytes = room.ballast_bytes;
-    let room = hold(&held, &root, of_data)?;
-    let is_given_more = !held.is_ample(room) && held.look(&root)?.ballast_bytes < before_bytes;
-    let wal = match others.first() {
-        Some(part) => {
-            let root = part.open()?;
-            let frozen_bytes = part.look(&root)?.used_bytes.max(part.limit_bytes / WAL_FROZEN_PART);
-            let limit_bytes = if is_frozen { frozen_bytes.min(part.limit_bytes) } else { part.limit_bytes };
-            Some(hold(&Part { limit_bytes, ..*part }, &root, of_wal)?)
-        }
-        None => None,
+    let mut held = Vec::new();
+    for ((part, root), giving) in parts.iter().zip(&roots).zip(giving) {
+        // A file system that cannot be written to is only looked at.
+        held.push(match is_read_only {
+            Some(_) => (part.look(root)?, false),
+            None => part.hold(root, is_frozen, giving)?,
+        });
+    }
+    let [(room, is_given_more), of_wal @ ..] = held.as_slice() else {
+        return Err(Error::Unready("a volume without a file system cannot be measured".to_owned()));
     };
     let usage = StorageUse {
         limit_bytes: limit.bytes(),
         used_bytes: room.used_bytes,
         // A limit beyond the image is the image.
         data_limit_bytes: data.limit_bytes.min(room.total_bytes),
-        wal_used_bytes: wal.map(|wal| wal.used_bytes),
+        wal_used_bytes: of_wal.first().map(|(room, _)| room.used_bytes),
         wal_limit_bytes: others.first().map(|part| part.limit_bytes),
         enforcement: Enforcement::Enforced,
         fullness: if is_frozen { room.fullness_of_use(data) } else { room.fullness(data) },
     };
-    Ok(Measured { usage, is_read_only, is_given_more })
+    Ok(Measured { usage, is_read_only, is_given_more: *is_given_more })
 }
 
 #[cfg(test)]
@@ -440,6 +434,7 @@ mod tests {
             step_bytes,
             start_bytes: 2 * MIB,
             left_bytes: 0,
+            frozen_bytes: 0,
         }
     }
 

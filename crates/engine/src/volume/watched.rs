@@ -16,8 +16,6 @@ use crate::inside::{DEPTH_MAX, Inside};
 
 /// Names in one volume. A cluster with half a million tables has fewer.
 const NAMES_MAX: usize = 2_000_000;
-/// Processes of one engine that are looked at: its sessions, its workers, and what serves its volume.
-const PROCESSES_MAX: usize = 4_096;
 
 /// What was counted of a volume.
 #[derive(Debug, Default)]
@@ -104,7 +102,7 @@ impl Count {
     /// Adds files of the volume that have no name any more, and that one of the processes holds open.
     fn removed(&mut self, places: &[&Path], processes: &[u32]) {
         let devices: Vec<u64> = places.iter().filter_map(|place| device_of(place)).collect();
-        for process in processes.iter().take(PROCESSES_MAX) {
+        for process in processes {
             // Its threads may have descriptors of their own.
             let threads = std::fs::read_dir(format!("/proc/{process}/task")).into_iter().flatten().flatten();
             let mapped = Path::new("/proc").join(process.to_string()).join("map_files");
