@@ -10,16 +10,19 @@ use std::time::Duration;
 use engine::Run;
 use model::{ClusterId, SilenceSeen};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// So often each is asked.
 const ASK_EVERY: Duration = Duration::from_secs(5);
 /// For which one may not answer. A machine that is overloaded is no reason to end an engine.
 const SILENT_MAX: Duration = Duration::from_secs(60);
+/// So often is looked for what was said long enough: it looks at all clusters.
+const FORGET_EVERY: Duration = Duration::from_secs(60);
 /// For which it is said afterwards.
 const SAID_FOR: time::Duration = time::Duration::hours(1);
 
@@ -32,15 +35,14 @@ struct Asked {
 }
 
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut all: HashMap<ClusterId, Asked> = HashMap::new();
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
+    let mut next_forgetting = Instant::now();
+    while ticks.next().await {
+        if Instant::now() >= next_forgetting {
+            next_forgetting = Instant::now() + FORGET_EVERY;
+            forget_old(house).await;
         }
-        forget_old(house).await;
         all.retain(|id, asked| house.host.run(*id) == Some(asked.run));
         for id in house.host.running_clusters() {
             let Some(run) = house.host.run(id) else {

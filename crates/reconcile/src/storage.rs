@@ -16,10 +16,11 @@ use engine::{Measured, Run};
 use model::{ClusterId, Enforcement, Fullness, StorageLimit, StorageUse};
 use store::Entry;
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, MissedTickBehavior, interval};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
+use crate::ticks::Ticks;
 
 /// So often the machine and the clusters with a wall of their own are looked at, which is a few system calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -30,8 +31,6 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// What a cluster that nothing but stopping it holds may store more, from when the machine had nothing left to give: what it was just
 /// storing, and beside it what its log grows to while somebody deletes.
 const FROZEN_GROWTH_BYTES_MAX: u64 = 128 << 20;
-/// The machine lets clusters grow again when so much more than its reserve is free: one in so many bytes of the reserve.
-const AGAIN_PART: u64 = 10;
 
 /// What the loop knows of one cluster.
 #[derive(Default)]
@@ -53,48 +52,36 @@ struct Looked {
 }
 
 pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
-    let mut tick = interval(LOOK_EVERY);
-    tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut watches: HashMap<ClusterId, Watch> = HashMap::new();
-    let mut is_frozen = false;
-    loop {
-        tokio::select! {
-            () = stop.cancelled() => return,
-            _ = tick.tick() => {}
-        }
-        is_frozen = look_at_machine(house, is_frozen);
-        house.host.set_frozen(is_frozen);
+    // Of a program before this one some may be stopped.
+    let mut may_be_stopped = true;
+    while ticks.next().await {
+        let is_frozen = look_at_machine(house);
         if is_frozen {
             house.host.give_up_copies();
+            may_be_stopped = true;
+        } else if may_be_stopped {
+            may_be_stopped = !let_run_again(house).await;
         }
         let snapshot = house.store.snapshot();
         watches.retain(|id, _| snapshot.get(id).is_some());
-        for entry in snapshot.iter().filter(|entry| entry.seen.is_initialized) {
-            let id = entry.cluster.id;
-            if entry.seen.storage.is_stopped_for_machine && !is_frozen {
-                let again = house
-                    .write(move |store| store.note(id, |seen| seen.storage.is_stopped_for_machine = false));
-                if let Err(cause) = again.await {
-                    tracing::warn!(cluster = %id, %cause, "could not write that a cluster may run again");
-                }
+        for id in house.host.running_clusters() {
+            if let Some(entry) = snapshot.get(&id).filter(|entry| entry.seen.is_initialized) {
+                watches.entry(id).or_default().turn(house, entry, is_frozen).await;
             }
-            if !watches.contains_key(&id) && !house.host.is_running(id) {
-                continue;
-            }
-            watches.entry(id).or_default().turn(house, entry, is_frozen).await;
         }
     }
 }
 
-/// Whether nobody may grow.
-fn look_at_machine(house: &Reconciler, was_frozen: bool) -> bool {
+/// Freezes the machine, or lets clusters grow again. Says whether nothing may grow.
+fn look_at_machine(house: &Reconciler) -> bool {
     let Ok(room) = house.host.machine_room() else {
-        return was_frozen;
+        return house.host.is_frozen();
     };
-    let enough = room.reserve_bytes + room.reserve_bytes / AGAIN_PART;
-    let is_frozen = room.is_used_up() || (was_frozen && room.free_bytes < enough);
+    let is_frozen = room.is_to_be_frozen();
     let (free_bytes, reserve_bytes) = (room.free_bytes, room.reserve_bytes);
-    match (was_frozen, is_frozen) {
+    match (room.is_frozen, is_frozen) {
         (false, true) => tracing::error!(
             free_bytes,
             reserve_bytes,
@@ -105,7 +92,18 @@ fn look_at_machine(house: &Reconciler, was_frozen: bool) -> bool {
         }
         (true, true) | (false, false) => {}
     }
+    house.host.set_frozen(is_frozen);
     is_frozen
+}
+
+/// Lets clusters run that were stopped while nothing could grow. False where that could not be written of all.
+async fn let_run_again(house: &Reconciler) -> bool {
+    let snapshot = house.store.snapshot();
+    let mut are_all = true;
+    for entry in snapshot.iter().filter(|entry| entry.seen.storage.is_stopped_for_machine) {
+        are_all &= note_stopped(house, entry.cluster.id, false).await;
+    }
+    are_all
 }
 
 impl Watch {
@@ -124,8 +122,7 @@ impl Watch {
                 self.next = Some(Instant::now() + looked.pause);
             }
         }
-        let is_due = self.next.is_none_or(|next| Instant::now() >= next);
-        if is_due && house.host.is_running(entry.cluster.id) {
+        if self.next.is_none_or(|next| Instant::now() >= next) {
             let look = look_at(house.clone(), entry.clone(), (is_frozen, self.frozen_bytes), self.restrained);
             self.looking = Some(tokio::spawn(look));
         }
@@ -229,13 +226,25 @@ fn wider(limit: StorageLimit, usage: &StorageUse) -> Option<StorageLimit> {
 /// Stops a cluster that goes on storing while nothing may grow, as long as that is so.
 async fn stop_for_machine(house: &Reconciler, id: ClusterId, used_bytes: u64) {
     tracing::error!(cluster = %id, used_bytes, "the cluster goes on storing while the machine has nothing left to give: it is stopped");
-    let written = house.write(move |store| store.note(id, |seen| seen.storage.is_stopped_for_machine = true));
-    if let Err(cause) = written.await {
-        tracing::warn!(cluster = %id, %cause, "could not write that a cluster is stopped");
+    let is_noted = note_stopped(house, id, true).await;
+    if is_noted && !house.host.is_frozen() {
+        // There is room again since it was looked at, and who lets clusters run again has been here.
+        note_stopped(house, id, false).await;
+        return;
     }
     if let Err(cause) = house.host.stop(id).await {
         tracing::error!(cluster = %id, %cause, "a cluster that goes on storing could not be stopped");
     }
+}
+
+/// Writes that a cluster is stopped until the machine has room again, or is not. False where that could not be written.
+async fn note_stopped(house: &Reconciler, id: ClusterId, is_stopped: bool) -> bool {
+    let note = move |seen: &mut model::Observation| seen.storage.is_stopped_for_machine = is_stopped;
+    let written = house.write(move |store| store.note(id, note)).await;
+    if let Err(cause) = &written {
+        tracing::warn!(cluster = %id, %cause, is_stopped, "could not write whether a cluster is stopped");
+    }
+    written.is_ok()
 }
 
 /// Cuts the sessions of a cluster that has reached its limit without a wall, and lets it write only where that is asked for.
