@@ -70,6 +70,8 @@ pub(crate) async fn relay(
     engine_run: &dyn Engine,
     interrupt: impl AsyncFnOnce(),
 ) -> Ended {
+    // The kernel ends a client that takes nothing, too, and also where all that is left fits into its buffers.
+    limit_silence(&client, VANISHED_MAX.max(settings.unread_max + AFTER_US));
     let mut relay = Relay::new(settings);
     let mut ended = poll_fn(|cx| relay.poll(cx, &mut client, &mut engine, &mut cut)).await;
     if ended == Ended::EngineLost && engine_run.has_run_out_of_memory() {
@@ -114,8 +116,6 @@ struct Relay<'a> {
     last_moved: Instant,
     /// Since when the client takes nothing of what is there for it.
     unread_since: Option<Instant>,
-    /// The kernel's limit for this connection was lengthened meanwhile.
-    is_lengthened: bool,
     /// Runs only while something can become too late.
     timer: Option<Pin<Box<Sleep>>>,
     has_client_ended: bool,
@@ -164,7 +164,6 @@ impl<'a> Relay<'a> {
             ending: None,
             last_moved: Instant::now(),
             unread_since: None,
-            is_lengthened: false,
             timer: None,
             has_client_ended: false,
         }
@@ -214,7 +213,7 @@ impl<'a> Relay<'a> {
                 Err(Broken::Source(_) | Broken::Protocol) => return Poll::Ready(Ended::EngineLost),
                 Err(Broken::Target(kind)) => return Poll::Ready(lost(kind)),
             };
-            self.note_unread(client);
+            self.note_unread();
             if matches!(down, Step::SourceEnded) {
                 return Poll::Ready(match self.down.last_tag {
                     _ if self.up.last_tag == b'X' || self.has_client_ended => Ended::ByClient,
@@ -264,12 +263,7 @@ impl<'a> Relay<'a> {
         self.dialogue.is_anything_open() || !matches!(self.up.last_tag, 0 | b'Q' | b'F' | b'S')
     }
 
-    fn note_unread(&mut self, client: &ClientStream) {
-        if !self.is_lengthened {
-            // The kernel ends a client that takes nothing, too, and also where all that is left fits into its buffers.
-            self.is_lengthened = true;
-            limit_silence(client, VANISHED_MAX.max(self.settings.unread_max + AFTER_US));
-        }
+    fn note_unread(&mut self) {
         if self.down.is_stuck {
             self.unread_since.get_or_insert_with(Instant::now);
         } else {
