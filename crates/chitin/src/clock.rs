@@ -168,17 +168,8 @@ fn arm(timer: &OwnedFd) -> Result<(), Errno> {
 mod tests {
     use std::sync::atomic::{AtomicI64, Ordering};
 
-    use time::OffsetDateTime;
-
     use super::*;
-
-    struct Turned(AtomicI64);
-
-    impl Clock for Turned {
-        fn now(&self) -> OffsetDateTime {
-            OffsetDateTime::now_utc() + time::Duration::seconds(self.0.load(Ordering::Relaxed))
-        }
-    }
+    use crate::testing::Turned;
 
     #[tokio::test]
     async fn a_clock_that_is_set_is_told_in_both_directions_and_one_that_is_not_is_quiet() {

@@ -206,14 +206,7 @@ mod tests {
     use tempfile::TempDir;
 
     use super::*;
-
-    struct Turned(AtomicI64);
-
-    impl Clock for Turned {
-        fn now(&self) -> OffsetDateTime {
-            OffsetDateTime::now_utc() + time::Duration::seconds(self.0.load(Ordering::Relaxed))
-        }
-    }
+    use crate::testing::Turned;
 
     /// An authority with a real responder: `openssl ocsp` answers each question.
     struct Responder {

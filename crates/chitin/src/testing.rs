@@ -1,9 +1,19 @@
 //! A cluster for this room's tests.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicI64, Ordering};
 
-use model::{Asked, Cluster, ClusterId, Network, Plan, Power, Provider, RoutingId, SignIn, Wish};
+use model::{Asked, Clock, Cluster, ClusterId, Network, Plan, Power, Provider, RoutingId, SignIn, Wish};
 use time::OffsetDateTime;
+
+/// A clock that a test turns, by so many seconds.
+pub struct Turned(pub AtomicI64);
+
+impl Clock for Turned {
+    fn now(&self) -> OffsetDateTime {
+        OffsetDateTime::now_utc() + time::Duration::seconds(self.0.load(Ordering::Relaxed))
+    }
+}
 
 /// A serverless cluster that nobody may reach.
 pub fn cluster() -> Cluster {

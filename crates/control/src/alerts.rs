@@ -1,8 +1,9 @@
 //! What somebody must look at, from what was last seen. Every word of a key service has been bounded where it was read.
 
 use api::{Alert, Severity};
-use model::{Enforcement, Fullness, KeyServiceName, Wish};
+use model::{Cluster, Enforcement, Fullness, KeyServiceName, Wish};
 use store::{Entry, Snapshot, Trouble, TroubleKind};
+use time::OffsetDateTime;
 
 /// Most alerts of one answer.
 const ALERTS_MAX: usize = 1_000;
@@ -57,6 +58,16 @@ fn of_state(trouble: Trouble) -> Alert {
     Alert { severity, cluster: None, what, since: Some(since), next_step: next_step.to_owned() }
 }
 
+fn of_cluster(
+    cluster: &Cluster,
+    severity: Severity,
+    what: String,
+    since: Option<OffsetDateTime>,
+    next_step: String,
+) -> Alert {
+    Alert { severity, cluster: Some(cluster.name.to_string()), what, since, next_step }
+}
+
 /// What is wrong with one cluster.
 fn of(entry: &Entry) -> Vec<Alert> {
     let (cluster, seen) = (&entry.cluster, &entry.seen.keys);
@@ -66,13 +77,7 @@ fn of(entry: &Entry) -> Vec<Alert> {
     let name = &cluster.name;
     let spec = cluster.keys.spec();
     let test = test_command(&spec, name.as_str());
-    let alert = |severity, what, since, next_step| Alert {
-        severity,
-        cluster: Some(name.to_string()),
-        what,
-        since,
-        next_step,
-    };
+    let alert = |severity, what, since, next_step| of_cluster(cluster, severity, what, since, next_step);
     let mut alerts = Vec::new();
     if let Some(reason) = &entry.seen.roles.failure {
         alerts.push(alert(
@@ -190,13 +195,7 @@ fn of(entry: &Entry) -> Vec<Alert> {
 fn of_storage(entry: &Entry) -> Vec<Alert> {
     let (cluster, seen) = (&entry.cluster, &entry.seen.storage);
     let name = &cluster.name;
-    let alert = |severity, what, next_step| Alert {
-        severity,
-        cluster: Some(name.to_string()),
-        what,
-        since: None,
-        next_step,
-    };
+    let alert = |severity, what, next_step| of_cluster(cluster, severity, what, None, next_step);
     let mut alerts = Vec::new();
     if let Some(reason) = &seen.is_read_only {
         let next = "it comes back by itself; see to the disk below, which may be full or broken".to_owned();
