@@ -17,7 +17,8 @@ async function main () {
   const said = { seen: {}, complaints: [], visited: [] }
   try {
     const context = await browser.newContext()
-    context.setDefaultTimeout(20000)
+    // On a loaded machine with two processors a page takes half a minute.
+    context.setDefaultTimeout(90000)
     const page = await context.newPage()
     let last = { status: 0, headers: {} }
     page.on('console', message => { if (message.type() === 'error') said.complaints.push(message.text()) })

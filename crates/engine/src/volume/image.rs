@@ -17,7 +17,7 @@ use super::trouble::{self, Trouble};
 use super::{FILES, FileId, Seen, fscrypt, wal};
 use crate::Error;
 use crate::inside::Inside;
-use crate::places::{self, Owner, make_folder, mount_at};
+use crate::places::{self, Owner, make_folder, mount_at, mounts_below};
 use crate::process::run;
 
 /// The image's largest size. It is sparse: what the cluster does not use costs nothing.
@@ -220,6 +220,8 @@ impl Unlocked {
 
     /// Removes the keys, then the mounts. All are tried, whatever the others say.
     pub(super) fn lock(self) -> Result<(), Error> {
+        uncover(&self.data.mounted);
+        uncover(&self.wal.mounted);
         let (inside, wal) = (wal::unbind(&self.data.mounted), self.wal.lock());
         self.data.lock().and(wal).and(inside)
     }
@@ -233,6 +235,15 @@ impl Part {
             Err(Error::File { source, .. }) if source.kind() == ErrorKind::ReadOnlyFilesystem => down,
             locked => locked.and(down),
         }
+    }
+}
+
+/// Takes away what somebody mounted over an image: below that nothing could be unmounted.
+fn uncover(mounted: &Path) {
+    let covers = mounts_below(mounted).iter().filter(|at| *at == mounted).skip(1).count();
+    for _ in 0..covers {
+        // What stays is told by what is tried next.
+        let _ = unmount(mounted, UnmountFlags::DETACH);
     }
 }
 
@@ -420,5 +431,48 @@ mod tests {
         assert!(!folder.join(WAL).exists(), "an empty one is in its place");
         std::fs::rename(folder.join("away"), folder.join(WAL)).unwrap();
         unlock(folder, &key, owner()).unwrap().lock().unwrap();
+    }
+
+    /// A predecessor's, with all that is mounted inside it, while somebody has a copy of a mount.
+    #[test]
+    fn no_copy_of_a_mount_shows_what_a_predecessor_left_unlocked() {
+        if !is_root() || !Path::new("/dev/loop-control").exists() {
+            return crate::skipped::skipped("only root may mount images");
+        }
+        let (place, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let (folder, key, limit) = (place.path(), DataKey::random(), StorageLimit::MIN);
+        create(folder, &key, (limit, 0)).unwrap();
+        let unlocked = unlock(folder, &key, owner()).unwrap();
+        space::begin(folder, Encryption::FscryptImage, limit, false).unwrap();
+        wal::make_folders(&base(folder)).unwrap();
+        wal::separate(&base(folder), &wal_base(folder), owner()).unwrap();
+        let bound = Command::new("mount").arg("--bind").args([&folder.join(WAL_FILES), copy.path()]).status();
+        assert!(bound.unwrap().success());
+        // As a kill leaves it.
+        drop(unlocked);
+        let left = crate::volume::lock_left(folder, Encryption::FscryptImage, &[]).unwrap_err().to_string();
+        let seen = fscrypt::seen(&copy.path().join(INNER));
+        assert!(unmount(copy.path(), UnmountFlags::empty()).is_ok());
+        assert!(left.contains("still attached"), "{left}");
+        assert!(!seen.is_unlocked, "{}", seen.evidence);
+        assert!(is_detached(folder));
+    }
+
+    #[test]
+    fn what_somebody_mounted_over_an_image_keeps_nothing_unlocked() {
+        if !is_root() || !Path::new("/dev/loop-control").exists() {
+            return crate::skipped::skipped("only root may mount images");
+        }
+        let place = tempfile::tempdir().unwrap();
+        let (folder, key, limit) = (place.path(), DataKey::random(), StorageLimit::MIN);
+        create(folder, &key, (limit, 0)).unwrap();
+        let unlocked = unlock(folder, &key, owner()).unwrap();
+        for name in [FILES, WAL_FILES, FILES] {
+            let mut over = Command::new("mount");
+            over.args(["-t", "tmpfs", "over"]).arg(folder.join(name));
+            assert!(over.status().unwrap().success());
+        }
+        unlocked.lock().unwrap();
+        assert!(mounts_below(folder).is_empty() && loops_below(folder).next().is_none());
     }
 }

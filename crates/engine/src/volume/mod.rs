@@ -136,8 +136,10 @@ pub(crate) fn lock_left(folder: &Path, kind: Encryption, files: &[FileId]) -> Re
     let mounted = folder.join(FILES);
     match kind {
         Encryption::Fscrypt => fscrypt::lock_left(&mounted)?,
-        // Before the mount goes: somebody else's copy of it shows nothing without the key.
+        // Before the mount goes: somebody else's copy of it shows nothing without the key. What is mounted inside first: it
+        // holds files open, whose keys would stay.
         Encryption::FscryptImage => {
+            put_away_below(&mounted);
             let parts =
                 [(mounted, image::base(folder)), (folder.join(image::WAL_FILES), image::wal_base(folder))];
             for (_, base) in parts.iter().filter(|(mounted, _)| places::mount_at(mounted).is_some()) {
@@ -468,6 +470,10 @@ fn try_out(companion: &Companion, places: &Places, id: ClusterId, kind: Encrypti
         if is_same { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
     })();
     let removed = destroy_all(places, id);
+    if removed.is_ok() {
+        // Also of a kind that could not be made, which was told before that was known.
+        companion.forget(&folder);
+    }
     tried.and(removed).map_err(|cause| cause.to_string())
 }
 
