@@ -85,12 +85,10 @@ const OURS: &[&str] = &[
     "gocryptfs",
     "setpriv",
     "fusermount3",
-    "mount",
     "mkfs.ext4",
     "mke2fs",
     "e2fsck",
     "fsck.ext4",
-    "losetup",
     "cryptsetup",
 ];
 

@@ -1,12 +1,14 @@
-//! The system calls that no crate covers: fscrypt's ioctls, a mount namespace of our own, the priority of reads and writes,
+//! The system calls that no crate covers: ioctls of fscrypt and of loop devices, a mount namespace of our own, the priority of reads and writes,
 //! descriptors and signals of a process that begins.
 //!
-//! The only place in the project where `unsafe` is allowed. Layouts: `include/uapi/linux/fscrypt.h`.
+//! The only place in the project where `unsafe` is allowed. Layouts: `include/uapi/linux/fscrypt.h` and `loop.h`.
 #![expect(unsafe_code, reason = "system calls that no crate covers")]
 
 use std::fs::File;
 use std::io;
 use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
 
 use zeroize::Zeroize;
 
@@ -190,6 +192,81 @@ pub(crate) fn policy(folder: &File) -> io::Result<Policy> {
     Ok(Policy { contents_mode, filenames_mode, identifier })
 }
 
+/// What a loop device is to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LoopFlags {
+    /// Free itself with its last user.
+    AutoClear,
+    /// The same, and read and write its file past the page cache.
+    AutoClearDirect,
+}
+
+/// `struct loop_config` with the `struct loop_info64` in it.
+#[repr(C)]
+struct LoopConfig {
+    file: u32,
+    block_size: u32,
+    /// Device, inode, device of the device, offset, size limit.
+    numbers: [u64; 5],
+    /// Number, encryption type, key size.
+    more: [u32; 3],
+    flags: u32,
+    file_name: [u8; 64],
+    crypt_name: [u8; 64],
+    crypt_key: [u8; 32],
+    init: [u64; 2],
+    reserved: [u64; 8],
+}
+
+const LOOP_CLR_FD: u64 = 0x4c01;
+const LOOP_CONFIGURE: u64 = 0x4c0a;
+const LOOP_CTL_GET_FREE: u64 = 0x4c82;
+
+/// The number of a loop device that nobody uses, at this moment. It is made where there was none.
+pub(crate) fn free_loop_device(control: &File) -> io::Result<u32> {
+    // SAFETY: the request takes no argument; the descriptor is open as long as `control` is borrowed.
+    let answer = unsafe { libc::ioctl(control.as_raw_fd(), LOOP_CTL_GET_FREE as _, 0) };
+    u32::try_from(answer).map_err(|_| io::Error::last_os_error())
+}
+
+/// Attaches a file to a loop device (Linux 5.8). The path is for those who list devices.
+pub(crate) fn attach_loop_device(
+    device: &File,
+    file: &File,
+    path: &Path,
+    flags: LoopFlags,
+) -> io::Result<()> {
+    const AUTO_CLEAR: u32 = 4;
+    const DIRECT: u32 = 16;
+    let mut config = LoopConfig {
+        file: file.as_raw_fd().cast_unsigned(),
+        block_size: 0,
+        numbers: [0; 5],
+        more: [0; 3],
+        flags: match flags {
+            LoopFlags::AutoClear => AUTO_CLEAR,
+            LoopFlags::AutoClearDirect => AUTO_CLEAR | DIRECT,
+        },
+        file_name: [0; 64],
+        crypt_name: [0; 64],
+        crypt_key: [0; 32],
+        init: [0; 2],
+        reserved: [0; 8],
+    };
+    // It ends with a zero, also where it is shortened.
+    for (kept, byte) in config.file_name[..63].iter_mut().zip(path.as_os_str().as_bytes()) {
+        *kept = *byte;
+    }
+    ioctl(device, LOOP_CONFIGURE, &mut config)
+}
+
+/// Frees a loop device, or lets it free itself where it is in use.
+pub(crate) fn detach_loop_device(device: &File) -> io::Result<()> {
+    // SAFETY: the request takes no argument; the descriptor is open as long as `device` is borrowed.
+    let answer = unsafe { libc::ioctl(device.as_raw_fd(), LOOP_CLR_FD as _, 0) };
+    if answer == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
+}
+
 /// Gives the process a mount namespace of its own. Only for a process that has one thread.
 pub(crate) fn unshare_mounts() -> io::Result<()> {
     // SAFETY: the call takes no pointer and changes nothing that Rust relies on.
@@ -330,5 +407,8 @@ mod tests {
         assert_eq!(size_of::<PolicyV2>(), 24);
         // The kernel writes no more than `size` says, whatever the number says (`u8[9]`).
         assert_eq!(size_of::<GetPolicy>(), 32);
+        // Their numbers tell no size; `loop_info64` has 232 bytes.
+        assert_eq!(size_of::<LoopConfig>(), 4 + 4 + 232 + 64);
+        assert_eq!(std::mem::offset_of!(LoopConfig, flags), 8 + 52);
     }
 }

@@ -4,7 +4,7 @@ use std::fs::File;
 use std::io::ErrorKind;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::{Duration, Instant};
 
 use keys::DataKey;
@@ -14,10 +14,10 @@ use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 
 use super::trouble::{self, Trouble};
-use super::{FILES, FileId, Seen, fscrypt, wal};
+use super::{FILES, FileId, Seen, fscrypt, mounting, wal};
 use crate::Error;
 use crate::inside::Inside;
-use crate::places::{self, Owner, make_folder, mount_at, mounts_below};
+use crate::places::{self, Owner, mount_at, mounts_below};
 use crate::process::run;
 
 /// The image's largest size. It is sparse: what the cluster does not use costs nothing.
@@ -26,7 +26,7 @@ const IMAGE_BYTES_MAX: u64 = 1 << 40;
 const FILE_BYTES_MAX: u64 = (16 << 40) - 4_096;
 /// The smallest that is worth making.
 const IMAGE_BYTES_MIN: u64 = 1 << 30;
-/// For making or mounting a file system.
+/// For making a file system.
 const TOOL_MAX: Duration = Duration::from_secs(60);
 /// For a mount, and the loop device below it, to be free after its last user is gone.
 const DETACH_MAX: Duration = Duration::from_secs(10);
@@ -132,7 +132,8 @@ fn format(image: &Path, folder: &Path, at: &str, key: &DataKey) -> Result<(), Er
         .args(["-E", "lazy_itable_init=1,lazy_journal_init=1,nodiscard,root_owner=0:0"])
         .arg(image);
     run("mkfs.ext4", make, TOOL_MAX)?;
-    let mounted = mount(image, &folder.join(at))?;
+    let mounted = folder.join(at);
+    mounting::mount_image(image, &mounted)?;
     let made =
         fscrypt::create(&mounted.join(INNER), key).and_then(|()| fscrypt::unlock(&mounted.join(INNER), key));
     let locked = made.and_then(fscrypt::Unlocked::lock);
@@ -171,14 +172,14 @@ fn open(image: &Path, mounted: PathBuf, key: &DataKey) -> Result<Part, Error> {
     }
     let file = file_id(image).map_err(Error::file("look at", image))?;
     super::check::mend(image)?;
-    let mounted = mount(image, &mounted).or_else(|refused| {
-        if !super::check::is_of_file_system(&refused) {
+    mounting::mount_image(image, &mounted).or_else(|refused| {
+        if !mounting::is_of_file_system(&refused) {
             return Err(refused);
         }
         // A disk that failed may have kept it from writing down that it has errors.
         tracing::warn!(image = %image.display(), %refused, "the file system cannot be mounted; it is checked");
         super::check::check(image)?;
-        mount(image, &mounted)
+        mounting::mount_image(image, &mounted)
     })?;
     match fscrypt::unlock(&mounted.join(INNER), key) {
         Ok(inner) => Ok(Part { inner, image: image.to_owned(), file, mounted }),
@@ -320,27 +321,10 @@ pub(super) fn is_mounted(folder: &Path) -> Result<(), Trouble> {
     Err(Trouble::Lost(format!("{source} is mounted there, which is not its image")))
 }
 
-/// Mounts an image. The loop device frees itself with the mount, also when we are killed. What is freed inside is given back
-/// to the disk below.
-fn mount(image: &Path, target: &Path) -> Result<PathBuf, Error> {
-    make_folder(target, 0o711)?;
-    let mut mount = Command::new("mount");
-    mount.args(["-n", "-t", "ext4", "-o", "loop,discard", "-o", super::MOUNT_OPTIONS]).arg(image).arg(target);
-    run("mount", mount, TOOL_MAX)?;
-    // Past the page cache of the disk below: else every block is cached twice, and a commit's flush takes twice as long.
-    // A disk that cannot works as before.
-    for device in loops_below(image) {
-        let _ = Command::new("losetup").arg("--direct-io=on").arg(device).stderr(Stdio::null()).status();
-    }
-    // Searchable, so that the engine's user comes to its own folder inside; listable by nobody.
-    make_folder(target, 0o711)?;
-    Ok(target.to_owned())
-}
-
 /// Frees loop devices whose file lies below the folder, and waits until they are gone.
 pub(super) fn detach_loops_below(folder: &Path) {
     for device in loops_below(folder) {
-        let _ = Command::new("losetup").arg("-d").arg(device).stderr(Stdio::null()).status();
+        let _ = mounting::detach(&device);
     }
     is_detached(folder);
 }

@@ -10,12 +10,12 @@ use keys::DataKey;
 use model::StorageLimit;
 
 use super::image::{self, IMAGE};
-use super::{FILES, Seen};
+use super::{FILES, Seen, mounting};
 use crate::Error;
 use crate::places::{make_folder, mount_at};
 use crate::process::{run, run_with};
 
-/// For formatting, opening, closing, and making or mounting a file system.
+/// For formatting, opening, closing, and making a file system.
 const TOOL_MAX: Duration = Duration::from_secs(60);
 /// The folder inside that the engine gets; the root of the file system has `lost+found`.
 const INNER: &str = "v";
@@ -112,11 +112,7 @@ fn suspend(name: &str) -> Result<(), Error> {
 
 fn mount(folder: &Path, name: &str) -> Result<PathBuf, Error> {
     let target = folder.join(FILES);
-    make_folder(&target, 0o711)?;
-    let mut mount = Command::new("mount");
-    mount.args(["-n", "-t", "ext4", "-o", super::MOUNT_OPTIONS]).arg(device(name)).arg(&target);
-    run("mount", mount, TOOL_MAX)?;
-    make_folder(&target, 0o711)?;
+    mounting::mount_device(&device(name), &target)?;
     Ok(target)
 }
 

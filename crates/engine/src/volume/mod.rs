@@ -6,6 +6,7 @@ mod fscrypt;
 mod gocryptfs;
 mod image;
 mod luks;
+mod mounting;
 mod space;
 mod trouble;
 mod wal;
@@ -30,12 +31,6 @@ use crate::leftovers::{end_processes_of, shred};
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
 use crate::process::run;
 use crate::{Error, control_file};
-
-/// How a file system of a cluster's own is mounted. Its inode tables are marked as unused until they are; the kernel would
-/// write hundreds of megabytes of zeros over them in the background, and with that fill the sparse image.
-///
-/// What cannot be written any more says so at once, instead of going on with what may be wrong.
-const MOUNT_OPTIONS: &str = "nosuid,nodev,noexec,noatime,noinit_itable,errors=remount-ro";
 
 pub(crate) use trouble::{Trouble, look};
 pub(crate) use wal::used_bytes as wal_used_bytes;
