@@ -20,7 +20,7 @@ use std::time::Duration;
 use keys::{DataKey, KeyRing, WrappedKey};
 use model::{Checkpoint, Cluster, ClusterId, Encryption, VolumeId};
 use tokio::sync::{Mutex as AsyncMutex, broadcast};
-use tokio::time::{Instant, sleep};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cgroup::{Group, Groups};
 use crate::claim::Claim;
@@ -34,12 +34,12 @@ use crate::postgres::Postgres;
 use crate::running::Running;
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Posture};
-use crate::{control_file, initialize, leftovers, process, settings};
+use crate::{control_file, initialize, leftovers, postmaster_pid, process, settings};
 use next_volume::NextVolume;
 
 /// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
 const START_MAX: Duration = Duration::from_secs(120);
-const READY_PAUSE: Duration = Duration::from_millis(5);
+const READY_PAUSE: Duration = Duration::from_millis(2);
 /// For the engine to read its identity map again.
 const ADMIT_MAX: Duration = Duration::from_secs(5);
 /// Deaths that a slow listener may lag behind; it looks at everything then.
@@ -378,7 +378,7 @@ impl Host {
         admitted: &[String],
     ) -> Result<(), Error> {
         let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
-        let base = volume.base.clone();
+        let (base, place) = (volume.base.clone(), volume.base.clone());
         let started = blocking(move || host.spawn(&wanted, &base, &names)).await;
         let (child, connector, group) = match started {
             Ok(started) => started,
@@ -397,7 +397,7 @@ impl Host {
             deaths,
         ));
         *lock(&slot.running) = Some(running.clone());
-        if let Err(cause) = self.wait_ready(&running).await {
+        if let Err(cause) = self.wait_ready(&running, &place).await {
             // Of a volume that is lost nothing is read: it may not answer.
             let reason = running.lost().or_else(|| running.last_words()).unwrap_or_else(|| cause.to_string());
             self.stop_in(slot).await?;
@@ -432,7 +432,8 @@ impl Host {
         Ok((child, connector, group))
     }
 
-    async fn wait_ready(&self, running: &Running) -> Result<(), Error> {
+    /// Waits until the engine says that it takes sessions. It is not asked: each try before it is ready costs it a process.
+    async fn wait_ready(&self, running: &Running, base: &Path) -> Result<(), Error> {
         let deadline = Instant::now() + START_MAX;
         loop {
             if running.has_exited() {
@@ -441,13 +442,16 @@ impl Host {
             if running.lost().is_some() {
                 return Err(Error::Unready("its volume was lost while it started".to_owned()));
             }
-            let Err(refused) = Administration::connect(&running.connector).await else {
-                return Ok(());
-            };
-            if Instant::now() > deadline {
-                return Err(refused);
+            let place = base.to_owned();
+            match timeout_at(deadline, blocking(move || Ok(postmaster_pid::is_ready(&place)))).await {
+                Ok(Ok(true)) => return Ok(()),
+                Ok(Ok(false)) if Instant::now() < deadline => sleep(READY_PAUSE).await,
+                Ok(Err(broken)) => return Err(broken),
+                Ok(Ok(false)) | Err(_) => {
+                    let late = format!("it was not ready within {} seconds", START_MAX.as_secs());
+                    return Err(Error::Unready(late));
+                }
             }
-            sleep(READY_PAUSE).await;
         }
     }
 

@@ -25,6 +25,7 @@ mod leftovers;
 mod pinned;
 mod places;
 mod postgres;
+mod postmaster_pid;
 mod posture;
 mod process;
 mod provision;
