@@ -260,7 +260,7 @@ class Client:
 class Cloud:
     """A Chitin of its own with one cluster and one user."""
 
-    def __init__(self, workplace, name="chitin", plan="dedicated", flags=(), program=None):
+    def __init__(self, workplace, name="chitin", plan="dedicated", flags=(), program=None, connections=None):
         self.workplace, self.data = workplace, workplace.path / name
         self.program = program or chitin_program()
         sql, http = free_port(), free_port()
@@ -275,7 +275,8 @@ class Cloud:
             fail(f"chitin did not start:\n{workplace.log(name)}")
         self.cluster = "bench-cluster"
         allow = ["--allow", "127.0.0.0/8"] if plan == "dedicated" else []
-        self.command("cluster", "create", self.cluster, "--plan", plan, *allow)
+        more = ["--connections", str(connections)] if connections else []
+        self.command("cluster", "create", self.cluster, "--plan", plan, *allow, *more)
         made = json.loads(self.command("user", "create", self.cluster, USER, "--output", "json"))
         url = urllib.parse.urlsplit(self.command("cluster", "url", self.cluster, USER).strip())
         options = urllib.parse.parse_qs(url.query)["options"][0]

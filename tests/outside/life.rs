@@ -2,6 +2,7 @@
 
 mod admit;
 mod answers;
+mod connections;
 mod crash;
 mod isolation;
 mod killed;
@@ -41,6 +42,8 @@ pub(crate) fn suite() -> Suite {
             storage::a_cluster_that_no_file_system_holds_back_is_stopped_from_writing_in_time,
             roles::an_engine_that_cannot_be_asked_lets_nobody_in_and_tells_nobody_apart,
             roles::after_a_crash_nobody_signs_in_by_a_password_from_before,
+            connections::a_cluster_has_the_sessions_that_were_asked_for_and_no_more,
+            connections::a_cluster_that_used_up_its_sessions_has_more_after_its_next_start,
             answers::an_engine_that_lives_and_does_not_answer_is_started_again,
             answers::a_session_that_was_stopped_holds_up_neither_sleep_nor_deletion,
             admit::t12_a_stricter_allowlist_ends_old_sessions_within_a_second,

@@ -123,6 +123,8 @@ pub struct ClusterDetail {
     pub engine_version: Option<String>,
     /// What it may use of the machine, where the machine can limit that: see the wall of resource limits in the status.
     pub resources: model::Resources,
+    /// Sessions at a time that it may have, from its engine's next start on.
+    pub connections_max: u32,
     /// Lines of its allowlist.
     pub allowlist_entries: usize,
     /// Whether SQL clients from every IPv4 or IPv6 address are let in.
@@ -164,6 +166,9 @@ pub struct Expiry {
 pub struct Facts {
     /// Client sessions.
     pub sessions: usize,
+    /// How many there may be at a time, while it runs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sessions_max: Option<u32>,
     /// Whether the volume's key is in the kernel, as the kernel says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub is_unlocked: Option<bool>,

@@ -81,6 +81,9 @@ pub struct CreateSpec {
     /// Seconds after which the cluster is deleted by itself, 30 to 2,592,000. Ours, for clusters that are thrown away.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_in_seconds: Option<u32>,
+    /// Sessions at a time, 10 to 2,000; absent for the plan's own, which grows. Ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
 }
 
 /// A serverless cluster to be made.
@@ -193,6 +196,9 @@ pub struct UpdateCluster {
     /// Not built.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upgrade_status: Option<String>,
+    /// Sessions at a time from the engine's next start on, 10 to 2,000; 0 for the plan's own, which grows. Ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub max_connections: Option<u32>,
 }
 
 /// Serverless settings to change.

@@ -321,6 +321,7 @@ impl control::Administration for Administrator {
         let volume = blocking(move || host.volume_state(id)).await;
         Ok(Facts {
             sessions: self.presence.sessions(id),
+            sessions_max: self.host.connections_max(id),
             is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
             volume_evidence: volume.map(|volume| volume.evidence),
             storage: self.host.last_storage(id),

@@ -13,8 +13,8 @@ use identity::hba::Rules;
 use identity::scram::{Forms, Verifier};
 use keys::Fingerprints;
 use model::{
-    CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Clock, ClusterHandle, ClusterId, EndpointId,
-    Origin, RoleName, SqlRoles, Surface, Way, Wish,
+    Clock, ClusterHandle, ClusterId, EndpointId, Origin, RoleName, SqlRoles, Surface, Way, Wish,
+    connections_per_user_max,
 };
 use store::{Entry, Store};
 use time::OffsetDateTime;
@@ -33,6 +33,7 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The directory of clusters and their users.
 pub struct Directory {
     store: Arc<Store>,
+    host: Arc<Host>,
     clock: Arc<dyn Clock>,
     policies: Arc<Policies>,
     stand_ins: Fingerprints,
@@ -55,9 +56,9 @@ impl Directory {
         stand_ins: Fingerprints,
         knocks: Knocks,
     ) -> Arc<Self> {
-        let (admissions, lines) = (Admissions::default(), Lines::new(host));
+        let (admissions, lines) = (Admissions::default(), Lines::new(host.clone()));
         let copied_forms = Mutex::default();
-        Arc::new(Self { store, clock, policies, stand_ins, admissions, knocks, lines, copied_forms })
+        Arc::new(Self { store, host, clock, policies, stand_ins, admissions, knocks, lines, copied_forms })
     }
 
     /// The cluster of this name, if there is one that can be seen on this way.
@@ -159,10 +160,12 @@ impl Directory {
 #[async_trait]
 impl gateway::directory::Directory for Directory {
     fn find(&self, handle: &ClusterHandle, way: &Way) -> Option<Found> {
-        self.visible(handle, way).map(|entry| Found {
-            id: entry.cluster.id,
-            connections_max: CONNECTIONS_PER_CLUSTER_MAX,
-            connections_per_user_max: CONNECTIONS_PER_USER_MAX,
+        self.visible(handle, way).map(|entry| {
+            // A running engine has what it was started for.
+            let running = self.host.connections_max(entry.cluster.id);
+            let connections_max = running.unwrap_or_else(|| entry.cluster.connections_max());
+            let connections_per_user_max = connections_per_user_max(connections_max);
+            Found { id: entry.cluster.id, connections_max, connections_per_user_max }
         })
     }
 

@@ -1,6 +1,6 @@
 //! Who is using a cluster: SQL sessions at the gateway, and errands that the API runs on its engine.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -84,6 +84,10 @@ impl reconcile::Sessions for Presence {
 
     fn cut_for_lost_volume(&self, cluster: ClusterId) {
         self.cut(|facts| (facts.cluster == cluster).then_some(Cut::VolumeLost));
+    }
+
+    fn take_used_up(&self) -> HashSet<ClusterId> {
+        self.gateway.get().map(|sessions| sessions.take_used_up()).unwrap_or_default()
     }
 }
 

@@ -30,6 +30,7 @@ pub fn cluster() -> Cluster {
         allowlist: Vec::new(),
         asked: Asked::default(),
         storage_floor: None,
+        connections_floor: None,
         sign_in: SignIn::default(),
         network: Network::default(),
         egress: model::Egress::default(),

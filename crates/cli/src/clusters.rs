@@ -148,6 +148,7 @@ async fn not_made(cloud: &Cloud, cluster: &Cluster) -> Failure {
 fn request(wanted: &CreateCluster) -> Request {
     let mut spec = CreateSpec {
         delete_protection: wanted.protect.then_some(Protection::Enabled),
+        max_connections: wanted.connections,
         ..CreateSpec::default()
     };
     let restrict_egress_traffic = wanted.restrict_egress.then_some(true);
@@ -255,6 +256,14 @@ fn state(cluster: &Cluster) -> String {
         .unwrap_or_default()
 }
 
+fn sessions(detail: &ClusterDetail) -> String {
+    let (now, next) = (detail.facts.sessions, detail.connections_max);
+    match detail.facts.sessions_max {
+        Some(max) if max != next => format!("{now} of {max} at most, of {next} from its engine's next start on"),
+        _ => format!("{now} of {next} at most"),
+    }
+}
+
 fn resources(resources: &Resources) -> String {
     let cpus = resources.virtual_cpus.map_or("all processors".to_owned(), |cpus| {
         format!("{cpus} {}", if cpus == 1 { "processor" } else { "processors" })
@@ -311,7 +320,7 @@ fn shown(
             detail.engine_version.as_ref().map(|version| format!("PostgreSQL {version}")).unwrap_or_default(),
         ),
         ("may use", resources(&detail.resources)),
-        ("sessions", detail.facts.sessions.to_string()),
+        ("sessions", sessions(detail)),
         ("encryption", encryption),
         ("storage", storage(detail)),
         ("volume key", key.to_owned()),
@@ -349,7 +358,11 @@ async fn update(cloud: &Cloud, wanted: &UpdateLimits, printer: Printer) -> Resul
         ];
         let told =
             named.iter().filter_map(|(may, count, of)| count.map(|count| format!("{may} {count} {of}")));
-        format!("{} {}", cluster.name, told.collect::<Vec<_>>().join(", "))
+        let sessions = wanted.connections.map(|count| match count {
+            0 => "may have its plan's sessions from its engine's next start on".to_owned(),
+            count => format!("may have {count} sessions from its engine's next start on"),
+        });
+        format!("{} {}", cluster.name, told.chain(sessions).collect::<Vec<_>>().join(", "))
     })
 }
 
@@ -368,6 +381,7 @@ fn change(wanted: &UpdateLimits, config: &ClusterConfig) -> Result<UpdateCluster
             limits.provisioned_virtual_cpus =
                 wanted.virtual_cpus.map(i64::from).or(limits.provisioned_virtual_cpus);
             Ok(UpdateCluster {
+                max_connections: wanted.connections,
                 serverless: Some(UpdateServerless {
                     usage_limits: Some(limits),
                     ..UpdateServerless::default()
@@ -378,6 +392,7 @@ fn change(wanted: &UpdateLimits, config: &ClusterConfig) -> Result<UpdateCluster
         ClusterConfig::Dedicated(_) => {
             let hardware = hardware(wanted.virtual_cpus, wanted.storage, wanted.disk_iops);
             Ok(UpdateCluster {
+                max_connections: wanted.connections,
                 dedicated: Some(UpdateDedicated { hardware, ..UpdateDedicated::default() }),
                 ..UpdateCluster::default()
             })
@@ -444,6 +459,7 @@ mod tests {
         CreateCluster {
             virtual_cpus: None,
             disk_iops: None,
+            connections: None,
             name: "my-shop".parse().unwrap(),
             plan,
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
@@ -501,6 +517,7 @@ mod tests {
             storage,
             virtual_cpus,
             disk_iops,
+            connections: Some(300),
         };
         let mut cluster = crate::fixtures::cluster();
         let ClusterConfig::Serverless(config) = &mut cluster.config else {
@@ -512,6 +529,7 @@ mod tests {
             provisioned_virtual_cpus: None,
         });
         let changed = change(&wanted(None, Some(3), None), &cluster.config).unwrap();
+        assert_eq!(changed.max_connections, Some(300));
         let limits = changed.serverless.unwrap().usage_limits.unwrap();
         assert_eq!(limits.request_unit_limit, Some(5));
         assert_eq!(limits.storage_mib_limit, Some(2_048));

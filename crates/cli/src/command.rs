@@ -233,7 +233,7 @@ pub enum ClusterCommand {
 
 /// `chitin cluster update`; what is not given stays.
 #[derive(Args, Clone, Debug)]
-#[group(required = true, multiple = true, args = ["storage", "virtual_cpus", "disk_iops"])]
+#[group(required = true, multiple = true, args = ["storage", "virtual_cpus", "disk_iops", "connections"])]
 pub struct UpdateLimits {
     /// Name, NAME-ID or id of the cluster
     pub cluster: String,
@@ -247,6 +247,10 @@ pub struct UpdateLimits {
     /// Reads a second that a dedicated cluster may ask of the disk, and as many writes
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..))]
     pub disk_iops: Option<u32>,
+    /// Sessions that it may have at a time, 10 to 2000, from its engine's next start on; 0 for 200 on serverless and 500 on
+    /// dedicated, which double when they are used up
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=2_000))]
+    pub connections: Option<u32>,
 }
 
 /// `chitin cluster create`
@@ -267,6 +271,10 @@ pub struct CreateCluster {
     /// Reads a second that a dedicated cluster may ask of the disk, and as many writes; a serverless one has 3000
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..))]
     pub disk_iops: Option<u32>,
+    /// Sessions that it may have at a time, 10 to 2000; without it 200 on serverless and 500 on dedicated, which double when
+    /// they are used up
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(10..=2_000))]
+    pub connections: Option<u32>,
     /// What it may store in GiB, its write-ahead log included; without it 10 on serverless and 100 on dedicated
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub storage: Option<u32>,

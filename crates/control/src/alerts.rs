@@ -119,6 +119,20 @@ fn of(entry: &Entry) -> Vec<Alert> {
             "see the log, and the engine's own, for what may have been the reason".to_owned(),
         ));
     }
+    if let Some(since) = entry.seen.connections_used_up_at {
+        let next = cluster.connections_max();
+        alerts.push(alert(
+            Severity::Warning,
+            format!(
+                "all its sessions were in use, and somebody was refused; from its engine's next start on it may have {next}"
+            ),
+            Some(since),
+            format!(
+                "start it again: chitin cluster sleep {name}, chitin cluster wake {name}; or choose a number: chitin cluster \
+                 update {name} --connections COUNT"
+            ),
+        ));
+    }
     alerts.extend(of_storage(entry));
     // Of a key that cannot be had, what follows says more.
     if let model::Phase::Broken { reason } = &entry.seen.phase

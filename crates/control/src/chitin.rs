@@ -117,6 +117,7 @@ async fn describe(state: &State, id: ClusterId) -> Result<Json<ClusterDetail>, R
     let everybody = [AddressRange::EVERY_IPV4, AddressRange::EVERY_IPV6];
     Ok(Json(ClusterDetail {
         resources: cluster.resources(),
+        connections_max: cluster.connections_max(),
         id,
         name: cluster.name.to_string(),
         handle: cluster.handle().to_string(),

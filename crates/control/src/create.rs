@@ -14,7 +14,7 @@ use store::{Draft, Store};
 use time::{Duration, OffsetDateTime};
 
 use crate::network::ranges::Others;
-use crate::update::{keep_hardware, keep_limits};
+use crate::update::{connections, keep_hardware, keep_limits};
 use crate::{Refusal, State, clusters, expiry, input, network};
 
 /// A client whose connection broke sends its request again; within this time it gets the first result.
@@ -118,7 +118,8 @@ fn draft(request: CreateCluster) -> Result<Draft, Refusal> {
         return Err(Refusal::unbuilt("clusters in a customer's own cloud account are"));
     }
     parent(spec.parent_id.as_deref())?;
-    let mut asked = Asked { tier: spec.plan, ..Asked::default() };
+    let connections_max = connections(spec.max_connections)?;
+    let mut asked = Asked { tier: spec.plan, connections_max, ..Asked::default() };
     let is_restricted = [
         spec.serverless.as_ref().and_then(|spec| spec.restrict_egress_traffic),
         spec.dedicated.as_ref().and_then(|spec| spec.restrict_egress_traffic),

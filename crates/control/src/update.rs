@@ -4,7 +4,9 @@ use api::{Hardware, Protection, UpdateCluster, UpdateDedicated, UpdateServerless
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::{Path, State as Shared};
-use model::{Asked, Cluster, Plan, StorageLimit, Tier};
+use model::{
+    Asked, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_CLUSTER_MIN, Cluster, Plan, StorageLimit, Tier,
+};
 
 use crate::create::{labels, parent, regions, upgrade};
 use crate::{Refusal, State, clusters, cmek, input, shape};
@@ -22,6 +24,7 @@ pub(crate) async fn update(
     }
     parent(request.parent_id.as_deref())?;
     let labels = request.labels.map(labels).transpose()?;
+    let connections_max = connections(request.max_connections)?;
     input::edit(&state, id, move |cluster| {
         if let Some(tier) = request.plan {
             move_plan(cluster, tier)?;
@@ -35,6 +38,9 @@ pub(crate) async fn update(
         if let Some(labels) = labels {
             cluster.labels = labels;
         }
+        if request.max_connections.is_some() {
+            cluster.asked.connections_max = connections_max;
+        }
         if let Some(protection) = request.delete_protection {
             cluster.is_delete_protected = protection == Protection::Enabled;
         }
@@ -42,6 +48,17 @@ pub(crate) async fn update(
     })
     .await?;
     clusters::find(&state, id).map(Json)
+}
+
+/// The number of sessions that was asked for; none for the plan's own.
+pub(crate) fn connections(wanted: Option<u32>) -> Result<Option<u32>, Refusal> {
+    let wanted = wanted.filter(|count| *count > 0);
+    if wanted.is_some_and(|count| !(CONNECTIONS_PER_CLUSTER_MIN..=CONNECTIONS_PER_CLUSTER_MAX).contains(&count)) {
+        return Err(Refusal::invalid(format!(
+            "max_connections is {CONNECTIONS_PER_CLUSTER_MIN} to {CONNECTIONS_PER_CLUSTER_MAX}, or 0 for the plan's own"
+        )));
+    }
+    Ok(wanted)
 }
 
 fn move_plan(cluster: &mut Cluster, tier: Tier) -> Result<(), Refusal> {

@@ -485,6 +485,11 @@ impl Host {
         self.groups.as_ref().map(|groups| groups.limit(cluster)).transpose()
     }
 
+    /// Sessions at a time that the cluster's running engine was started for.
+    pub fn connections_max(&self, id: ClusterId) -> Option<u32> {
+        Some(self.running(id).ok()?.connections_max)
+    }
+
     /// Whether what the cluster's running engine may use of the machine is what the document says, or is being made so.
     pub fn is_sized(&self, cluster: &Cluster) -> bool {
         let (Ok(running), Some(_)) = (self.running(cluster.id), &self.groups) else {

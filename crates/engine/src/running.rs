@@ -64,6 +64,8 @@ pub(crate) struct Running {
     pub(crate) giving: Arc<Mutex<[Giving; 2]>>,
     /// Its storage limit when it started.
     pub(crate) started: StorageLimit,
+    /// Sessions that it was started for.
+    pub(crate) connections_max: u32,
     /// What its write-ahead log may grow to, in bytes.
     pub(crate) log_bytes_max: u64,
     /// It has started, and what it found free for that was taken back.
@@ -108,6 +110,7 @@ impl Running {
             measured: Mutex::default(),
             giving,
             started: cluster.storage(),
+            connections_max: cluster.connections_max(),
             log_bytes_max: settings::log_bytes_max(cluster),
             is_settled: AtomicBool::new(false),
             unmeasured: AtomicU32::new(0),

@@ -10,8 +10,8 @@ use crate::jail::{NODE, RUN, VOLUME};
 use crate::places::{Owner, is_root};
 use crate::postgres::Postgres;
 
-/// The gateway's own bound plus what administration and reserve need.
-const CONNECTIONS_MAX: u32 = model::CONNECTIONS_PER_CLUSTER_MAX + 20;
+/// What administration and reserve need beside the cluster's sessions.
+const CONNECTIONS_MORE: u32 = 20;
 /// Left for the internal superuser when tenants have taken all others.
 const CONNECTIONS_RESERVED: u32 = 10;
 /// Subscriptions of one engine. Until PostgreSQL 17 they are counted as replication slots are, which nobody can make here.
@@ -52,7 +52,8 @@ pub(crate) fn write(
     let memory = cluster.resources().memory_bytes.unwrap_or(u64::MAX).min(memory_bytes());
     let checks_passwords = postgres.has_library("passwordcheck");
     let text = postgresql_conf(cluster.plan, cluster.storage(), memory, checks_passwords, origins)
-        + &process_titles(cluster.id);
+        + &process_titles(cluster.id)
+        + &format!("max_connections = {}\n", cluster.connections_max() + CONNECTIONS_MORE);
     data.write("postgresql.conf", &text, owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
     data.write("postgresql.auto.conf", "", owner)?;
@@ -108,7 +109,6 @@ fn postgresql_conf(
 listen_addresses = ''
 unix_socket_directories = '{RUN}'
 unix_socket_permissions = {socket_mode}
-max_connections = {CONNECTIONS_MAX}
 superuser_reserved_connections = {CONNECTIONS_RESERVED}
 password_encryption = 'scram-sha-256'
 shared_preload_libraries = '{libraries}'

@@ -45,6 +45,7 @@ async fn place(routing_id: u32, plan: Plan) -> Place {
         labels: std::collections::BTreeMap::new(),
         asked: model::Asked::default(),
         storage_floor: None,
+        connections_floor: None,
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),

@@ -1,6 +1,6 @@
 //! Everybody who has signed in: counted, found by cancel key, and ended when they may not stay.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -120,6 +120,8 @@ struct Inner {
     /// By the process id that the client was told.
     seats: HashMap<u32, Entry>,
     clusters: HashMap<ClusterId, Use>,
+    /// Those that refused somebody because they had all sessions that they may have.
+    used_up: HashSet<ClusterId>,
 }
 
 struct Entry {
@@ -207,6 +209,11 @@ impl Sessions {
         facts.filter_map(|facts| Some((facts.cluster, facts.certificate.clone()?))).collect()
     }
 
+    /// The clusters that refused somebody since the last call because they had all sessions that they may have.
+    pub fn take_used_up(&self) -> HashSet<ClusterId> {
+        std::mem::take(&mut self.lock().used_up)
+    }
+
     /// Waits until nobody is left.
     pub(crate) async fn empty(&self) {
         let mut total = self.total.subscribe();
@@ -226,12 +233,14 @@ impl Sessions {
         let (cut, cut_receiver) = oneshot::channel();
         let mut inner = self.lock();
         let used = inner.clusters.entry(facts.cluster).or_default();
-        if used.sessions >= limits.per_cluster {
-            return Err(Refusal::TooMany("this cluster"));
-        }
         let by_user = used.by_user.get(&facts.user).copied().unwrap_or(0);
-        if by_user >= limits.per_user {
-            return Err(Refusal::TooMany("this user"));
+        let is_used_up = used.sessions >= limits.per_cluster;
+        if is_used_up || by_user >= limits.per_user {
+            // One user who has all that one may have stands for all; a role's own limit is its owner's wish.
+            if is_used_up || by_user >= model::connections_per_user_max(limits.per_cluster) {
+                inner.used_up.insert(facts.cluster);
+            }
+            return Err(Refusal::TooMany(if is_used_up { "this cluster" } else { "this user" }));
         }
         used.sessions += 1;
         used.last_end = None;
@@ -337,7 +346,10 @@ mod tests {
         let b = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
         assert_eq!(sessions.seat(facts(one, "a"), LIMITS, 4).err(), Some(Refusal::TooMany("this user")));
         let c = sessions.seat(facts(one, "b"), LIMITS, 4).unwrap();
+        assert!(sessions.take_used_up().is_empty(), "a role's own limit uses nothing up");
         assert_eq!(sessions.seat(facts(one, "c"), LIMITS, 4).err(), Some(Refusal::TooMany("this cluster")));
+        assert_eq!(sessions.take_used_up(), HashSet::from([one]));
+        assert!(sessions.take_used_up().is_empty());
         let d = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
         assert_eq!((sessions.count(one), sessions.total(), sessions.idle_since(one)), (3, 4, None));
         drop((a, b, c, d));
@@ -351,7 +363,7 @@ mod tests {
         let cluster = ClusterId::random();
         let limits = Limits {
             per_cluster: model::CONNECTIONS_PER_CLUSTER_MAX,
-            per_user: model::CONNECTIONS_PER_USER_MAX,
+            per_user: model::connections_per_user_max(model::CONNECTIONS_PER_CLUSTER_MAX),
         };
         let seat = |user| sessions.seat(facts(cluster, user), limits, 4);
         let greedy: Vec<_> =

@@ -7,11 +7,6 @@ use time::OffsetDateTime;
 
 use crate::{AllowlistEntry, ClusterHandle, ClusterId, ClusterName, RoutingId};
 
-/// Most sessions of one cluster at a time, unless the operator says otherwise.
-pub const CONNECTIONS_PER_CLUSTER_MAX: u32 = 2_000;
-/// Most sessions of one SQL user at a time, unless the operator says otherwise: fewer than all, so that the others of the
-/// cluster come in beside a program that opens without end.
-pub const CONNECTIONS_PER_USER_MAX: u32 = 1_900;
 /// Most lines of one cluster's allowlist, unless the operator says otherwise.
 pub const ALLOWLIST_ENTRIES_MAX: usize = 1_000;
 
@@ -183,6 +178,10 @@ pub struct Observation {
     /// When its engine last did not answer.
     #[serde(default)]
     pub silence: Option<SilenceSeen>,
+    /// When its running engine's sessions were used up and somebody was refused. None where that has not been since it was
+    /// started.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub connections_used_up_at: Option<OffsetDateTime>,
 }
 
 /// An engine that lived and did not answer.
@@ -216,6 +215,7 @@ impl Observation {
             memory: crate::MemorySeen::default(),
             storage: crate::StorageSeen::default(),
             silence: None,
+            connections_used_up_at: None,
         }
     }
 }
@@ -264,6 +264,9 @@ pub struct Cluster {
     /// limit that somebody asks for.
     #[serde(default)]
     pub storage_floor: Option<crate::StorageLimit>,
+    /// The sessions that it may have at least, where nobody asked for a number: it once used up fewer.
+    #[serde(default)]
+    pub connections_floor: Option<u32>,
     /// How people sign in.
     #[serde(default)]
     pub sign_in: crate::SignIn,

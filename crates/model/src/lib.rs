@@ -4,6 +4,7 @@ mod address;
 mod asked;
 mod clock;
 mod cluster;
+mod connections;
 mod egress;
 mod fetch;
 mod forbidden;
@@ -23,9 +24,10 @@ pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical, neighbo
 pub use asked::{Asked, Tier};
 pub use clock::{Clock, FixedClock, SystemClock};
 pub use cluster::{
-    ALLOWLIST_ENTRIES_MAX, CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_USER_MAX, Cluster, ClusterState,
+    ALLOWLIST_ENTRIES_MAX, Cluster, ClusterState,
     Encryption, Observation, Organization, Phase, Plan, Power, Provider, SilenceSeen, Wish,
 };
+pub use connections::{CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_CLUSTER_MIN, connections_per_user_max};
 pub use egress::{
     EGRESS_DESCRIPTION_CHARACTERS_MAX, EGRESS_KEY_BYTES_MAX, EGRESS_PORTS_MAX, EGRESS_RULES_MAX, Egress,
     EgressDestination, EgressHost, EgressPolicy, EgressRule, EgressRuleName, FqdnName, InvalidFqdn,

@@ -286,6 +286,7 @@ async fn settle(
     house.awake_since().insert(cluster.id, Instant::now());
     note(house, cluster.id, move |seen| {
         seen.phase = Phase::Running;
+        seen.connections_used_up_at = None;
         seen.roles.is_whole = Some(false);
         seen.roles.is_given_up = false;
         seen.engine_version = version.or(seen.engine_version.take());

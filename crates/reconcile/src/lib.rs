@@ -5,6 +5,7 @@
 mod answers;
 mod back_off;
 mod checkpoints;
+mod connections;
 mod decide;
 mod engines;
 mod expiry;
@@ -47,6 +48,9 @@ pub trait Sessions: Send + Sync + 'static {
 
     /// Ends the sessions of a cluster whose volume was lost under its engine, and says so to them.
     fn cut_for_lost_volume(&self, cluster: ClusterId);
+
+    /// The clusters that refused somebody since the last call because all sessions that they may have were in use.
+    fn take_used_up(&self) -> HashSet<ClusterId>;
 }
 
 /// The cloud's root key while it is exchanged. Answered by the program.
@@ -154,6 +158,7 @@ impl Reconciler {
             roles::run(&self, &stop),
             checkpoints::run(&self, &stop),
             memory::run(&self, &stop),
+            connections::run(&self, &stop),
             volumes::run(&self, &stop),
             expiry::run(&self, &stop),
             storage::run(&self, &stop),

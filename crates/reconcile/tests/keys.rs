@@ -117,6 +117,10 @@ impl Sessions for Nobody {
     }
 
     fn cut_for_lost_volume(&self, _: ClusterId) {}
+
+    fn take_used_up(&self) -> std::collections::HashSet<ClusterId> {
+        std::collections::HashSet::new()
+    }
 }
 
 /// A cloud's loops over one cluster.

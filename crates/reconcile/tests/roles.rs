@@ -48,6 +48,10 @@ impl Sessions for Nobody {
     }
 
     fn cut_for_lost_volume(&self, _: ClusterId) {}
+
+    fn take_used_up(&self) -> std::collections::HashSet<ClusterId> {
+        std::collections::HashSet::new()
+    }
 }
 
 /// A cloud over one cluster; its loops run or not.

@@ -85,6 +85,7 @@ impl Store {
             allowlist: draft.allowlist,
             asked: draft.asked,
             storage_floor: None,
+            connections_floor: None,
             sign_in: model::SignIn::default(),
             network: draft.network,
             egress: draft.egress,

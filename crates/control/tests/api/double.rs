@@ -123,7 +123,7 @@ impl Administration for Engines {
 
     async fn facts(&self, id: ClusterId) -> Result<Facts, Refusal> {
         let is_asleep = self.asleep.lock().unwrap().contains(&id);
-        Ok(Facts { sessions: 3, is_unlocked: Some(!is_asleep), volume_evidence: None, storage: None })
+        Ok(Facts { sessions: 3, is_unlocked: Some(!is_asleep), ..Facts::default() })
     }
 
     async fn prove(&self, _: ClusterId) -> Result<Vec<ProofRow>, Refusal> {

@@ -41,6 +41,7 @@ pub(crate) fn cluster() -> Result<Cluster, Box<dyn Error>> {
         allowlist: Vec::new(),
         asked: model::Asked::default(),
         storage_floor: None,
+        connections_floor: None,
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),

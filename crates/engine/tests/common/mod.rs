@@ -214,6 +214,7 @@ pub fn cluster_of(id: ClusterId, routing_id: u32) -> Cluster {
         allowlist: Vec::new(),
         asked: model::Asked::default(),
         storage_floor: None,
+        connections_floor: None,
         sign_in: model::SignIn::default(),
         network: model::Network::default(),
         egress: model::Egress::default(),

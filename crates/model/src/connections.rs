@@ -1,0 +1,49 @@
+//! How many sessions one cluster may have.
+
+use crate::{Cluster, Plan};
+
+/// Most sessions of one cluster at a time, whatever is asked for.
+pub const CONNECTIONS_PER_CLUSTER_MAX: u32 = 2_000;
+/// Fewest that can be asked for.
+pub const CONNECTIONS_PER_CLUSTER_MIN: u32 = 10;
+/// What a cluster has where nothing was asked for. An engine reserves memory for each at its start, some 30 KiB and the time to
+/// write them: 2,000 take ten times as long to start as 200.
+const SERVERLESS_CONNECTIONS: u32 = 200;
+const DEDICATED_CONNECTIONS: u32 = 500;
+
+/// Most sessions of one SQL user at a time, in a cluster that may have so many: fewer than all, so that the others of the cluster
+/// come in beside a program that opens without end.
+pub fn connections_per_user_max(of_cluster: u32) -> u32 {
+    of_cluster - (of_cluster / 20).max(1).min(of_cluster)
+}
+
+impl Cluster {
+    /// Most sessions at a time, from the engine's next start on: what was asked for, else its plan's number or what it grew to.
+    /// What was written down without a bound is brought within bounds.
+    pub fn connections_max(&self) -> u32 {
+        let of_plan = match self.plan {
+            Plan::Serverless => SERVERLESS_CONNECTIONS,
+            Plan::Dedicated => DEDICATED_CONNECTIONS,
+        };
+        let wanted = self.asked.connections_max.unwrap_or(of_plan.max(self.connections_floor.unwrap_or(0)));
+        wanted.clamp(CONNECTIONS_PER_CLUSTER_MIN, CONNECTIONS_PER_CLUSTER_MAX)
+    }
+
+    /// What it grows to when so many were used up; none where somebody asked for a number, or where there are no more.
+    pub fn connections_grown(&self, used_up: u32) -> Option<u32> {
+        let grown = used_up.saturating_mul(2).min(CONNECTIONS_PER_CLUSTER_MAX);
+        (self.asked.connections_max.is_none() && grown > self.connections_max()).then_some(grown)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_user_never_takes_all() {
+        for (of_cluster, of_user) in [(2_000, 1_900), (200, 190), (10, 9), (1, 0), (0, 0)] {
+            assert_eq!(connections_per_user_max(of_cluster), of_user, "{of_cluster}");
+        }
+    }
+}
