@@ -360,10 +360,10 @@ class Direct:
             os.chown(self.folder, self.owner.pw_uid, self.owner.pw_gid)
         self.data = self.folder / "data"
         self.port = free_port()
-        shown = [line.split("|", 1) for line in cloud.bare_place().run(
+        shown = [line.split("|", 1) for line in cloud.place.run(
             find("psql", "postgresql-client"), "-XAtc",
             f"select name, current_setting(name) from pg_settings where name in {self.SETTINGS}").splitlines()]
-        version = cloud.bare_place().run(find("psql", "postgresql-client"), "-XAtc", "show server_version_num")
+        version = cloud.place.run(find("psql", "postgresql-client"), "-XAtc", "show server_version_num")
         self.bin = Path(f"/usr/lib/postgresql/{int(version) // 10000}/bin")
         if not self.bin.exists():
             self.bin = Path(find("initdb", "postgresql")).parent
