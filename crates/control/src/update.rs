@@ -40,6 +40,7 @@ pub(crate) async fn update(
         }
         if request.max_connections.is_some() {
             cluster.asked.connections_max = connections_max;
+            cluster.connections_floor = None;
         }
         if let Some(protection) = request.delete_protection {
             cluster.is_delete_protected = protection == Protection::Enabled;

@@ -264,8 +264,9 @@ pub struct Cluster {
     /// limit that somebody asks for.
     #[serde(default)]
     pub storage_floor: Option<crate::StorageLimit>,
-    /// The sessions that it may have at least, where nobody asked for a number: it once used up fewer.
-    #[serde(default)]
+    /// The sessions that it may have at least, where nobody asked for a number: it once used up fewer, or it is of an earlier version
+    /// that gave all clusters as many.
+    #[serde(default = "crate::connections::of_earlier_versions")]
     pub connections_floor: Option<u32>,
     /// How people sign in.
     #[serde(default)]

@@ -11,6 +11,12 @@ pub const CONNECTIONS_PER_CLUSTER_MIN: u32 = 10;
 const SERVERLESS_CONNECTIONS: u32 = 200;
 const DEDICATED_CONNECTIONS: u32 = 500;
 
+/// What every cluster had before numbers could be chosen. Nobody is refused after an upgrade who was let in before it.
+#[expect(clippy::unnecessary_wraps, reason = "the type of the field that it stands for")]
+pub(crate) fn of_earlier_versions() -> Option<u32> {
+    Some(CONNECTIONS_PER_CLUSTER_MAX)
+}
+
 /// Most sessions of one SQL user at a time, in a cluster that may have so many: fewer than all, so that the others of the cluster
 /// come in beside a program that opens without end.
 pub fn connections_per_user_max(of_cluster: u32) -> u32 {

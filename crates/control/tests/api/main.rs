@@ -8,6 +8,7 @@ mod certificates;
 mod client;
 mod clusters;
 mod cmek;
+mod connections;
 mod double;
 mod egress;
 mod endpoints;
