@@ -259,7 +259,9 @@ fn state(cluster: &Cluster) -> String {
 fn sessions(detail: &ClusterDetail) -> String {
     let (now, next) = (detail.facts.sessions, detail.connections_max);
     match detail.facts.sessions_max {
-        Some(max) if max != next => format!("{now} of {max} at most, of {next} from its engine's next start on"),
+        Some(max) if max != next => {
+            format!("{now} of {max} at most, of {next} from its engine's next start on")
+        }
         _ => format!("{now} of {next} at most"),
     }
 }

@@ -54,7 +54,9 @@ pub(crate) async fn update(
 /// The number of sessions that was asked for; none for the plan's own.
 pub(crate) fn connections(wanted: Option<u32>) -> Result<Option<u32>, Refusal> {
     let wanted = wanted.filter(|count| *count > 0);
-    if wanted.is_some_and(|count| !(CONNECTIONS_PER_CLUSTER_MIN..=CONNECTIONS_PER_CLUSTER_MAX).contains(&count)) {
+    if wanted
+        .is_some_and(|count| !(CONNECTIONS_PER_CLUSTER_MIN..=CONNECTIONS_PER_CLUSTER_MAX).contains(&count))
+    {
         return Err(Refusal::invalid(format!(
             "max_connections is {CONNECTIONS_PER_CLUSTER_MIN} to {CONNECTIONS_PER_CLUSTER_MAX}, or 0 for the plan's own"
         )));

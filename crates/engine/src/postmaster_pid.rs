@@ -23,7 +23,8 @@ mod tests {
 
     #[test]
     fn only_the_whole_word_in_its_line_counts() {
-        let text = |status: &str| format!("2\n/volume/pg\n1764500000\n5432\n/run/chitin\n\n  408976  0\n{status}");
+        let text =
+            |status: &str| format!("2\n/volume/pg\n1764500000\n5432\n/run/chitin\n\n  408976  0\n{status}");
         assert!(says_ready(&text("ready   \n")) && says_ready(&text("ready")));
         for status in ["", "starting\n", "stopping\n", "standby \n", "read", "\nready"] {
             assert!(!says_ready(&text(status)), "{status:?}");

@@ -24,8 +24,8 @@ pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical, neighbo
 pub use asked::{Asked, Tier};
 pub use clock::{Clock, FixedClock, SystemClock};
 pub use cluster::{
-    ALLOWLIST_ENTRIES_MAX, Cluster, ClusterState,
-    Encryption, Observation, Organization, Phase, Plan, Power, Provider, SilenceSeen, Wish,
+    ALLOWLIST_ENTRIES_MAX, Cluster, ClusterState, Encryption, Observation, Organization, Phase, Plan, Power,
+    Provider, SilenceSeen, Wish,
 };
 pub use connections::{CONNECTIONS_PER_CLUSTER_MAX, CONNECTIONS_PER_CLUSTER_MIN, connections_per_user_max};
 pub use egress::{

@@ -24,7 +24,8 @@ pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
 
 async fn used_up(house: &Reconciler, id: ClusterId) -> Result<(), store::Error> {
     // Of a run that has ended meanwhile, its next start gets what it would have got.
-    let (Some(count), Some(entry)) = (house.host.connections_max(id), house.store.snapshot().get(&id).cloned())
+    let (Some(count), Some(entry)) =
+        (house.host.connections_max(id), house.store.snapshot().get(&id).cloned())
     else {
         return Ok(());
     };
@@ -34,7 +35,8 @@ async fn used_up(house: &Reconciler, id: ClusterId) -> Result<(), store::Error> 
         house
             .write(move |store| {
                 store.edit::<(), store::Error>(id, now, |cluster| {
-                    cluster.connections_floor = cluster.connections_grown(count).or(cluster.connections_floor);
+                    cluster.connections_floor =
+                        cluster.connections_grown(count).or(cluster.connections_floor);
                     Ok(())
                 })
             })

@@ -81,8 +81,9 @@ pub fn t71_clients_that_die_at_any_step_free_everything() {
 pub fn two_thousand_idle_connections_are_held_and_all_answer() {
     machine::raise_descriptor_limit();
     // Over four clusters, because an engine takes a few megabytes for each session.
-    let clusters: Vec<_> =
-        (0..4).map(|number| cloud().cluster(&format!("crowd-{number}-idle"), &["--connections", "600"])).collect();
+    let clusters: Vec<_> = (0..4)
+        .map(|number| cloud().cluster(&format!("crowd-{number}-idle"), &["--connections", "600"]))
+        .collect();
     let before = machine::resident_bytes(cloud().pid());
     let mut wires: Vec<Wire> = Vec::with_capacity(2_000);
     for _ in 0..500 {

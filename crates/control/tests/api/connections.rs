@@ -17,10 +17,12 @@ async fn the_number_of_sessions_can_be_chosen_within_bounds_and_given_back() {
     wanted["spec"]["max_connections"] = json!(50);
     let made = world.call("POST", "/clusters", wanted).await.json();
     let id = made["id"].as_str().unwrap().to_owned();
-    let number = async || world.get(&format!("/chitin/clusters/{id}")).await.json()["connections_max"].clone();
+    let number =
+        async || world.get(&format!("/chitin/clusters/{id}")).await.json()["connections_max"].clone();
     assert_eq!(number().await, json!(50));
     let path = format!("/clusters/{id}");
-    let change = async |count: u32| world.call("PATCH", &path, json!({"max_connections": count})).await.status;
+    let change =
+        async |count: u32| world.call("PATCH", &path, json!({"max_connections": count})).await.status;
     assert_eq!((change(9).await, number().await), (400, json!(50)));
     assert_eq!((change(2_000).await, number().await), (200, json!(2_000)));
     // What is not named stays.
@@ -55,7 +57,8 @@ async fn what_grew_and_what_an_earlier_version_gave_stays_until_somebody_chooses
         Ok::<(), store::Error>(())
     };
     world.store.edit(id, time::OffsetDateTime::now_utc(), grown).unwrap();
-    let number = async || world.get(&format!("/chitin/clusters/{id}")).await.json()["connections_max"].clone();
+    let number =
+        async || world.get(&format!("/chitin/clusters/{id}")).await.json()["connections_max"].clone();
     assert_eq!(number().await, json!(800));
     let path = format!("/clusters/{id}");
     assert_eq!(world.call("PATCH", &path, json!({"max_connections": 0})).await.status, 200);
