@@ -1,7 +1,7 @@
 //! What somebody must look at, from what was last seen. Every word of a key service has been bounded where it was read.
 
 use api::{Alert, Severity};
-use model::{Cluster, Enforcement, Fullness, KeyServiceName, Wish};
+use model::{CONNECTIONS_PER_CLUSTER_MAX, Cluster, Enforcement, Fullness, KeyServiceName, Wish};
 use store::{Entry, Snapshot, Trouble, TroubleKind};
 use time::OffsetDateTime;
 
@@ -119,20 +119,7 @@ fn of(entry: &Entry) -> Vec<Alert> {
             "see the log, and the engine's own, for what may have been the reason".to_owned(),
         ));
     }
-    if let Some(since) = entry.seen.connections_used_up_at {
-        let next = cluster.connections_max();
-        alerts.push(alert(
-            Severity::Warning,
-            format!(
-                "all its sessions were in use, and somebody was refused; from its engine's next start on it may have {next}"
-            ),
-            Some(since),
-            format!(
-                "start it again: chitin cluster sleep {name}, chitin cluster wake {name}; or choose a number: chitin cluster \
-                 update {name} --connections COUNT"
-            ),
-        ));
-    }
+    alerts.extend(entry.seen.connections_used_up_at.map(|since| of_connections(cluster, since)));
     alerts.extend(of_storage(entry));
     // Of a key that cannot be had, what follows says more.
     if let model::Phase::Broken { reason } = &entry.seen.phase
@@ -203,6 +190,30 @@ fn of(entry: &Entry) -> Vec<Alert> {
         ));
     }
     alerts
+}
+
+/// What is wrong where somebody was refused for want of sessions.
+fn of_connections(cluster: &Cluster, since: OffsetDateTime) -> Alert {
+    let (name, next) = (&cluster.name, cluster.connections_max());
+    let choose = format!("chitin cluster update {name} --connections COUNT");
+    let next_step = match next {
+        _ if cluster.asked.connections_max.is_some() && next < CONNECTIONS_PER_CLUSTER_MAX => format!(
+            "it has the number that was chosen; see whether clients need so many, or choose another, which holds from its \
+             engine's next start on: {choose}"
+        ),
+        CONNECTIONS_PER_CLUSTER_MAX => {
+            "no cluster has more; have clients share sessions, for instance by a pooler before them"
+                .to_owned()
+        }
+        _ => format!(
+            "start its engine again, which ends its sessions: chitin cluster sleep {name}, chitin cluster wake {name}; or \
+             choose a number: {choose}"
+        ),
+    };
+    let what = format!(
+        "its sessions were used up, and somebody was refused; from its engine's next start on it may have {next}"
+    );
+    of_cluster(cluster, Severity::Warning, what, Some(since), next_step)
 }
 
 /// What is wrong with what a cluster stores.

@@ -37,9 +37,12 @@ use crate::{Administration, Error, Posture};
 use crate::{control_file, initialize, leftovers, postmaster_pid, process, settings};
 use next_volume::NextVolume;
 
-/// For an engine to answer after it was started; crash recovery of a large cluster takes longest.
+/// For an engine to be ready after it was started; crash recovery of a large cluster takes longest.
 const START_MAX: Duration = Duration::from_secs(120);
+/// Between two looks at whether it is, at first and once it takes longer than usual.
 const READY_PAUSE: Duration = Duration::from_millis(2);
+const READY_SOON: Duration = Duration::from_secs(1);
+const READY_PAUSE_LATER: Duration = Duration::from_millis(25);
 /// For the engine to read its identity map again.
 const ADMIT_MAX: Duration = Duration::from_secs(5);
 /// Deaths that a slow listener may lag behind; it looks at everything then.
@@ -139,6 +142,15 @@ struct Left {
     folder: PathBuf,
     kind: Encryption,
     files: Vec<volume::FileId>,
+}
+
+impl Slot {
+    /// Remembers what a failed unlocking left unlocked all the same, so that it is locked before anything else.
+    fn keep_half_unlocked(&self, folder: &Path, kind: Encryption) {
+        if volume::still_unlocked(folder, kind, &[]).is_some() {
+            *lock(&self.left) = Some(Left { folder: folder.to_owned(), kind, files: Vec::new() });
+        }
+    }
 }
 
 impl Host {
@@ -314,7 +326,7 @@ impl Host {
         initialize::furnish(&administration, &self.postgres).await
     }
 
-    /// Unlocks the volume and starts the engine; returns when it answers. Does nothing where it runs already.
+    /// Unlocks the volume and starts the engine; returns when that says that it is ready. Does nothing where it runs already.
     pub async fn start(self: &Arc<Self>, cluster: &Cluster) -> Result<Started, Error> {
         let (host, cluster) = (self.clone(), cluster.clone());
         to_its_end(async move {
@@ -335,12 +347,16 @@ impl Host {
         }
         // One that died, or lost its volume, left that unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
-        let (on, volume, admitted) = self.unlock(cluster).await?;
+        let (on, volume, admitted) = self.unlock(self.slot(cluster.id), cluster).await?;
         self.launch(slot, cluster, (on, volume), &admitted).await?;
         Ok(Started { volume: on, engine_version })
     }
 
-    async fn unlock(self: &Arc<Self>, cluster: &Cluster) -> Result<(VolumeId, Unlocked, Vec<String>), Error> {
+    async fn unlock(
+        self: &Arc<Self>,
+        slot: Arc<Slot>,
+        cluster: &Cluster,
+    ) -> Result<(VolumeId, Unlocked, Vec<String>), Error> {
         let (host, places, id) = (self.clone(), self.places.clone(), cluster.id);
         let (marker, wrapped) = blocking(move || {
             let marker = host.marker(id)?.ok_or_else(|| Error::File {
@@ -356,7 +372,8 @@ impl Host {
         let (newest, limit) = (self.record.checkpoint(id), cluster.storage());
         blocking(move || {
             let folder = places.volume(id, marker.generation);
-            let volume = volume::unlock(&companion, &folder, marker.encryption, &key, owner, limit)?;
+            let unlocked = volume::unlock(&companion, &folder, marker.encryption, &key, owner, limit);
+            let volume = unlocked.inspect_err(|_| slot.keep_half_unlocked(&folder, marker.encryption))?;
             if let Some(newest) = newest
                 && let Err(older) = control_file::check(&volume.base, &newest)
             {
@@ -369,7 +386,7 @@ impl Host {
         .await
     }
 
-    /// Starts the engine on an unlocked volume and waits until it answers; locks the volume where it does not.
+    /// Starts the engine on an unlocked volume and waits until it says that it is ready; locks the volume where it does not.
     async fn launch(
         self: &Arc<Self>,
         slot: &Slot,
@@ -434,7 +451,7 @@ impl Host {
 
     /// Waits until the engine says that it takes sessions. It is not asked: each try before it is ready costs it a process.
     async fn wait_ready(&self, running: &Running, base: &Path) -> Result<(), Error> {
-        let deadline = Instant::now() + START_MAX;
+        let (begun, deadline) = (Instant::now(), Instant::now() + START_MAX);
         loop {
             if running.has_exited() {
                 return Err(Error::Unready("it ended while starting".to_owned()));
@@ -443,9 +460,17 @@ impl Host {
                 return Err(Error::Unready("its volume was lost while it started".to_owned()));
             }
             let place = base.to_owned();
-            match timeout_at(deadline, blocking(move || Ok(postmaster_pid::is_ready(&place)))).await {
+            let look = blocking(move || Ok(postmaster_pid::is_ready(&place)));
+            let looked = tokio::select! {
+                looked = timeout_at(deadline, look) => looked,
+                () = running.ended() => continue,
+            };
+            match looked {
                 Ok(Ok(true)) => return Ok(()),
-                Ok(Ok(false)) if Instant::now() < deadline => sleep(READY_PAUSE).await,
+                Ok(Ok(false)) if Instant::now() < deadline => {
+                    let is_soon = begun.elapsed() < READY_SOON;
+                    sleep(if is_soon { READY_PAUSE } else { READY_PAUSE_LATER }).await;
+                }
                 Ok(Err(broken)) => return Err(broken),
                 Ok(Ok(false)) | Err(_) => {
                     let late = format!("it was not ready within {} seconds", START_MAX.as_secs());

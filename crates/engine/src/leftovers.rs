@@ -85,6 +85,9 @@ const OURS: &[&str] = &[
     "gocryptfs",
     "setpriv",
     "fusermount3",
+    // Of an earlier version.
+    "mount",
+    "losetup",
     "mkfs.ext4",
     "mke2fs",
     "e2fsck",

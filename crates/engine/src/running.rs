@@ -125,6 +125,12 @@ impl Running {
         *self.exited.borrow()
     }
 
+    /// Returns when it has exited.
+    pub(crate) async fn ended(&self) {
+        // Whoever watches over it says so before it goes away.
+        let _ = self.exited.clone().wait_for(|has_exited| *has_exited).await;
+    }
+
     pub(crate) fn is_stopping(&self) -> bool {
         self.stopping.load(Ordering::SeqCst)
     }

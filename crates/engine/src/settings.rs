@@ -10,8 +10,14 @@ use crate::jail::{NODE, RUN, VOLUME};
 use crate::places::{Owner, is_root};
 use crate::postgres::Postgres;
 
-/// What administration and reserve need beside the cluster's sessions.
+/// What administration and reserve need beside the cluster's sessions, and sessions whose client has gone and whose process has not
+/// noticed yet.
 const CONNECTIONS_MORE: u32 = 20;
+const CONNECTIONS_MORE_PART: u32 = 4;
+/// Locks that all sessions together can hold at least; PostgreSQL alone gives 6,400. A dump takes one for each table.
+const LOCKS_MIN: u32 = 16_384;
+/// PostgreSQL's own.
+const LOCKS_PER_CONNECTION_MIN: u32 = 64;
 /// Left for the internal superuser when tenants have taken all others.
 const CONNECTIONS_RESERVED: u32 = 10;
 /// Subscriptions of one engine. Until PostgreSQL 17 they are counted as replication slots are, which nobody can make here.
@@ -53,7 +59,7 @@ pub(crate) fn write(
     let checks_passwords = postgres.has_library("passwordcheck");
     let text = postgresql_conf(cluster.plan, cluster.storage(), memory, checks_passwords, origins)
         + &process_titles(cluster.id)
-        + &format!("max_connections = {}\n", cluster.connections_max() + CONNECTIONS_MORE);
+        + &connections(cluster.connections_max());
     data.write("postgresql.conf", &text, owner)?;
     // Whatever ALTER SYSTEM once wrote does not count: only the superuser could, and nobody else configures engines.
     data.write("postgresql.auto.conf", "", owner)?;
@@ -82,6 +88,14 @@ pub(crate) fn write_identities<'a>(
 /// Whether sessions of every role are admitted without naming each.
 pub(crate) fn admits_all(postgres: &Postgres) -> bool {
     postgres.major >= IDENT_ALL_MAJOR
+}
+
+fn connections(sessions: u32) -> String {
+    let all = sessions + sessions / CONNECTIONS_MORE_PART + CONNECTIONS_MORE;
+    let locks = LOCKS_PER_CONNECTION_MIN.max(LOCKS_MIN.div_ceil(all));
+    format!(
+        "max_connections = {all}\nmax_locks_per_transaction = {locks}\nmax_pred_locks_per_transaction = {locks}\n"
+    )
 }
 
 fn postgresql_conf(
@@ -187,6 +201,17 @@ mod tests {
             (1, Plan::Serverless, "temp_file_limit = '196608kB'"),
         ] {
             assert!(text(gib, plan).lines().any(|found| found == line), "{gib} GiB: {line}");
+        }
+    }
+
+    #[test]
+    fn few_sessions_have_as_many_locks_as_a_dump_needs() {
+        for (sessions, all, locks) in [(10, 32, 512), (200, 270, 64), (2_000, 2_520, 64)] {
+            let wanted = format!(
+                "max_connections = {all}\nmax_locks_per_transaction = {locks}\nmax_pred_locks_per_transaction = {locks}\n"
+            );
+            assert_eq!(connections(sessions), wanted);
+            assert!(all * locks >= LOCKS_MIN);
         }
     }
 

@@ -192,28 +192,23 @@ pub(crate) fn policy(folder: &File) -> io::Result<Policy> {
     Ok(Policy { contents_mode, filenames_mode, identifier })
 }
 
-/// What a loop device is to do.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum LoopFlags {
-    /// Free itself with its last user.
-    AutoClear,
-    /// The same, and read and write its file past the page cache.
-    AutoClearDirect,
-}
-
 /// `struct loop_config` with the `struct loop_info64` in it.
 #[repr(C)]
 struct LoopConfig {
-    file: u32,
+    fd: u32,
     block_size: u32,
-    /// Device, inode, device of the device, offset, size limit.
-    numbers: [u64; 5],
-    /// Number, encryption type, key size.
-    more: [u32; 3],
+    device: u64,
+    inode: u64,
+    rdevice: u64,
+    offset: u64,
+    size_limit: u64,
+    number: u32,
+    encrypt_type: u32,
+    encrypt_key_size: u32,
     flags: u32,
     file_name: [u8; 64],
     crypt_name: [u8; 64],
-    crypt_key: [u8; 32],
+    encrypt_key: [u8; 32],
     init: [u64; 2],
     reserved: [u64; 8],
 }
@@ -229,27 +224,26 @@ pub(crate) fn free_loop_device(control: &File) -> io::Result<u32> {
     u32::try_from(answer).map_err(|_| io::Error::last_os_error())
 }
 
-/// Attaches a file to a loop device (Linux 5.8). The path is for those who list devices.
-pub(crate) fn attach_loop_device(
-    device: &File,
-    file: &File,
-    path: &Path,
-    flags: LoopFlags,
-) -> io::Result<()> {
+/// Attaches a file to a loop device (Linux 5.8), which frees itself with its last user and reads and writes past the page cache
+/// where the file can. The path is for those who list devices.
+pub(crate) fn attach_loop_device(device: &File, file: &File, path: &Path) -> io::Result<()> {
     const AUTO_CLEAR: u32 = 4;
     const DIRECT: u32 = 16;
     let mut config = LoopConfig {
-        file: file.as_raw_fd().cast_unsigned(),
+        fd: file.as_raw_fd().cast_unsigned(),
         block_size: 0,
-        numbers: [0; 5],
-        more: [0; 3],
-        flags: match flags {
-            LoopFlags::AutoClear => AUTO_CLEAR,
-            LoopFlags::AutoClearDirect => AUTO_CLEAR | DIRECT,
-        },
+        device: 0,
+        inode: 0,
+        rdevice: 0,
+        offset: 0,
+        size_limit: 0,
+        number: 0,
+        encrypt_type: 0,
+        encrypt_key_size: 0,
+        flags: AUTO_CLEAR | DIRECT,
         file_name: [0; 64],
         crypt_name: [0; 64],
-        crypt_key: [0; 32],
+        encrypt_key: [0; 32],
         init: [0; 2],
         reserved: [0; 8],
     };

@@ -346,10 +346,12 @@ mod tests {
         let b = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
         assert_eq!(sessions.seat(facts(one, "a"), LIMITS, 4).err(), Some(Refusal::TooMany("this user")));
         let c = sessions.seat(facts(one, "b"), LIMITS, 4).unwrap();
-        assert!(sessions.take_used_up().is_empty(), "a role's own limit uses nothing up");
+        assert_eq!(sessions.take_used_up(), HashSet::from([one]), "one user has all that one may have");
         assert_eq!(sessions.seat(facts(one, "c"), LIMITS, 4).err(), Some(Refusal::TooMany("this cluster")));
         assert_eq!(sessions.take_used_up(), HashSet::from([one]));
-        assert!(sessions.take_used_up().is_empty());
+        let of_role = Limits { per_cluster: 100, per_user: 2 };
+        assert_eq!(sessions.seat(facts(one, "a"), of_role, 4).err(), Some(Refusal::TooMany("this user")));
+        assert!(sessions.take_used_up().is_empty(), "a role's own limit uses nothing up");
         let d = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
         assert_eq!((sessions.count(one), sessions.total(), sessions.idle_since(one)), (3, 4, None));
         drop((a, b, c, d));

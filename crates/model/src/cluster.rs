@@ -257,15 +257,15 @@ pub struct Cluster {
     pub is_delete_protected: bool,
     /// Who may connect, by address. Empty means nobody.
     pub allowlist: Vec<AllowlistEntry>,
-    /// What the client asked for that changes nothing here.
+    /// What the client asked for in its own words; see there for what of it counts.
     #[serde(default)]
     pub asked: crate::Asked,
     /// Its storage limit at least: what it got because it stored more than its limit before limits were enforced. Ends with the next
     /// limit that somebody asks for.
     #[serde(default)]
     pub storage_floor: Option<crate::StorageLimit>,
-    /// The sessions that it may have at least, where nobody asked for a number: it once used up fewer, or it is of an earlier version
-    /// that gave all clusters as many.
+    /// The sessions that it may have at least, where nobody asked for a number. It grows when they are used up, and is 2,000 where an
+    /// earlier version made the cluster.
     #[serde(default = "crate::connections::of_earlier_versions")]
     pub connections_floor: Option<u32>,
     /// How people sign in.

@@ -35,10 +35,12 @@ impl Cluster {
         wanted.clamp(CONNECTIONS_PER_CLUSTER_MIN, CONNECTIONS_PER_CLUSTER_MAX)
     }
 
-    /// What it grows to when so many were used up; none where somebody asked for a number, or where there are no more.
+    /// What it grows to when an engine used up so many; none where somebody asked for a number, where that changed since the engine
+    /// was started, or where there are no more.
     pub fn connections_grown(&self, used_up: u32) -> Option<u32> {
         let grown = used_up.saturating_mul(2).min(CONNECTIONS_PER_CLUSTER_MAX);
-        (self.asked.connections_max.is_none() && grown > self.connections_max()).then_some(grown)
+        let is_current = used_up == self.connections_max();
+        (self.asked.connections_max.is_none() && is_current && grown > used_up).then_some(grown)
     }
 }
 

@@ -3,21 +3,32 @@
 use std::time::Duration;
 
 use model::ClusterId;
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
 use crate::Reconciler;
 use crate::ticks::Ticks;
 
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// So often the moment is written anew while somebody is refused again and again, and looked for what was said long enough.
+const WRITE_EVERY: time::Duration = time::Duration::minutes(1);
+const FORGET_EVERY: Duration = Duration::from_secs(60);
+/// For which it is said after the last time.
+const SAID_FOR: time::Duration = time::Duration::hours(1);
 
 pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
     let mut ticks = Ticks::every(LOOK_EVERY, stop);
+    let mut next_forgetting = Instant::now();
     while ticks.next().await {
         for id in house.sessions.take_used_up() {
             if let Err(cause) = used_up(house, id).await {
                 // The next who is refused tells of it again.
                 tracing::warn!(cluster = %id, %cause, "could not write that a cluster used up its sessions");
             }
+        }
+        if Instant::now() >= next_forgetting {
+            next_forgetting = Instant::now() + FORGET_EVERY;
+            forget_old(house).await;
         }
     }
 }
@@ -42,7 +53,8 @@ async fn used_up(house: &Reconciler, id: ClusterId) -> Result<(), store::Error> 
             })
             .await?;
     }
-    if entry.seen.connections_used_up_at.is_some() {
+    let before = entry.seen.connections_used_up_at;
+    if before.is_some_and(|before| now - before < WRITE_EVERY) {
         return Ok(());
     }
     tracing::warn!(
@@ -50,4 +62,17 @@ async fn used_up(house: &Reconciler, id: ClusterId) -> Result<(), store::Error> 
         "its sessions are used up, and somebody was refused"
     );
     house.write(move |store| store.note(id, |seen| seen.connections_used_up_at = Some(now))).await
+}
+
+async fn forget_old(house: &Reconciler) {
+    let now = house.now();
+    for entry in house.store.snapshot().iter() {
+        let id = entry.cluster.id;
+        if entry.seen.connections_used_up_at.is_some_and(|since| now - since >= SAID_FOR) {
+            let written = house.write(move |store| store.note(id, |seen| seen.connections_used_up_at = None));
+            if let Err(cause) = written.await {
+                tracing::warn!(cluster = %id, %cause, "could not write that a cluster has enough sessions again");
+            }
+        }
+    }
 }

@@ -331,6 +331,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
             note(house, id, move |seen| {
                 let is_whole = is_read || seen.is_copy_whole();
                 seen.phase = Phase::Asleep;
+                seen.connections_used_up_at = None;
                 seen.roles.is_whole = Some(is_whole);
             })
             .await?;

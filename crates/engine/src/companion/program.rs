@@ -16,7 +16,9 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
-use rustix::process::{DumpableBehavior, PidfdFlags, getppid, pidfd_open, set_dumpable_behavior, setsid};
+use rustix::process::{
+    DumpableBehavior, Pid, PidfdFlags, getppid, pidfd_open, set_dumpable_behavior, setsid,
+};
 
 use super::{KNOWS, LOCK, LOCKED, MESSAGE_BYTES_MAX, ORDERS, READY, UNLOCKING, YES};
 use crate::places::{Places, mounts_below};
@@ -27,6 +29,8 @@ const CLAIM_MAX: Duration = Duration::from_secs(75);
 const PAUSE: Duration = Duration::from_millis(20);
 /// For everything to be locked. What is not by then is left to the next start, which says so.
 const LOCK_MAX: Duration = Duration::from_secs(60);
+/// So often is looked for an end that nothing tells of.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 const AGAIN_AFTER: Duration = Duration::from_millis(100);
 /// For what was done to be said.
 const SAY_MAX: Duration = Duration::from_secs(2);
@@ -64,7 +68,7 @@ fn serve(data: &Path) -> Result<(), ()> {
         return Ok(());
     }
     let (begun, count) = (Instant::now(), volumes.len());
-    let left = lock(&places, volumes);
+    let left = lock(&places, volumes, chitin.as_ref());
     let took = begun.elapsed().as_millis();
     drop(claim);
     say(match left.as_slice() {
@@ -126,10 +130,13 @@ fn claim(data: &Path, line: &impl AsFd) -> Result<File, String> {
 /// Hears what is unlocked until Chitin has ended.
 fn listen(line: &impl AsFd, chitin: Option<&OwnedFd>, places: &Places) -> Volumes {
     let (mut volumes, mut message) = (Volumes::new(), vec![0; MESSAGE_BYTES_MAX]);
+    let (parent, look_every) = (getppid(), Timespec::try_from(LOOK_EVERY).ok());
     loop {
         let mut what = vec![PollFd::new(line, PollFlags::IN)];
         what.extend(chitin.map(|chitin| PollFd::new(chitin, PollFlags::IN)));
-        match poll(&mut what, None) {
+        match poll(&mut what, look_every.as_ref()) {
+            Ok(0) if has_ended(parent) => return volumes,
+            Ok(0) => continue,
             Ok(_) => {}
             Err(Errno::INTR) => continue,
             Err(_) => return volumes,
@@ -189,8 +196,30 @@ fn is_of_a_cluster(folder: &Path, places: &Places) -> bool {
     })
 }
 
+/// Whether a process has ended but for threads of it that wait for a disk and cannot be ended: until they are, neither its
+/// descriptors are closed nor does the kernel tell of its end.
+fn has_ended(process: Option<Pid>) -> bool {
+    let Some(process) = process else {
+        return false;
+    };
+    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
+    // The name before it may have anything in it.
+    stat.is_ok_and(|stat| {
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
+    })
+}
+
+/// Whether no thread of it is left that could still mount something.
+fn is_wholly_gone(chitin: Option<&OwnedFd>) -> bool {
+    let Some(chitin) = chitin else {
+        return true;
+    };
+    let mut what = [PollFd::new(chitin, PollFlags::IN)];
+    poll(&mut what, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+}
+
 /// Ends engines and locks volumes until nothing is left; returns what could not be locked.
-fn lock(places: &Places, mut volumes: Volumes) -> Vec<String> {
+fn lock(places: &Places, mut volumes: Volumes, chitin: Option<&OwnedFd>) -> Vec<String> {
     let (clusters, until) = (places.clusters(), Instant::now() + LOCK_MAX);
     loop {
         let failed = leftovers::lock(&clusters, &volumes);
@@ -199,12 +228,16 @@ fn lock(places: &Places, mut volumes: Volumes) -> Vec<String> {
         let mut mounted = mounts_below(&clusters);
         // The operator may have a disk there.
         mounted.retain(|place| *place != clusters);
-        if volumes.is_empty() && mounted.is_empty() {
+        let is_gone = is_wholly_gone(chitin);
+        if volumes.is_empty() && mounted.is_empty() && is_gone {
             return Vec::new();
         }
         if Instant::now() >= until {
             let mounted = mounted.iter().map(|place| format!("{} is still mounted", place.display()));
-            return failed.into_values().chain(mounted).collect();
+            let stuck =
+                "Chitin itself waits for a disk and cannot be ended, so that it may still mount something";
+            let stuck = (!is_gone).then(|| stuck.to_owned());
+            return failed.into_values().chain(mounted).chain(stuck).collect();
         }
         std::thread::sleep(AGAIN_AFTER);
     }
@@ -247,6 +280,21 @@ mod tests {
         assert_eq!(heed(&asked, &places, &mut volumes), YES);
         heed(&super::super::message(LOCKED, Path::new(good)), &places, &mut volumes);
         assert_ne!(heed(&asked, &places, &mut volumes), YES);
+    }
+
+    #[test]
+    fn a_process_has_ended_when_its_first_thread_has() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::from_raw(child.id().cast_signed());
+        assert!(!has_ended(pid) && !has_ended(None));
+        child.kill().unwrap();
+        // Nobody has waited for it yet, so it stays as a zombie.
+        let deadline = Instant::now() + LOCK_MAX;
+        while !has_ended(pid) {
+            assert!(Instant::now() < deadline, "it was ended");
+            std::thread::sleep(PAUSE);
+        }
+        child.wait().unwrap();
     }
 
     #[test]

@@ -192,7 +192,8 @@ fn open(image: &Path, mounted: PathBuf, key: &DataKey) -> Result<Part, Error> {
 }
 
 fn file_id(path: &Path) -> std::io::Result<FileId> {
-    let facts = std::fs::metadata(path)?;
+    // Not through a link, which whoever writes to the disk could lead to another's image.
+    let facts = std::fs::symlink_metadata(path)?;
     Ok((facts.dev(), facts.ino()))
 }
 
@@ -240,7 +241,7 @@ impl Part {
 }
 
 /// Takes away what somebody mounted over an image: below that nothing could be unmounted.
-fn uncover(mounted: &Path) {
+pub(super) fn uncover(mounted: &Path) {
     let covers = mounts_below(mounted).iter().filter(|at| *at == mounted).skip(1).count();
     for _ in 0..covers {
         // What stays is told by what is tried next.

@@ -70,6 +70,7 @@ pub(super) fn unlock(folder: &Path, key: &DataKey) -> Result<Unlocked, Error> {
 impl Unlocked {
     /// Unmounts and closes. Both are tried, whatever the first says; closing takes the key out of the kernel.
     pub(super) fn lock(self) -> Result<(), Error> {
+        image::uncover(&self.mounted);
         let unmounted = image::unmount_wholly(&self.mounted)
             .map_err(|cause| Error::file("unmount", &self.mounted)(cause.into()));
         close(&self.name).and(unmounted)

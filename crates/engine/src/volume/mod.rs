@@ -465,7 +465,7 @@ fn try_out(companion: &Companion, places: &Places, id: ClusterId, kind: Encrypti
         if is_same { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
     })();
     let removed = destroy_all(places, id);
-    if removed.is_ok() {
+    if removed.is_ok() && still_unlocked(&folder, kind, &[]).is_none() {
         // Also of a kind that could not be made, which was told before that was known.
         companion.forget(&folder);
     }
