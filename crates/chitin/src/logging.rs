@@ -1,6 +1,7 @@
 //! Logs for people, on stderr. Audit lines always pass; what could print a secret never does.
 
 mod fields;
+mod repeated;
 
 use std::io::IsTerminal;
 
@@ -11,6 +12,7 @@ use tracing_subscriber::registry::LookupSpan;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use fields::Unforgeable;
+use repeated::Repeated;
 
 /// Events of this target are an audit trail: no setting hides them.
 pub const AUDIT: &str = "audit";
@@ -19,8 +21,27 @@ pub const AUDIT: &str = "audit";
 const TALKATIVE: &[&str] =
     &["tokio_postgres", "postgres_protocol", "rustls", "tokio_rustls", "h2", "hyper", "hyper_util"];
 
+/// The log, while the program runs.
+#[derive(Debug)]
+#[must_use]
+pub struct Log(Repeated);
+
+impl Log {
+    /// From now on equal warnings are counted. That takes a thread.
+    pub fn count_equal_warnings(&self) {
+        self.0.begin();
+    }
+}
+
+impl Drop for Log {
+    fn drop(&mut self) {
+        self.0.finish();
+    }
+}
+
 /// Starts logging. `RUST_LOG` chooses what is shown, within those bounds.
-pub fn start() {
+pub fn start() -> Log {
+    let repeated = Repeated::default();
     let wanted = EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
     let is_terminal = std::io::stderr().is_terminal();
     let layer = tracing_subscriber::fmt::layer()
@@ -29,17 +50,18 @@ pub fn start() {
         .with_writer(std::io::stderr)
         .with_ansi(is_terminal && std::env::var_os("NO_COLOR").is_none());
     // A second subscriber is nobody's intention; the first one stays.
-    let _ = tracing_subscriber::registry().with(bounded(layer, wanted)).try_init();
+    let _ = tracing_subscriber::registry().with(bounded(layer, wanted, repeated.clone())).try_init();
+    Log(repeated)
 }
 
-fn bounded<S, L>(layer: L, wanted: EnvFilter) -> impl Layer<S>
+fn bounded<S, L>(layer: L, wanted: EnvFilter, repeated: Repeated) -> impl Layer<S>
 where
     S: Subscriber + for<'span> LookupSpan<'span>,
     L: Layer<S>,
 {
     let discreet: FilterFn = filter_fn(is_discreet);
     let audit: FilterFn = filter_fn(|event| event.target() == AUDIT);
-    layer.with_filter(wanted.and(discreet).or(audit))
+    layer.with_filter(wanted.and(discreet).or(audit).and(repeated))
 }
 
 fn is_discreet(event: &Metadata<'_>) -> bool {
@@ -69,6 +91,8 @@ mod tests {
     }
 
     fn written(wanted: &str, work: impl FnOnce()) -> String {
+        let repeated = Repeated::default();
+        repeated.begin();
         let page = Page::default();
         let writer = page.clone();
         let layer = tracing_subscriber::fmt::layer()
@@ -76,8 +100,12 @@ mod tests {
             .compact()
             .with_ansi(false)
             .with_writer(move || writer.clone());
-        let subscriber = tracing_subscriber::registry().with(bounded(layer, EnvFilter::new(wanted)));
-        tracing::subscriber::with_default(subscriber, work);
+        let subscriber =
+            tracing_subscriber::registry().with(bounded(layer, EnvFilter::new(wanted), repeated.clone()));
+        tracing::subscriber::with_default(subscriber, || {
+            work();
+            repeated.finish();
+        });
         String::from_utf8(page.0.lock().unwrap().clone()).unwrap()
     }
 
@@ -114,6 +142,24 @@ mod tests {
             refused.contains(r#""no role \u{202e}x\n2026-11-30 INFO chitin: signed in user=root" cause="#),
             "{refused}"
         );
+    }
+
+    #[test]
+    fn equal_warnings_are_counted_and_not_repeated() {
+        let text = written("info", || {
+            for number in 0..1_000 {
+                tracing::warn!(cause = "Too many open files", "a connection could not be accepted");
+                tracing::info!("what is no warning is logged each time");
+                tracing::warn!(target: AUDIT, "so is the audit trail");
+                if number % 500 == 0 {
+                    tracing::warn!(number, "another");
+                }
+            }
+        });
+        let count = |part: &str| text.lines().filter(|line| line.contains(part)).count();
+        assert_eq!(count("could not be accepted"), 2, "{text}");
+        assert_eq!(count("999 more in 1 seconds: a connection could not be accepted"), 1, "{text}");
+        assert_eq!([count("no warning"), count("audit trail"), count("another")], [1_000, 1_000, 2]);
     }
 
     #[test]

@@ -104,7 +104,7 @@ fn main() -> ExitCode {
 }
 
 fn start(mut options: StartOptions) -> ExitCode {
-    logging::start();
+    let log = logging::start();
     // Before there are threads, so that Ctrl-C at the question ends the program.
     if let Err(cause) = options.unlock.ask_if_needed(&options.data) {
         tracing::error!("{cause}");
@@ -129,6 +129,7 @@ fn start(mut options: StartOptions) -> ExitCode {
     memory::keep_in();
     memory::protect();
     descriptors::raise();
+    log.count_equal_warnings();
     let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
         Ok(runtime) => runtime,
         Err(cause) => {
