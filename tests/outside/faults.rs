@@ -1,7 +1,9 @@
-//! What goes wrong around a cloud: its clock, its disk. Each attack is one that once did more harm than its fault.
+//! What goes wrong around a cloud: its clock, its disk, the limit on what it may start. Each attack is one that once
+//! did more harm than its fault.
 
 mod clocks;
 mod disk;
+mod processes;
 
 use house::runner::Suite;
 use house::tests;
@@ -14,5 +16,8 @@ pub(crate) fn suite() -> Suite {
         disk::a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_once_it_is_freed,
         disk::a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost,
         disk::an_older_state_than_the_clusters_on_the_disk_is_an_alarm,
+        processes::a_failed_fork_in_an_engine_is_said_as_that,
+        processes::a_start_without_enough_threads_is_refused_with_the_limit_that_is_reached,
+        processes::where_no_thread_can_be_started_nothing_breaks_and_what_was_refused_succeeds_later,
     ])
 }

@@ -533,6 +533,8 @@ fn refusal(cause: engine::Error) -> Refusal {
         | engine::Error::TooMuch { .. }
         | engine::Error::VolumeRefused { .. } => Refusal::wrong_state(text),
         engine::Error::Unready(_)
+        | engine::Error::NoProcess { .. }
+        | engine::Error::NotWatched { .. }
         | engine::Error::Asleep
         | engine::Error::NoCompanion { .. }
         | engine::Error::DataKey(_) => Refusal::busy(text),

@@ -188,6 +188,10 @@ impl Lines {
             line.close(used).await;
             match answer {
                 Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(cause @ engine::Error::NoProcess { .. })) => {
+                    tracing::warn!(%cluster, %cause, "the engine cannot be asked who may sign in");
+                    return Err(Unanswered::Unreachable);
+                }
                 Ok(Err(cause)) => tracing::debug!(%cluster, %cause, "the line to the engine is opened anew"),
                 Err(_) => {
                     tracing::warn!(%cluster, "the engine was too slow to tell a role");

@@ -41,6 +41,7 @@ mod start;
 mod storage;
 #[cfg(test)]
 mod testing;
+mod threads;
 mod trial;
 mod volume_record;
 mod waker;
@@ -130,10 +131,10 @@ fn start(mut options: StartOptions) -> ExitCode {
     memory::protect();
     descriptors::raise();
     log.count_equal_warnings();
-    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+    let runtime = match threads::runtime() {
         Ok(runtime) => runtime,
         Err(cause) => {
-            tracing::error!(%cause, "the program could not start its threads");
+            tracing::error!("{cause}");
             return ExitCode::FAILURE;
         }
     };

@@ -64,13 +64,14 @@ impl Administration {
         }
     }
 
-    /// Whether the engine answers who wants to open a session. A refusal is an answer.
+    /// Whether the engine answers who wants to open a session. A refusal is an answer, also that it has no process for it.
     pub(crate) async fn answers(connector: &Connector) -> Result<(), Error> {
         let mut config = Config::new();
         config.user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
-        match open(connector, &config).await? {
-            Err(silent) if silent.as_db_error().is_none() => Err(unready(silent)),
-            Ok(_) | Err(_) => Ok(()),
+        match open(connector, &config).await {
+            Ok(Err(silent)) if silent.as_db_error().is_none() => Err(unready(silent)),
+            Ok(_) | Err(Error::NoProcess { .. }) => Ok(()),
+            Err(silent) => Err(silent),
         }
     }
 
@@ -240,7 +241,10 @@ async fn open(
         let (stream, meter) = Budgeted::new(stream);
         match config.connect_raw(stream, NoTls).await {
             Ok((client, connection)) => Ok(Ok(Session::new(client, meter, connection))),
-            Err(refused) => too_much(&meter).map_or(Ok(Err(refused)), Err),
+            Err(refused) => match meter.no_process() {
+                Some(reason) => Err(Error::NoProcess { reason }),
+                None => too_much(&meter).map_or(Ok(Err(refused)), Err),
+            },
         }
     };
     timeout(CONNECT_MAX, opened).await.map_err(late)?

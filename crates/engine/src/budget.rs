@@ -16,6 +16,11 @@ const AWAITED_BYTES_MAX: usize = 32 << 20;
 /// opens another.
 const STREAM_BYTES_MAX: usize = 128 << 20;
 
+/// What is kept of an error in protocol 2's form; PostgreSQL's own has 80 bytes.
+const OLD_ERROR_BYTES_MAX: usize = 256;
+/// A longer error is none for clients (`MAX_ERRLEN` of libpq), but one in protocol 2's form, without a length.
+const ERROR_BYTES_MAX: u32 = 30_000;
+
 /// A stream that fails when the other side has sent more than what was asked of it can need.
 pub(crate) struct Budgeted<S> {
     stream: S,
@@ -33,6 +38,8 @@ struct Count {
     /// What was left when something was last asked.
     bytes_max: usize,
     is_exceeded: bool,
+    /// What came first.
+    first: Vec<u8>,
 }
 
 /// A question whose answer is awaited. Those that are asked at once have the bytes of all of them.
@@ -47,6 +54,7 @@ impl<S> Budgeted<S> {
             stream_bytes_left: STREAM_BYTES_MAX,
             bytes_max: UNASKED_BYTES_MAX,
             is_exceeded: false,
+            first: Vec::new(),
         };
         let meter = Meter(Arc::new(Mutex::new(count)));
         (Self { stream, meter: meter.clone() }, meter)
@@ -69,9 +77,25 @@ impl Meter {
         count.is_exceeded.then_some(count.bytes_max)
     }
 
+    /// What an engine's first process said that could start no other for this session. It does so before it knows the
+    /// protocol that it is asked in, and the driver does not understand it.
+    pub(crate) fn no_process(&self) -> Option<String> {
+        let count = self.count();
+        let (header, _) = count.first.split_first_chunk::<5>()?;
+        let [tag, length @ ..] = *header;
+        if tag != b'E' || u32::from_be_bytes(length) <= ERROR_BYTES_MAX {
+            return None;
+        }
+        let text = count.first[1..].split(|byte| *byte == 0).next().unwrap_or_default();
+        Some(String::from_utf8_lossy(text).trim().to_owned())
+    }
+
     /// Counts bytes that came. An error when they are too many.
-    fn came(&self, bytes: usize) -> io::Result<()> {
+    fn came(&self, bytes: &[u8]) -> io::Result<()> {
         let mut count = self.count();
+        let left = OLD_ERROR_BYTES_MAX.saturating_sub(count.first.len());
+        count.first.extend_from_slice(&bytes[..bytes.len().min(left)]);
+        let bytes = bytes.len();
         match (count.bytes_left.checked_sub(bytes), count.stream_bytes_left.checked_sub(bytes)) {
             (Some(left), Some(stream_left)) if !count.is_exceeded => {
                 (count.bytes_left, count.stream_bytes_left) = (left, stream_left);
@@ -109,7 +133,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for Budgeted<S> {
     ) -> Poll<io::Result<()>> {
         let before = buffer.filled().len();
         ready!(Pin::new(&mut self.stream).poll_read(cx, buffer))?;
-        Poll::Ready(self.meter.came(buffer.filled().len() - before))
+        Poll::Ready(self.meter.came(&buffer.filled()[before..]))
     }
 }
 

@@ -30,6 +30,8 @@ enum Answer {
     FewColumns,
     /// Nothing at all.
     Silence,
+    /// That it has no process for the session.
+    NoProcess,
 }
 
 /// The false engine, and what came of asking it.
@@ -115,6 +117,10 @@ impl Line {
 
     fn serve(&mut self, answer: Answer) -> std::io::Result<()> {
         self.hear(false)?;
+        if answer == Answer::NoProcess {
+            return self
+                .send(b"Ecould not fork new process for connection: Resource temporarily unavailable\n\0");
+        }
         if answer == Answer::Silence {
             let _ = self.stream.read(&mut [0]);
             return Ok(());
@@ -170,7 +176,7 @@ impl Line {
                         self.for_ever(&message(b'N', b"SNOTICE\0VNOTICE\0C00000\0Mhello\0\0"))?;
                     }
                     Answer::FewColumns => self.send(&row(&[Some(b"maria")]))?,
-                    Answer::Types | Answer::Parameters | Answer::Silence => {}
+                    Answer::Types | Answer::Parameters | Answer::Silence | Answer::NoProcess => {}
                 },
                 b'S' => self.send(&message(b'Z', b"I"))?,
                 b'X' => return Ok(()),
@@ -227,4 +233,23 @@ async fn an_engine_that_answers_nonsense_or_nothing_is_an_error() {
         let refused = asked.outcome.expect_err("there is no answer");
         assert!(matches!(refused, Error::Unready(_)), "{answer:?}: {refused:?}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_engine_that_cannot_start_a_process_says_so_and_still_answers() {
+    let refused = ask(Answer::NoProcess).await.outcome.expect_err("there is no session");
+    assert!(
+        matches!(&refused, Error::NoProcess { reason } if reason.starts_with("could not fork")),
+        "{refused}"
+    );
+    let folder = tempfile::tempdir().unwrap();
+    let listener = UnixListener::bind(folder.path().join(SOCKET)).unwrap();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            let mut line = Line { stream, sent: Arc::default() };
+            let _ = line.serve(Answer::NoProcess);
+        }
+    });
+    // One that counted as silent would be ended with all its sessions.
+    Administration::answers(&Connector::to_this_process(folder.path())).await.expect("that is an answer");
 }

@@ -31,7 +31,8 @@ use crate::jail::{Jail, Purpose};
 use crate::launch::Launcher;
 use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
 use crate::postgres::Postgres;
-use crate::running::Running;
+use crate::process::none_left;
+use crate::running::{Running, Watch};
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Posture};
 use crate::{control_file, initialize, leftovers, postmaster_pid, process, settings};
@@ -396,22 +397,27 @@ impl Host {
     ) -> Result<(), Error> {
         let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
         let (base, place) = (volume.base.clone(), volume.base.clone());
-        let started = blocking(move || host.spawn(&wanted, &base, &names)).await;
-        let (child, connector, group) = match started {
+        let deaths = self.deaths.clone();
+        let started = blocking(move || {
+            let watch = Watch::prepare(wanted.id, deaths)?;
+            host.spawn(&wanted, &base, &names).map(|started| (watch, started))
+        })
+        .await;
+        let (watch, (child, connector, group)) = match started {
             Ok(started) => started,
             Err(cause) => {
                 let _ = blocking(move || volume.lock()).await;
                 return Err(cause);
             }
         };
-        let (admitted, deaths) = (admitted.iter().cloned().collect(), self.deaths.clone());
+        let admitted = admitted.iter().cloned().collect();
         let running = Arc::new(Running::watch(
             child,
             connector,
+            watch,
             (cluster, group),
             (on, volume, slot.giving.clone()),
             admitted,
-            deaths,
         ));
         *lock(&slot.running) = Some(running.clone());
         if let Err(cause) = self.wait_ready(&running, &place).await {
@@ -444,7 +450,7 @@ impl Host {
         let log = Inside::open(base, "log")?.create("start.log", owner)?;
         command.stdout(Stdio::null()).stderr(log);
         let child = process::spawn(command)
-            .map_err(|cause| Error::Program { program: "bwrap", reason: cause.to_string() })?;
+            .map_err(|cause| Error::Program { program: "bwrap", reason: none_left(&cause) })?;
         let connector = Connector::new(folder, owner, child.id());
         Ok((child, connector, group))
     }

@@ -123,6 +123,24 @@ pub enum Error {
         /// Its last words.
         reason: String,
     },
+    /// The engine could not start a process for a session.
+    #[error(
+        "the engine could not start a process for a session of ours ({reason}): let the cluster have fewer sessions at a time, or \
+         raise the limit that is reached (TasksMax= of a systemd unit, pids.max of a control group, ulimit -u), or give \
+         the machine more memory"
+    )]
+    NoProcess {
+        /// What it said.
+        reason: String,
+    },
+    /// The engine was not started.
+    #[error(
+        "the engine was not started, because no thread could watch over it: {reason}; it is tried again by itself"
+    )]
+    NotWatched {
+        /// Why not.
+        reason: String,
+    },
     /// A key problem.
     #[error(transparent)]
     Key(#[from] keys::Error),

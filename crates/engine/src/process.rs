@@ -1,12 +1,14 @@
 //! Starting and ending processes that must not outlive us.
 
 use std::io::{self, Read, Write};
-use std::process::{Child, Command, Stdio};
+use std::os::fd::AsFd;
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc::{Sender, channel};
-use std::sync::{Mutex, OnceLock, PoisonError};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{OFlags, fcntl_getfl, fcntl_setfl};
 use rustix::process::{Pid, PidfdFlags, Signal, kill_process, pidfd_open};
 
 use crate::Error;
@@ -14,7 +16,14 @@ use crate::Error;
 /// How often an ending process is looked at.
 const PAUSE: Duration = Duration::from_millis(5);
 /// What is kept of a failed program's words.
-const SAID_BYTES_MAX: u64 = 64 * 1024;
+const SAID_BYTES_MAX: usize = 64 * 1024;
+/// Reads of 4 KiB at a time; a pipe holds 16 of them (pipe(7)).
+const READS_MAX: usize = 64;
+/// A thread that only waits needs little.
+const WATCHER_BYTES: usize = 256 * 1024;
+/// What an operator does where there are too many processes and threads.
+const NONE_LEFT: &str = "a limit on processes and threads is reached; raise it (TasksMax= of a systemd unit, pids.max of a \
+                         control group, ulimit -u of the user), or let fewer clusters run";
 
 type Order = (Command, Sender<io::Result<Child>>);
 
@@ -23,28 +32,34 @@ type Order = (Command, Sender<io::Result<Child>>);
 /// A child that asked to die with its parent (`PR_SET_PDEATHSIG`) dies with the *thread* that started it, and threads
 /// of a pool come and go.
 pub(crate) fn spawn(command: Command) -> io::Result<Child> {
-    static STARTER: OnceLock<Mutex<Sender<Order>>> = OnceLock::new();
-    let starter = STARTER.get_or_init(|| {
-        let (orders, inbox) = channel::<Order>();
-        let work = move || {
-            for (mut command, answer) in inbox {
-                // Whoever asked may have gone; then the child ends when its handle is dropped here unseen.
-                if let Err(unheard) = answer.send(command.spawn())
-                    && let Ok(mut child) = unheard.0
-                {
-                    let _ = child.kill();
-                    let _ = child.wait();
-                }
-            }
-        };
-        // Without this thread nothing can be started, and every order says so.
-        let _ = std::thread::Builder::new().name("starter".to_owned()).spawn(work);
-        Mutex::new(orders)
-    });
+    static STARTER: Mutex<Option<Sender<Order>>> = Mutex::new(None);
     let (answer, heard) = channel();
+    let mut starter = STARTER.lock().unwrap_or_else(PoisonError::into_inner);
+    // Started with the first process, or with the next one where there was no thread for it.
+    let orders = match &mut *starter {
+        Some(orders) => orders,
+        none => none.insert(start_starter()?),
+    };
     let gone = || io::Error::other("the thread that starts processes has ended");
-    starter.lock().unwrap_or_else(PoisonError::into_inner).send((command, answer)).map_err(|_| gone())?;
+    orders.send((command, answer)).map_err(|_| gone())?;
+    drop(starter);
     heard.recv().map_err(|_| gone())?
+}
+
+fn start_starter() -> io::Result<Sender<Order>> {
+    let (orders, inbox) = channel::<Order>();
+    let work = move || {
+        for (mut command, answer) in inbox {
+            // Whoever asked may have gone; then the child ends when its handle is dropped here unseen.
+            if let Err(unheard) = answer.send(command.spawn())
+                && let Ok(mut child) = unheard.0
+            {
+                end(&mut child);
+            }
+        }
+    };
+    std::thread::Builder::new().name("starter".to_owned()).spawn(work)?;
+    Ok(orders)
 }
 
 /// Runs a program to its end; kills it when it takes too long. One that fails is quoted.
@@ -73,41 +88,135 @@ pub(crate) fn run_to(
     let failed = |reason: String| Error::Program { program: name, reason };
     let stdin = if input.is_empty() { Stdio::null() } else { Stdio::piped() };
     command.stdin(stdin).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = spawn(command).map_err(|cause| failed(cause.to_string()))?;
-    let (answering, listening) = (listen(child.stdout.take()), listen(child.stderr.take()));
+    let mut child = spawn(command).map_err(|cause| failed(none_left(&cause)))?;
+    let pipes =
+        Listener::new(child.stdout.take()).and_then(|out| Ok((out, Listener::new(child.stderr.take())?)));
+    let (mut answer, mut complaint) = match pipes {
+        Ok(pipes) => pipes,
+        Err(cause) => {
+            end(&mut child);
+            return Err(failed(cause.to_string()));
+        }
+    };
     if let Some(mut stdin) = child.stdin.take() {
         // One that ended before it read says why itself.
         let _ = stdin.write_all(input);
     }
     let deadline = Instant::now() + patience;
     let status = loop {
-        if let Some(status) = child.try_wait().map_err(|cause| failed(cause.to_string()))? {
+        let status = child.try_wait().map_err(|cause| failed(cause.to_string()))?;
+        // After the look, so that nothing is missed that was said before the end.
+        answer.take();
+        complaint.take();
+        if let Some(status) = status {
             break status;
         }
         if Instant::now() >= deadline {
-            let _ = child.kill();
-            let _ = child.wait();
+            end(&mut child);
             return Err(failed(format!("it did not end within {} seconds", patience.as_secs())));
         }
-        std::thread::sleep(PAUSE);
+        await_words(&answer, &complaint);
     };
     if status.code().is_some_and(|code| good.contains(&code)) {
-        return Ok(answering.join().unwrap_or_default());
+        return Ok(answer.text());
     }
-    let said = listening.join().unwrap_or_default();
+    let said = complaint.text();
     Err(failed(if said.is_empty() { status.to_string() } else { said }))
 }
 
-/// Reads to the side: a full pipe would stop the program.
-fn listen(pipe: Option<impl Read + Send + 'static>) -> std::thread::JoinHandle<String> {
-    std::thread::spawn(move || {
-        let mut said = Vec::new();
-        if let Some(mut pipe) = pipe {
-            let _ = (&mut pipe).take(SAID_BYTES_MAX).read_to_end(&mut said);
-            let _ = io::copy(&mut pipe, &mut io::sink());
+fn end(child: &mut Child) {
+    let _ = child.kill();
+    let _ = child.wait();
+}
+
+/// What a program says on one pipe, read without a thread of its own: a full pipe would stop the program, and where threads
+/// have run out nobody would read.
+struct Listener<P> {
+    /// None once it has ended.
+    pipe: Option<P>,
+    said: Vec<u8>,
+}
+
+impl<P: Read + AsFd> Listener<P> {
+    fn new(pipe: Option<P>) -> io::Result<Self> {
+        if let Some(pipe) = &pipe {
+            // Of our end alone: what is waited for is the program's end, and others may hold theirs for longer.
+            fcntl_setfl(pipe, fcntl_getfl(pipe)? | OFlags::NONBLOCK)?;
         }
-        String::from_utf8_lossy(&said).trim().to_owned()
-    })
+        Ok(Self { pipe, said: Vec::new() })
+    }
+
+    /// Takes what is there, more than a pipe holds at the most: a program that never stops talking has its time too. What is
+    /// more than anybody needs is read and forgotten.
+    fn take(&mut self) {
+        let mut bytes = [0; 4096];
+        for _ in 0..READS_MAX {
+            let Some(pipe) = &mut self.pipe else { return };
+            match pipe.read(&mut bytes) {
+                Ok(0) => self.pipe = None,
+                Ok(count) => {
+                    let left = SAID_BYTES_MAX.saturating_sub(self.said.len());
+                    self.said.extend_from_slice(&bytes[..count.min(left)]);
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::Interrupted => {}
+                Err(cause) if cause.kind() == io::ErrorKind::WouldBlock => return,
+                Err(_) => self.pipe = None,
+            }
+        }
+    }
+
+    fn text(&self) -> String {
+        String::from_utf8_lossy(&self.said).trim().to_owned()
+    }
+}
+
+/// Waits a moment for one of the two to say something.
+fn await_words<A: AsFd, B: AsFd>(one: &Listener<A>, other: &Listener<B>) {
+    let mut what = Vec::with_capacity(2);
+    what.extend(one.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+    what.extend(other.pipe.as_ref().map(|pipe| PollFd::new(pipe, PollFlags::IN)));
+    // Whatever comes of it, the program is looked at next.
+    let _ = poll(&mut what, Timespec::try_from(PAUSE).ok().as_ref());
+}
+
+/// Why there is no further process or thread, with the next step where the machine or a limit gives no more of them.
+pub(crate) fn none_left(cause: &io::Error) -> String {
+    if cause.kind() == io::ErrorKind::WouldBlock {
+        format!("{cause}: {NONE_LEFT}")
+    } else {
+        cause.to_string()
+    }
+}
+
+/// A thread that will wait for a process to end. It is there before the process is: where there can be no thread, there is
+/// nothing to end again.
+pub(crate) struct Watcher(Sender<Child>);
+
+impl Watcher {
+    /// Starts the thread; `ended` is called in it at the end of the process that it is given.
+    pub(crate) fn start(
+        name: &'static str,
+        ended: impl FnOnce(u32, io::Result<ExitStatus>) + Send + 'static,
+    ) -> io::Result<Self> {
+        let (given, taken) = channel::<Child>();
+        let watch = move || {
+            if let Ok(mut child) = taken.recv() {
+                let status = child.wait();
+                ended(child.id(), status);
+            }
+        };
+        let thread = std::thread::Builder::new().name(name.to_owned()).stack_size(WATCHER_BYTES);
+        thread.spawn(watch)?;
+        Ok(Self(given))
+    }
+
+    /// Waits for this one.
+    pub(crate) fn watch(self, child: Child) {
+        // The thread waits for nothing else; were it gone, nobody would watch over the process.
+        if let Err(mut unwatched) = self.0.send(child) {
+            end(&mut unwatched.0);
+        }
+    }
 }
 
 /// The processes whose parent is this one, whichever of its threads started them.
@@ -169,10 +278,58 @@ mod tests {
         sleep.arg("60");
         let late = run("sleep", sleep, Duration::from_millis(50)).unwrap_err().to_string();
         assert!(late.contains("did not end within"), "{late}");
+        let mut endless = Command::new("cat");
+        endless.arg("/dev/zero");
+        let late = run("cat", endless, Duration::from_millis(50)).unwrap_err().to_string();
+        assert!(late.contains("did not end within"), "{late}");
         let mut missing = Command::new("ls");
         missing.arg("/nowhere");
         let refused = run("ls", missing, Duration::from_secs(60)).unwrap_err().to_string();
         assert!(refused.contains("/nowhere"), "{refused}");
+    }
+
+    #[test]
+    fn what_a_program_says_is_read_however_much_it_is_and_whoever_else_holds_its_pipe() {
+        let mut loud = Command::new("sh");
+        // More than a pipe holds on both, and one that goes on with them open.
+        loud.args([
+            "-c",
+            "head -c 300000 /dev/zero | tr '\\0' x; head -c 300000 /dev/zero >&2; sleep 60 & echo $! >&3",
+        ]);
+        let folder = tempfile::tempdir().unwrap();
+        let number = folder.path().join("number");
+        let mut outer = Command::new("sh");
+        outer.args(["-c", "exec \"$@\" 3>\"$0\""]).arg(&number).arg("sh").args(loud.get_args());
+        let begun = Instant::now();
+        let said = run_with("sh", outer, &[], Duration::from_secs(60)).unwrap();
+        assert_eq!(said.len(), SAID_BYTES_MAX);
+        assert!(begun.elapsed() < Duration::from_secs(50), "it waited for the one that goes on");
+        let left: u32 = std::fs::read_to_string(number).unwrap().trim().parse().unwrap();
+        signal(left, Signal::KILL);
+    }
+
+    #[test]
+    fn the_thread_that_watches_over_a_process_is_there_before_it_and_tells_its_end() {
+        let (told, heard) = channel();
+        let watcher = Watcher::start("watch-test", move |pid, ended| {
+            told.send((pid, ended.unwrap().code())).unwrap();
+        });
+        let child = Command::new("sh").args(["-c", "exit 7"]).spawn().unwrap();
+        let pid = child.id();
+        watcher.unwrap().watch(child);
+        assert_eq!(heard.recv_timeout(Duration::from_secs(60)), Ok((pid, Some(7))));
+        // One that is given none ends without a word.
+        let (told, heard) = channel::<()>();
+        drop(Watcher::start("watch-test", move |_, _| told.send(()).unwrap()).unwrap());
+        assert!(heard.recv_timeout(Duration::from_secs(60)).is_err());
+    }
+
+    #[test]
+    fn a_machine_without_a_further_process_is_said_with_the_limits_to_look_at() {
+        let text = none_left(&io::Error::from(rustix::io::Errno::AGAIN));
+        assert!(text.contains("Resource temporarily unavailable") && text.contains("TasksMax="), "{text}");
+        let other = none_left(&io::Error::from(rustix::io::Errno::NOENT));
+        assert!(!other.contains("TasksMax="), "{other}");
     }
 
     #[test]

@@ -12,10 +12,11 @@ use rustix::process::Signal;
 use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
 use tokio::time::{Instant, timeout};
 
+use crate::Error;
 use crate::cgroup::{Group, MemoryKills};
 use crate::connector::Connector;
 use crate::inside::Inside;
-use crate::process;
+use crate::process::{self, Watcher, none_left};
 use crate::settings;
 use crate::volume::{Giving, Unlocked};
 
@@ -82,19 +83,19 @@ pub(crate) struct Running {
 }
 
 impl Running {
-    /// Watches over a process that was just started; an end that nobody asked for is told to `deaths`.
+    /// Watches over a process that was just started.
     pub(crate) fn watch(
         child: Child,
         connector: Connector,
+        watch: Watch,
         (cluster, group): (&Cluster, Option<Group>),
         (on, volume, giving): (VolumeId, Unlocked, Arc<Mutex<[Giving; 2]>>),
         admitted: HashSet<String>,
-        deaths: broadcast::Sender<ClusterId>,
     ) -> Self {
-        let stopping = Arc::new(AtomicBool::new(false));
         let jailer = child.id();
         let (id, routing_id) = (cluster.id, cluster.routing_id);
-        let exited = watch_exit(child, id, stopping.clone(), deaths);
+        let Watch { watcher, exited, stopping } = watch;
+        watcher.watch(child);
         let (volume, admitted) = (Mutex::new(Some(volume)), AsyncMutex::new(admitted));
         Self {
             run: Run::next(),
@@ -217,28 +218,29 @@ impl std::fmt::Debug for Running {
     }
 }
 
-/// Waits for the process in a thread of its own, and reports an end that nobody wanted.
-fn watch_exit(
-    mut child: Child,
-    id: ClusterId,
+/// What will watch over an engine's process, in a thread of its own. Made before the process is started, because an engine that
+/// nobody watches over must not run.
+pub(crate) struct Watch {
+    watcher: Watcher,
+    exited: watch::Receiver<bool>,
     stopping: Arc<AtomicBool>,
-    deaths: broadcast::Sender<ClusterId>,
-) -> watch::Receiver<bool> {
-    let (told, exited) = watch::channel(false);
-    let jailer = child.id();
-    let watch = move || {
-        let _ = child.wait();
-        told.send_replace(true);
-        if !stopping.load(Ordering::SeqCst) {
-            // Nobody listening means that nobody is left to act on it.
-            let _ = deaths.send(id);
-        }
-    };
-    // An engine that nobody watches over must not run.
-    let watcher = std::thread::Builder::new().name("engine-watch".to_owned()).stack_size(128 * 1024);
-    if watcher.spawn(watch).is_err() {
-        process::signal(jailer, Signal::KILL);
-        return watch::channel(true).1;
+}
+
+impl Watch {
+    /// An end that nobody asked for will be told to `deaths`.
+    pub(crate) fn prepare(id: ClusterId, deaths: broadcast::Sender<ClusterId>) -> Result<Self, Error> {
+        let stopping = Arc::new(AtomicBool::new(false));
+        let (told, exited) = watch::channel(false);
+        let is_wanted = stopping.clone();
+        let ended = move |_, _| {
+            told.send_replace(true);
+            if !is_wanted.load(Ordering::SeqCst) {
+                // Nobody listening means that nobody is left to act on it.
+                let _ = deaths.send(id);
+            }
+        };
+        let watcher = Watcher::start("engine-watch", ended)
+            .map_err(|cause| Error::NotWatched { reason: none_left(&cause) })?;
+        Ok(Self { watcher, exited, stopping })
     }
-    exited
 }

@@ -2,7 +2,7 @@
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
-use wire::backend::{EngineError, authentication_kind};
+use wire::backend::{EngineError, authentication_kind, is_protocol_2_error};
 use wire::frame::{HEADER_BYTES, Header};
 use wire::hello::CancelKey;
 
@@ -14,6 +14,9 @@ use crate::sign_in::Identity;
 const MESSAGE_BYTES_MAX: usize = 16 * 1024;
 /// Most bytes of all of them.
 const GREETING_BYTES_MAX: usize = 64 * 1024;
+
+/// What is taken of an error in protocol 2's form. PostgreSQL's own has 80 bytes.
+const OLD_ERROR_BYTES_MAX: u64 = 1024;
 
 /// An open session on the engine.
 pub(crate) struct Attached {
@@ -30,27 +33,56 @@ pub(crate) async fn attach(
     identity: &Identity,
     route: &Route,
 ) -> Result<Attached, Refusal> {
-    let lost = |_| Refusal::EngineLost("it does not answer");
     let own = [("user", identity.user().as_str()), ("database", route.database.as_str())];
     let others = route.parameters.iter().map(|(name, value)| (name.as_str(), value.as_str()));
-    engine.write_all(&wire::startup::encode(own.into_iter().chain(others))).await.map_err(lost)?;
+    // One that could not start a process for us may have closed before it was asked; its reason is still there to be read.
+    let _ = engine.write_all(&wire::startup::encode(own.into_iter().chain(others))).await;
     let mut attached = Attached { engine, engine_key: None, greeting: Vec::new(), ready: Vec::new() };
+    attached.take_first().await?;
     while !attached.take_message().await? {}
     Ok(attached)
 }
 
 impl Attached {
+    /// Takes the first message, which may be an error in protocol 2's form.
+    async fn take_first(&mut self) -> Result<(), Refusal> {
+        let header = self.take_header().await?;
+        if is_protocol_2_error(header) {
+            return Err(self.no_process(header).await);
+        }
+        // No engine is ready before it has said that it trusts this node.
+        self.take_body(header).await.map(drop)
+    }
+
     /// Takes one message of the greeting; true when the engine is ready.
     async fn take_message(&mut self) -> Result<bool, Refusal> {
+        let header = self.take_header().await?;
+        self.take_body(header).await
+    }
+
+    async fn take_header(&mut self) -> Result<[u8; HEADER_BYTES], Refusal> {
+        let mut header = [0; HEADER_BYTES];
+        self.engine.read_exact(&mut header).await.map_err(|_| Refusal::EngineLost("it broke off"))?;
+        Ok(header)
+    }
+
+    /// The rest of what the engine's first process says where it has no other process for the session.
+    async fn no_process(&mut self, header: [u8; HEADER_BYTES]) -> Refusal {
+        let mut said = header[1..].to_vec();
+        // What came before a break is told.
+        let _ = (&mut self.engine).take(OLD_ERROR_BYTES_MAX).read_to_end(&mut said).await;
+        let text = said.split(|byte| *byte == 0).next().unwrap_or_default();
+        Refusal::NoProcess { reason: String::from_utf8_lossy(text).trim().to_owned() }
+    }
+
+    async fn take_body(&mut self, bytes: [u8; HEADER_BYTES]) -> Result<bool, Refusal> {
         let lost = |_| Refusal::EngineLost("it broke off");
         let wrong = Refusal::EngineLost("it does not speak PostgreSQL's protocol");
-        let mut message = vec![0; HEADER_BYTES];
-        self.engine.read_exact(&mut message).await.map_err(lost)?;
-        let bytes = message.first_chunk::<HEADER_BYTES>().copied().unwrap_or_default();
         let header = Header::parse(bytes).map_err(|_| wrong.clone())?;
         if header.body_bytes > MESSAGE_BYTES_MAX || self.greeting.len() > GREETING_BYTES_MAX {
             return Err(wrong);
         }
+        let mut message = bytes.to_vec();
         message.resize(HEADER_BYTES + header.body_bytes, 0);
         self.engine.read_exact(&mut message[HEADER_BYTES..]).await.map_err(lost)?;
         let body = &message[HEADER_BYTES..];
@@ -157,6 +189,31 @@ mod tests {
             let refused = greeted_with(error, true).await.err();
             assert!(matches!(&refused, Some(Refusal::Engine { code, .. }) if code == "XX000"), "{refused:?}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_failed_fork_in_an_engine_is_said_as_that() {
+        let said = b"Ecould not fork new process for connection: Resource temporarily unavailable\n\0";
+        let reason = "could not fork new process for connection: Resource temporarily unavailable".to_owned();
+        let refused = greeted_with(said.to_vec(), true).await.err();
+        assert_eq!(refused, Some(Refusal::NoProcess { reason }));
+        let report = refused.and_then(|refused| refused.report()).unwrap();
+        let told = EngineError::parse(&report[HEADER_BYTES..]);
+        assert_eq!(told.code, "53000");
+        assert!(told.message.contains("could not start a process for the session"), "{told:?}");
+    }
+
+    #[tokio::test]
+    async fn t14_an_engine_s_endless_error_of_protocol_2_is_cut_off() {
+        let refused = greeted_with(vec![b'E'; 1 << 20], false).await.err();
+        assert!(
+            matches!(&refused, Some(Refusal::NoProcess { reason }) if reason.len() < 2_000),
+            "{refused:?}"
+        );
+        // Later on it is no first message, and so nothing that PostgreSQL would say.
+        let late = [OK, b"Ecould not fork"].concat();
+        let refused = Some(Refusal::EngineLost("it does not speak PostgreSQL's protocol"));
+        assert_eq!(greeted_with(late, true).await.err(), refused);
     }
 
     #[tokio::test]

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use keys::ChannelBinding;
-use model::Origin;
+use model::{ClusterId, Origin};
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -168,7 +168,7 @@ async fn enter(
 
     let (engine, attached) = tokio::select! {
         reason = &mut cut => return Err(reason.map_or(Refusal::Lost, Refusal::Cut)),
-        attached = open(house, &identity, &route) => attached?,
+        attached = open(house, &identity, &route) => attached.inspect_err(|refusal| tell_operator(refusal, cluster.id))?,
     };
     if let Some(engine_key) = attached.engine_key.clone() {
         seat.attached(engine.clone(), engine_key);
@@ -232,6 +232,18 @@ async fn open(
         let stream = engine.connect().await.map_err(|_| Refusal::EngineLost("it does not answer"))?;
         attach(stream, identity, route).await
     });
-    let attached = attached.await.map_err(|_| Refusal::EngineLost("it does not answer"))??;
-    Ok((engine, attached))
+    let attached = attached.await.map_err(|_| Refusal::EngineLost("it does not answer"))?;
+    Ok((engine, attached?))
+}
+
+/// Says what only the operator can change. Without numbers that change, so that the log counts what is said again and again.
+fn tell_operator(refusal: &Refusal, cluster: ClusterId) {
+    if let Refusal::NoProcess { reason } = refusal {
+        tracing::warn!(
+            %cluster, reason,
+            "a session was refused: the cluster's engine could not start a process for it; let it have fewer sessions at a time, or \
+             raise the limit that is reached (TasksMax= of a systemd unit, pids.max of a control group, ulimit -u), or give \
+             the machine more memory"
+        );
+    }
 }

@@ -57,6 +57,8 @@ pub(crate) enum Refusal {
     Channel(scram::Refusal),
     /// A bound on sessions is reached.
     TooMany(&'static str),
+    /// The engine could not start a process for the session: its own words, for the log.
+    NoProcess { reason: String },
     /// It was not signed in, and had to make room for others.
     Crowded,
     /// Too many passwords in clear wait for their turn to be checked.
@@ -195,6 +197,13 @@ impl Refusal {
                 ),
             ),
             Self::TooMany(what) => ("53300", format!("too many connections for {what}"), None),
+            Self::NoProcess { .. } => (
+                "53000",
+                "the cluster's engine could not start a process for the session".to_owned(),
+                Some(
+                    "Connect again later, with fewer sessions at a time; the operator finds the next step in Chitin's log.",
+                ),
+            ),
             Self::Crowded => (
                 "53300",
                 "too many connections that are not signed in, most of them from this network".to_owned(),

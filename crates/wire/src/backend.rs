@@ -1,7 +1,7 @@
 //! Messages of a server: those that we send, and those of an engine that we must understand.
 
 use crate::Malformed;
-use crate::frame::length_field;
+use crate::frame::{HEADER_BYTES, length_field};
 
 /// A message under construction.
 pub struct Message(Vec<u8>);
@@ -136,6 +136,15 @@ impl EngineError {
         }
         error
     }
+}
+
+/// Longest error that clients take for one (`MAX_ERRLEN` of libpq).
+const ERROR_BYTES_MAX: u32 = 30_000;
+
+/// Whether a server's first message begins an error of protocol 2, whose text follows the `E` at once: with that a postmaster
+/// says that it cannot start a process, before it knows which protocol it is asked in. As libpq tells it.
+pub fn is_protocol_2_error([tag, a, b, c, d]: [u8; HEADER_BYTES]) -> bool {
+    tag == b'E' && u32::from_be_bytes([a, b, c, d]) > ERROR_BYTES_MAX
 }
 
 /// `AuthenticationOk`.

@@ -14,7 +14,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Command, Stdio};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -25,8 +25,9 @@ use rustix::net::{
 };
 use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
+use crate::Error;
 use crate::launch::Launcher;
-use crate::{Error, process};
+use crate::process::{self, Watcher, none_left};
 
 pub(crate) use program::serve_if_asked;
 
@@ -228,7 +229,10 @@ impl Shared {
         // Nothing of our environment: secrets may be in it.
         command.env_clear().env("PATH", std::env::var_os("PATH").unwrap_or_default()).env(ORDERS, &self.data);
         command.stdin(Stdio::from(theirs)).stdout(Stdio::null());
-        let mut child = process::spawn(command).map_err(|cause| said(&cause))?;
+        let shared = self.clone();
+        let watcher = Watcher::start("companion-watch", move |pid, ended| shared.ended(pid, &ended))
+            .map_err(|cause| none_left(&cause))?;
+        let mut child = process::spawn(command).map_err(|cause| none_left(&cause))?;
         let line = Pid::from_raw(child.id().cast_signed())
             .ok_or_else(|| "it has no number".to_owned())
             .and_then(|pid| pidfd_open(pid, PidfdFlags::empty()).map_err(|cause| said(&cause)))
@@ -249,21 +253,11 @@ impl Shared {
         state.line = Some(line);
         let told = state.unlocked.iter().try_for_each(|(folder, kind)| state.ask(&unlocking(folder, *kind)));
         let pid = child.id();
-        let watched = self.watch(child);
-        told.and(watched).inspect_err(|_| state.end_process()).map(|()| {
+        // In a thread of its own, which starts another when it ends.
+        watcher.watch(child);
+        told.inspect_err(|_| state.end_process()).map(|()| {
             tracing::debug!(process = pid, "the companion is there");
         })
-    }
-
-    /// Waits for its end in a thread of its own, and starts another.
-    fn watch(self: &Arc<Self>, mut child: Child) -> Result<(), String> {
-        let (shared, pid) = (self.clone(), child.id());
-        let watch = move || {
-            let ended = child.wait();
-            shared.ended(pid, &ended);
-        };
-        let watcher = std::thread::Builder::new().name("companion-watch".to_owned()).stack_size(256 * 1024);
-        watcher.spawn(watch).map(drop).map_err(|cause| cause.to_string())
     }
 
     fn ended(self: &Arc<Self>, pid: u32, how: &io::Result<std::process::ExitStatus>) {

@@ -18,7 +18,7 @@ use super::{FILES, Seen};
 use crate::Error;
 use crate::inside::Inside;
 use crate::places::{Owner, is_root, make_folder, mount_at, mounts_below};
-use crate::process::spawn;
+use crate::process::{none_left, spawn};
 
 /// The folder of ciphertext. A sibling of the mount point, never below it: gocryptfs must not need its own mount.
 pub(super) const CIPHER: &str = "cipher";
@@ -148,7 +148,7 @@ fn wait_ready(server: &mut Child) -> Result<(), String> {
     };
     // Reads on until gocryptfs ends, so that what it says later never fills the pipe.
     let listener = std::thread::Builder::new().name("gocryptfs".to_owned()).stack_size(64 * 1024);
-    listener.spawn(listen).map_err(|cause| cause.to_string())?;
+    listener.spawn(listen).map_err(|cause| none_left(&cause))?;
     let (deadline, mut said) = (Instant::now() + READY_MAX, Vec::new());
     loop {
         match heard.recv_timeout(deadline.saturating_duration_since(Instant::now())) {
@@ -295,7 +295,7 @@ fn cipher_of(config: &[u8]) -> Option<String> {
 
 fn with_password(mut command: Command, key: &DataKey) -> Result<(Child, ChildStdin), Error> {
     command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut child = spawn(command).map_err(|cause| failed(&cause.to_string()))?;
+    let mut child = spawn(command).map_err(|cause| failed(&none_left(&cause)))?;
     let mut password = Zeroizing::new([b'\n'; 2 * 64 + 1]);
     hex::encode_to_slice(key.expose(), &mut password[..2 * 64])
         .map_err(|cause| failed(&cause.to_string()))?;

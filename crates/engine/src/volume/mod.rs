@@ -29,7 +29,7 @@ use crate::companion::{Companion, Told};
 use crate::inside::Inside;
 use crate::leftovers::{end_processes_of, shred};
 use crate::places::{self, Owner, Places, make_folder, mounts_below, remove_folder};
-use crate::process::run;
+use crate::process::{none_left, run};
 use crate::{Error, control_file};
 
 pub(crate) use trouble::{Trouble, look};
@@ -436,7 +436,7 @@ fn try_in_time(companion: &Arc<Companion>, places: &Places, kind: Encryption) ->
     std::thread::Builder::new()
         .name("trial".to_owned())
         .spawn(move || told.send(try_out(&minding, &own, id, kind)))
-        .map_err(|cause| cause.to_string())?;
+        .map_err(|cause| none_left(&cause))?;
     heard.recv_timeout(TRIAL_MAX).unwrap_or_else(|_| {
         // Whoever waits for the file system is let go when its server is gone.
         end_processes_of(&places.cluster(id));
