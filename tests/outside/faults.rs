@@ -1,7 +1,8 @@
-//! What goes wrong around a cloud: its clock, its disk, the limit on what it may start. Each attack is one that once
+//! What goes wrong around a cloud: its clock, its disk, the limits on what it may open and start. Each attack is one that once
 //! did more harm than its fault.
 
 mod clocks;
+mod descriptors;
 mod disk;
 mod processes;
 
@@ -13,6 +14,10 @@ pub(crate) fn suite() -> Suite {
     Suite::new("faults").beside(tests![
         clocks::a_clock_that_is_put_right_again_locks_nobody_out,
         clocks::a_start_some_hours_ahead_that_is_corrected_locks_nobody_out,
+        descriptors::a_limit_on_open_files_that_is_too_low_is_said_at_the_start,
+        descriptors::an_engine_more_than_there_is_room_for_is_refused_with_the_reason_and_runs_once_another_sleeps,
+        descriptors::equal_warnings_are_counted_and_everything_goes_on_when_files_can_be_opened_again,
+        descriptors::one_tenant_s_sessions_leave_the_api_engines_and_neighbours_what_they_need,
         disk::a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_once_it_is_freed,
         disk::a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost,
         disk::an_older_state_than_the_clusters_on_the_disk_is_an_alarm,

@@ -25,6 +25,7 @@ use rustix::process::{Resource, getrlimit};
 use store::{Entry, Store};
 use tokio::time::timeout;
 
+use crate::descriptors::Budget;
 use crate::memory;
 use crate::outlets::Outlets;
 use crate::perimeter;
@@ -69,6 +70,8 @@ pub struct Administrator {
     pub rotation: Arc<Rotation>,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
+    /// What the program may open.
+    pub budget: Budget,
 }
 
 impl Administrator {
@@ -453,6 +456,7 @@ impl control::Administration for Administrator {
                 wall("memory locked", &memory::locked()),
                 wall("swap", &memory::swap()),
                 wall("memory shortage", &engine::shortage_protection()),
+                wall("open files", &self.budget.standing()),
             ],
             disk: crate::storage::disk(&self.host),
         }
@@ -529,12 +533,14 @@ fn refusal(cause: engine::Error) -> Refusal {
         engine::Error::AlreadyExists { .. } => Refusal::exists(text),
         engine::Error::Refused(_)
         | engine::Error::NoRoom { .. }
+        | engine::Error::TooManyEngines { .. }
         | engine::Error::ReserveReached { .. }
         | engine::Error::TooMuch { .. }
         | engine::Error::VolumeRefused { .. } => Refusal::wrong_state(text),
         engine::Error::Unready(_)
         | engine::Error::NoProcess { .. }
         | engine::Error::NotWatched { .. }
+        | engine::Error::NoDescriptors(_)
         | engine::Error::Asleep
         | engine::Error::NoCompanion { .. }
         | engine::Error::DataKey(_) => Refusal::busy(text),

@@ -26,6 +26,7 @@ use crate::administration::Administrator;
 use crate::certificates::{self, Certificates};
 use crate::clock::ClockWatch;
 use crate::config::StartOptions;
+use crate::descriptors::{Budget, Listening};
 use crate::desk::{self, Desk};
 use crate::directory::Directory;
 use crate::doors::Listeners;
@@ -64,6 +65,9 @@ pub enum Error {
     /// A rotation of the root key that was interrupted cannot go on.
     #[error(transparent)]
     Rotation(#[from] rotation::Error),
+    /// The program may open too few files.
+    #[error(transparent)]
+    Descriptors(#[from] descriptors::TooFew),
     /// The machine does not give what engines need.
     #[error(transparent)]
     Engine(#[from] engine::Error),
@@ -119,6 +123,8 @@ pub struct Cloud {
     pub http: SocketAddr,
     /// Whether clusters can have networks of their own here.
     pub private_networks: Capability,
+    /// What it may open, and who gets how much of it.
+    pub budget: Budget,
     /// Rotates its root key.
     pub rotation: Arc<Rotation>,
     gateway: Arc<Gateway>,
@@ -186,6 +192,7 @@ impl Cloud {
     /// Opens everything; when this returns, clients are let in.
     /// `root` is the root directory as it was before the program had mounts of its own.
     pub async fn open(options: &StartOptions, root: File) -> Result<Self, Error> {
+        let budget = descriptors::budget(Listening::of(options))?;
         let paths = Paths::prepare(&options.data)?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let root_key = Arc::new(root_key::open(&paths, &options.unlock).await?);
@@ -202,6 +209,7 @@ impl Cloud {
             record: record.clone(),
         })
         .await?;
+        host.bound_engines(budget.engines);
         // Only now is it certain that no other Chitin runs here.
         paths.forget_endpoint();
         if let (None, false) = (host.posture().encryption, options.allow_unencrypted) {
@@ -281,12 +289,12 @@ impl Cloud {
             presence: presence.clone(),
             pages: pages.clone(),
         });
-        let shares = descriptors::shares();
         let settings = gateway::Settings {
             idle_max: options.idle_timeout,
             unread_max: options.unread_timeout,
-            unauthenticated_max: shares.sql,
-            unauthenticated_per_network_max: shares.sql_private,
+            sessions_max: budget.sessions,
+            unauthenticated_max: budget.sql,
+            unauthenticated_per_network_max: budget.sql_private,
             ..gateway::Settings::default()
         };
         let gateway = Arc::new(Gateway::new(
@@ -320,7 +328,7 @@ impl Cloud {
             }
             Err(Unavailable { why, next_step }) => Capability::Missing { why, next_step },
         };
-        let outlets = Outlets::new(store.clone(), host.clone(), gate_out);
+        let outlets = Outlets::new(store.clone(), host.clone(), gate_out, budget.egress);
         let administration = Arc::new(Administrator {
             store: store.clone(),
             host: host.clone(),
@@ -333,6 +341,7 @@ impl Cloud {
             ring,
             rotation: rotation.clone(),
             private_networks: private_networks.clone(),
+            budget,
         });
         let settings = control::Settings {
             sql_host: "localhost".to_owned(),
@@ -393,7 +402,7 @@ impl Cloud {
             presence.clone(),
             directory.clone(),
             desk.clone(),
-            shares.http,
+            http::Crowd::new("the pages in private networks", budget.http, budget.http_private),
         );
         let networks = NetworkReconciler::new(
             store.clone(),
@@ -402,8 +411,8 @@ impl Cloud {
             NetworkSettings { sql_port: sql_address.port(), http_port: http_address.port() },
         );
         loops.spawn("the keeper of private networks", networks.run(loops.stop.clone()));
-        let web = http::Server::new(certificates, router, shares.http)?;
-        listeners.serve(&mut doors, &gateway, &web);
+        let web = http::Server::new(certificates, router)?;
+        listeners.serve(&mut doors, &gateway, &web, &budget);
         let endpoint = Endpoint {
             sql: sql_address.to_string(),
             http: http_address.to_string(),
@@ -417,6 +426,7 @@ impl Cloud {
             sql: sql_address,
             http: http_address,
             private_networks,
+            budget,
             rotation,
             gateway,
             reconciler,

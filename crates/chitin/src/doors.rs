@@ -10,7 +10,8 @@ use tokio::net::TcpListener;
 
 use crate::cloud::{Error, Stage};
 use crate::config::StartOptions;
-use crate::http::{self, HttpDoor};
+use crate::descriptors::Budget;
+use crate::http::{self, Crowd, HttpDoor};
 use crate::operator;
 
 /// The listeners, opened and not served yet.
@@ -66,7 +67,7 @@ impl Listeners {
     }
 
     /// Serves them all until the stage stops.
-    pub fn serve(self, stage: &mut Stage, gateway: &Arc<Gateway>, web: &http::Server) {
+    pub fn serve(self, stage: &mut Stage, gateway: &Arc<Gateway>, web: &http::Server, budget: &Budget) {
         let Self { sql, http, sql_proxy, http_proxy, endpoint, endpoint_tls, operator, trusted } = self;
         let doors = [
             ("the SQL listener", Some(sql), Door::Public),
@@ -86,10 +87,12 @@ impl Listeners {
         for (name, listener, door) in doors {
             let Some(listener) = listener else { continue };
             let (web, stop) = (web.clone(), stage.stop.clone());
-            stage.spawn(name, async move { web.serve(listener, door, stop).await });
+            let crowd = Crowd::new(door.name(), budget.http, budget.http);
+            stage.spawn(name, async move { web.serve(listener, door, crowd, stop).await });
         }
         let (web, stop) = (web.clone(), stage.stop.clone());
-        stage.spawn("the operator's socket", async move { web.serve_operator(operator, stop).await });
+        let crowd = Crowd::new("the operator's socket", budget.operator, budget.operator);
+        stage.spawn("the operator's socket", async move { web.serve_operator(operator, crowd, stop).await });
     }
 }
 

@@ -34,8 +34,8 @@ pub struct FrontDoors {
     directory: Arc<Directory>,
     /// Whose pages are shown, without the API, which is the operator's.
     desk: Arc<dyn SignInDesk>,
-    /// Most connections of each network's pages that nobody has signed in on.
-    pages_max: usize,
+    /// The connections of the pages in all networks.
+    crowd: http::Crowd,
     open: Mutex<HashMap<ClusterId, CancellationToken>>,
     tasks: TaskTracker,
 }
@@ -49,10 +49,10 @@ impl FrontDoors {
         presence: Arc<Presence>,
         directory: Arc<Directory>,
         desk: Arc<dyn SignInDesk>,
-        pages_max: usize,
+        crowd: http::Crowd,
     ) -> Arc<Self> {
         let (open, tasks) = (Mutex::default(), TaskTracker::new());
-        Arc::new(Self { gateway, certificates, store, presence, directory, desk, pages_max, open, tasks })
+        Arc::new(Self { gateway, certificates, store, presence, directory, desk, crowd, open, tasks })
     }
 
     /// Closes them all and waits for requests that were begun. Sessions are the gateway's to end.
@@ -86,7 +86,7 @@ impl reconcile::FrontDoors for FrontDoors {
         let inside = Arc::new(Inside::new(self.certificates.clone(), address));
         // Pages of its own: they count their visitors by address, and other networks have the same addresses.
         let pages = control::pages(self.desk.clone());
-        let web = match http::Server::new(inside, pages, self.pages_max) {
+        let web = match http::Server::new(inside, pages) {
             Ok(web) => web,
             Err(cause) => {
                 return tracing::error!(%cluster, %cause, "the private listener in a private network could not be opened");
@@ -98,7 +98,8 @@ impl reconcile::FrontDoors for FrontDoors {
         }
         let (gateway, stop_sql) = (self.gateway.clone(), stop.clone());
         self.tasks.spawn(async move { gateway.serve(sql, Door::Private(cluster), stop_sql).await });
-        self.tasks.spawn(async move { web.serve(http, HttpDoor::Private(cluster), stop).await });
+        let crowd = self.crowd.clone();
+        self.tasks.spawn(async move { web.serve(http, HttpDoor::Private(cluster), crowd, stop).await });
     }
 
     fn close(&self, cluster: ClusterId) {

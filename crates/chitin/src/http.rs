@@ -29,8 +29,6 @@ use crate::operator;
 const REQUEST_MAX: Duration = Duration::from_secs(150);
 /// After an accept that failed for want of descriptors or memory.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-/// Connections at the operator's socket, those that have shown the key and those that have not.
-const OPERATOR_CONNECTIONS_MAX: usize = 64;
 
 /// Which kind of door an HTTP listener is.
 #[derive(Clone, Debug)]
@@ -45,7 +43,7 @@ pub enum HttpDoor {
 
 impl HttpDoor {
     /// What the log calls it.
-    fn name(&self) -> &'static str {
+    pub fn name(&self) -> &'static str {
         match self {
             Self::Public => "the API",
             Self::Balanced(_) => "the API behind a balancer",
@@ -70,33 +68,46 @@ impl HttpDoor {
 pub struct Server {
     tls: TlsAcceptor,
     router: Router,
-    connections_max: usize,
+}
+
+/// The connections that are counted together: those of one door, or of all doors inside of private networks.
+#[derive(Clone)]
+pub struct Crowd {
+    unauthenticated: Arc<Unauthenticated>,
+    /// For connections on which somebody has shown a key.
+    authenticated: Arc<Semaphore>,
 }
 
 /// What the connections of one door have in common.
 #[derive(Clone)]
 struct Place {
     server: Server,
-    /// For connections on which somebody has shown a key.
-    authenticated: Arc<Semaphore>,
+    crowd: Crowd,
     stop: CancellationToken,
 }
 
+impl Crowd {
+    /// Of so many without a key and as many with one; of those without, so many from one private network.
+    pub fn new(name: &'static str, connections_max: usize, per_network_max: usize) -> Self {
+        let first_byte_max = UNAUTHENTICATED_MAX;
+        let crowding = Crowding { connections_max, per_network_max, first_byte_max };
+        let authenticated = Arc::new(Semaphore::new(connections_max));
+        Self { unauthenticated: Unauthenticated::new(name, crowding), authenticated }
+    }
+}
+
 impl Server {
-    /// Of what the router serves. Each door holds so many connections without a key, and as many with one.
-    pub fn new(
-        certificates: Arc<dyn ResolvesServerCert>,
-        router: Router,
-        connections_max: usize,
-    ) -> Result<Self, rustls::Error> {
+    /// Of what the router serves.
+    pub fn new(certificates: Arc<dyn ResolvesServerCert>, router: Router) -> Result<Self, rustls::Error> {
         let tls = TlsAcceptor::from(Arc::new(tls(certificates)?));
-        Ok(Self { tls, router: bounded(router), connections_max })
+        Ok(Self { tls, router: bounded(router) })
     }
 
-    /// Answers requests at one more door until `stop`, then lets those that were begun finish. Each door counts by itself.
-    pub async fn serve(&self, listener: TcpListener, door: HttpDoor, stop: CancellationToken) {
+    /// Answers requests at one more door until `stop`, then lets those that were begun finish.
+    pub async fn serve(&self, listener: TcpListener, door: HttpDoor, crowd: Crowd, stop: CancellationToken) {
         let tasks = TaskTracker::new();
-        let (unauthenticated, place) = self.door(door.name(), self.connections_max, &stop);
+        let unauthenticated = crowd.unauthenticated.clone();
+        let place = Place { server: self.clone(), crowd, stop: stop.clone() };
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -125,9 +136,10 @@ impl Server {
 
     /// Answers requests at the operator's socket until `stop`. Nobody else comes in there, and it has places of its own, so
     /// that no crowd at another door keeps the operator out.
-    pub async fn serve_operator(&self, socket: operator::Socket, stop: CancellationToken) {
+    pub async fn serve_operator(&self, socket: operator::Socket, crowd: Crowd, stop: CancellationToken) {
         let tasks = TaskTracker::new();
-        let (unauthenticated, place) = self.door("the operator's socket", OPERATOR_CONNECTIONS_MAX, &stop);
+        let unauthenticated = crowd.unauthenticated.clone();
+        let place = Place { server: self.clone(), crowd, stop: stop.clone() };
         loop {
             let accepted = tokio::select! {
                 () = stop.cancelled() => break,
@@ -141,6 +153,7 @@ impl Server {
                 }
                 Err(operator::NotAccepted::Failed(cause)) => {
                     tracing::warn!(%cause, "a connection to the operator's socket could not be accepted");
+                    unauthenticated.not_accepted(&cause);
                     tokio::time::sleep(ACCEPT_PAUSE).await;
                     continue;
                 }
@@ -155,22 +168,6 @@ impl Server {
         }
         drop(socket);
         finish(tasks).await;
-    }
-
-    fn door(
-        &self,
-        name: &'static str,
-        connections_max: usize,
-        stop: &CancellationToken,
-    ) -> (Arc<Unauthenticated>, Place) {
-        let crowding = Crowding {
-            connections_max,
-            per_network_max: connections_max,
-            first_byte_max: UNAUTHENTICATED_MAX,
-        };
-        let authenticated = Arc::new(Semaphore::new(connections_max));
-        let place = Place { server: self.clone(), authenticated, stop: stop.clone() };
-        (Unauthenticated::new(name, crowding), place)
     }
 }
 
@@ -206,7 +203,7 @@ impl Place {
                 stream.map_err(|_| "the handshake took too long")?.map_err(|cause| cause.to_string())?
             }
         };
-        answer(stream, router, slot, self.authenticated, self.stop).await
+        answer(stream, router, slot, self.crowd.authenticated, self.stop).await
     }
 }
 

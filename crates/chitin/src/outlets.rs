@@ -39,6 +39,8 @@ pub struct Outlets {
     store: Arc<Store>,
     host: Arc<Host>,
     gate: Arc<Gate>,
+    /// For the connections of all engines.
+    places: Arc<Semaphore>,
     /// Up to which change of the state outlets are as they should be.
     settled: watch::Sender<u64>,
     tasks: TaskTracker,
@@ -64,10 +66,11 @@ struct Bounds {
 }
 
 impl Outlets {
-    /// Of the engines of this host.
-    pub fn new(store: Arc<Store>, host: Arc<Host>, gate: Arc<Gate>) -> Arc<Self> {
+    /// Of the engines of this host, which may have so many connections together.
+    pub fn new(store: Arc<Store>, host: Arc<Host>, gate: Arc<Gate>, connections_max: usize) -> Arc<Self> {
         let settled = watch::Sender::new(0);
-        Arc::new(Self { store, host, gate, settled, tasks: TaskTracker::new() })
+        let places = Arc::new(Semaphore::new(connections_max));
+        Arc::new(Self { store, host, gate, places, settled, tasks: TaskTracker::new() })
     }
 
     /// The gate that they lead through.
@@ -196,7 +199,12 @@ impl Outlets {
                     tracing::warn!(%cluster, max = OUTLET_CONNECTIONS_MAX, "an engine has too many connections to the outside; one more was closed");
                     continue;
                 };
-                let carried = outlets.clone().carry(cluster, outlet.clone(), near, (seat, bounds.dials.clone()), until.clone());
+                let Ok(place) = outlets.places.clone().try_acquire_owned() else {
+                    tracing::warn!(%cluster, "an engine's connection to the outside was closed: all that the limit on open files leaves for them are taken; raise it (LimitNOFILE= of a systemd unit, ulimit -Hn)");
+                    continue;
+                };
+                let places = ([seat, place], bounds.dials.clone());
+                let carried = outlets.clone().carry(cluster, outlet.clone(), near, places, until.clone());
                 outlets.tasks.spawn(carried);
             }
         });
@@ -209,7 +217,7 @@ impl Outlets {
         cluster: ClusterId,
         outlet: Outlet,
         near: TcpStream,
-        (_seat, dials): (OwnedSemaphorePermit, Arc<Semaphore>),
+        (_places, dials): ([OwnedSemaphorePermit; 2], Arc<Semaphore>),
         closed: CancellationToken,
     ) {
         let Outlet { host, port } = outlet;

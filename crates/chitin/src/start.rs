@@ -115,6 +115,7 @@ fn greet(cloud: &Cloud, began: Instant) {
         ("memory locked", capability(&memory::locked())),
         ("swap", capability(&memory::swap())),
         ("memory shortage", capability(&engine::shortage_protection())),
+        ("open files", capability(&cloud.budget.standing())),
         ("next", next),
         ("stop", "Ctrl-C".to_owned()),
     ];

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{ADMIN_ROLE, DatabaseName, INTERNAL_ROLE, RoleName};
+use rustix::io::Errno;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -64,13 +65,14 @@ impl Administration {
         }
     }
 
-    /// Whether the engine answers who wants to open a session. A refusal is an answer, also that it has no process for it.
+    /// Whether the engine answers who wants to open a session. A refusal is an answer, also that it has no process for it. Where
+    /// we could not even ask, it has said nothing that counts against it.
     pub(crate) async fn answers(connector: &Connector) -> Result<(), Error> {
         let mut config = Config::new();
         config.user(INTERNAL_ROLE).dbname(MAINTENANCE_DATABASE).application_name("chitin");
         match open(connector, &config).await {
             Ok(Err(silent)) if silent.as_db_error().is_none() => Err(unready(silent)),
-            Ok(_) | Err(Error::NoProcess { .. }) => Ok(()),
+            Ok(_) | Err(Error::NoProcess { .. } | Error::NoDescriptors(_)) => Ok(()),
             Err(silent) => Err(silent),
         }
     }
@@ -235,7 +237,10 @@ async fn open(
     config: &Config,
 ) -> Result<Result<Session, tokio_postgres::Error>, Error> {
     let late = |_| Error::Unready("it took too long to open a session".to_owned());
-    let unreached = |cause: std::io::Error| Error::Unready(cause.to_string());
+    let unreached = |cause: std::io::Error| match Errno::from_io_error(&cause) {
+        Some(Errno::MFILE | Errno::NFILE) => Error::NoDescriptors(cause),
+        _ => Error::Unready(cause.to_string()),
+    };
     let opened = async {
         let stream = connector.connect().await.map_err(unreached)?;
         let (stream, meter) = Budgeted::new(stream);

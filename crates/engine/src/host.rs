@@ -14,12 +14,12 @@ use std::collections::HashMap;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::sync::atomic::AtomicBool;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 use keys::{DataKey, KeyRing, WrappedKey};
 use model::{Checkpoint, Cluster, ClusterId, Encryption, VolumeId};
-use tokio::sync::{Mutex as AsyncMutex, broadcast};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, broadcast};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cgroup::{Group, Groups};
@@ -115,6 +115,8 @@ pub struct Host {
     attestation: Option<String>,
     slots: Mutex<HashMap<ClusterId, Arc<Slot>>>,
     deaths: broadcast::Sender<ClusterId>,
+    /// Places for engines, and how many there are, where they are bounded.
+    engines: OnceLock<(Arc<Semaphore>, usize)>,
     /// The disk below has nothing left to give.
     is_frozen: AtomicBool,
     /// Before the claim: what follows on it waits until everything is locked.
@@ -184,6 +186,7 @@ impl Host {
             attestation: config.attestation.clone(),
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
+            engines: OnceLock::new(),
             is_frozen: AtomicBool::new(false),
             companion,
             _claim: claim,
@@ -215,6 +218,21 @@ impl Host {
         }
     }
 
+    /// Lets at most so many engines run at a time, from now on. To be said once, before any of them is started.
+    pub fn bound_engines(&self, max: usize) {
+        let places = Semaphore::new(max.min(Semaphore::MAX_PERMITS));
+        // The first one counts.
+        let _ = self.engines.set((Arc::new(places), max));
+    }
+
+    fn place_for_engine(&self) -> Result<Option<OwnedSemaphorePermit>, Error> {
+        let Some((places, max)) = self.engines.get() else {
+            return Ok(None);
+        };
+        let place = places.clone().try_acquire_owned();
+        place.map(Some).map_err(|_| Error::TooManyEngines { max: *max })
+    }
+
     /// What the machine gives.
     pub fn posture(&self) -> &Posture {
         &self.posture
@@ -241,6 +259,8 @@ impl Host {
         }
         let kind = self.posture.encryption_of_new()?;
         self.must_have_room()?;
+        // Before there are files that would have to be removed again. Its start takes the place.
+        self.place_for_engine()?;
         self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
         let key = DataKey::random();
         let wrapped = self.keys.wrap(cluster, &key).await?;
@@ -348,6 +368,7 @@ impl Host {
         }
         // One that died, or lost its volume, left that unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
+        self.place_for_engine()?;
         let (on, volume, admitted) = self.unlock(self.slot(cluster.id), cluster).await?;
         self.launch(slot, cluster, (on, volume), &admitted).await?;
         Ok(Started { volume: on, engine_version })
@@ -399,7 +420,8 @@ impl Host {
         let (base, place) = (volume.base.clone(), volume.base.clone());
         let deaths = self.deaths.clone();
         let started = blocking(move || {
-            let watch = Watch::prepare(wanted.id, deaths)?;
+            let place = host.place_for_engine()?;
+            let watch = Watch::prepare(wanted.id, place, deaths)?;
             host.spawn(&wanted, &base, &names).map(|started| (watch, started))
         })
         .await;

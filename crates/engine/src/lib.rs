@@ -63,6 +63,8 @@ pub use volume::{Measured, VolumeState};
 
 use std::path::{Path, PathBuf};
 
+use rustix::io::Errno;
+
 /// What can go wrong with an engine. Every text says what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -123,6 +125,15 @@ pub enum Error {
         /// Its last words.
         reason: String,
     },
+    /// No further engine may run.
+    #[error(
+        "the engine was not started, because {max} run, and the limit on open files leaves no room for another: let one of the \
+         others sleep, or raise it (LimitNOFILE= of a systemd unit, ulimit -Hn) and start Chitin again"
+    )]
+    TooManyEngines {
+        /// How many may.
+        max: usize,
+    },
     /// The engine could not start a process for a session.
     #[error(
         "the engine could not start a process for a session of ours ({reason}): let the cluster have fewer sessions at a time, or \
@@ -133,6 +144,12 @@ pub enum Error {
         /// What it said.
         reason: String,
     },
+    /// The program may open nothing more.
+    #[error(
+        "no connection to the engine could be opened ({0}): the limit on open files is reached; raise it (LimitNOFILE= of a \
+         systemd unit, ulimit -Hn) and start Chitin again"
+    )]
+    NoDescriptors(std::io::Error),
     /// The engine was not started.
     #[error(
         "the engine was not started, because no thread could watch over it: {reason}; it is tried again by itself"
@@ -218,6 +235,14 @@ impl Error {
     pub(crate) fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::File { action, path, source }
+    }
+
+    /// Whether nothing could be opened because this program, or the machine, has as much open as it may.
+    pub(crate) fn is_want_of_descriptors(&self) -> bool {
+        let (Self::File { source, .. } | Self::NoDescriptors(source)) = self else {
+            return false;
+        };
+        matches!(Errno::from_io_error(source), Some(Errno::MFILE | Errno::NFILE))
     }
 }
 

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use model::{Cluster, ClusterId, Resources, RoutingId, StorageLimit, StorageUse, VolumeId};
 use rustix::process::Signal;
-use tokio::sync::{Mutex as AsyncMutex, broadcast, watch};
+use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, broadcast, watch};
 use tokio::time::{Instant, timeout};
 
 use crate::Error;
@@ -227,12 +227,18 @@ pub(crate) struct Watch {
 }
 
 impl Watch {
-    /// An end that nobody asked for will be told to `deaths`.
-    pub(crate) fn prepare(id: ClusterId, deaths: broadcast::Sender<ClusterId>) -> Result<Self, Error> {
+    /// An end that nobody asked for will be told to `deaths`. The engine's place among those that may run, if they are
+    /// bounded, is given back when its process has ended.
+    pub(crate) fn prepare(
+        id: ClusterId,
+        place: Option<OwnedSemaphorePermit>,
+        deaths: broadcast::Sender<ClusterId>,
+    ) -> Result<Self, Error> {
         let stopping = Arc::new(AtomicBool::new(false));
         let (told, exited) = watch::channel(false);
         let is_wanted = stopping.clone();
         let ended = move |_, _| {
+            drop(place);
             told.send_replace(true);
             if !is_wanted.load(Ordering::SeqCst) {
                 // Nobody listening means that nobody is left to act on it.

@@ -1,10 +1,12 @@
 //! One client's way through the stations.
 
+use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
 use keys::ChannelBinding;
 use model::{ClusterId, Origin};
+use rustix::io::Errno;
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
@@ -65,7 +67,9 @@ pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, 
         Err(_) => return tracing::debug!(%peer, "a connection was too slow"),
     };
     let Private { mut client, origin, manner } = private;
-    let entered = Box::pin(enter(&house, &mut client, manner, &origin, deadline, slot)).await;
+    // Kept until the session has a slot of its own, or the client has heard why there is none.
+    let mut slot = Some(slot);
+    let entered = Box::pin(enter(&house, &mut client, manner, &origin, deadline, &mut slot)).await;
     match entered {
         Ok(Some(Seated { engine, attached, seat, cut })) => {
             let facts = seat.facts.clone();
@@ -134,17 +138,16 @@ async fn enter(
     manner: Manner,
     origin: &Origin,
     deadline: Instant,
-    slot: Slot,
+    slot: &mut Option<Slot>,
 ) -> Result<Option<Seated>, Refusal> {
     let known = tokio::select! {
         biased;
-        () = slot.evicted() => return Err(Refusal::Crowded),
+        Some(()) = evicted(slot.as_ref()) => return Err(Refusal::Crowded),
         known = become_known(house, client, manner, origin, deadline) => known?,
     };
     let Some((identity, route, minor)) = known else {
         return Ok(None);
     };
-    drop(slot);
     let cluster = identity.cluster();
     let facts = SessionFacts {
         cluster: cluster.id,
@@ -158,7 +161,9 @@ async fn enter(
     };
     // 32 bytes from protocol 3.2 on, as PostgreSQL 18; 4 before, which is all that older clients can hold.
     let secret_bytes = if minor >= 2 { 32 } else { 4 };
-    let (seat, mut cut) = house.sessions.seat(facts, limits, secret_bytes)?;
+    let told = |refusal: &Refusal| tell_operator(refusal, cluster.id, house.settings.sessions_max);
+    let (seat, mut cut) = house.sessions.seat(facts, limits, secret_bytes).inspect_err(told)?;
+    drop(slot.take());
     // Once more, now that a cut would find us: the rules may have changed while the client was proving itself.
     if !house.directory.admits(cluster.id, origin) {
         return Err(refusal(origin));
@@ -168,7 +173,7 @@ async fn enter(
 
     let (engine, attached) = tokio::select! {
         reason = &mut cut => return Err(reason.map_or(Refusal::Lost, Refusal::Cut)),
-        attached = open(house, &identity, &route) => attached.inspect_err(|refusal| tell_operator(refusal, cluster.id))?,
+        attached = open(house, &identity, &route) => attached.inspect_err(told)?,
     };
     if let Some(engine_key) = attached.engine_key.clone() {
         seat.attached(engine.clone(), engine_key);
@@ -178,6 +183,11 @@ async fn enter(
     messages.extend_from_slice(&attached.ready);
     timeout(house.settings.attach_max, send(client, &messages)).await??;
     Ok(Some(Seated { engine, attached, seat, cut }))
+}
+
+async fn evicted(slot: Option<&Slot>) -> Option<()> {
+    slot?.evicted().await;
+    Some(())
 }
 
 /// Startup and sign-in; `None` where the client only came to cancel.
@@ -229,21 +239,34 @@ async fn open(
         .map_err(|_| Refusal::NotReady(NotReady::TimedOut))?
         .map_err(Refusal::NotReady)?;
     let attached = timeout(house.settings.attach_max, async {
-        let stream = engine.connect().await.map_err(|_| Refusal::EngineLost("it does not answer"))?;
+        let stream = engine.connect().await.map_err(|cause| unreached(&cause))?;
         attach(stream, identity, route).await
     });
     let attached = attached.await.map_err(|_| Refusal::EngineLost("it does not answer"))?;
     Ok((engine, attached?))
 }
 
+fn unreached(cause: &io::Error) -> Refusal {
+    match Errno::from_io_error(cause) {
+        Some(Errno::MFILE | Errno::NFILE) => Refusal::NoRoom,
+        _ => Refusal::EngineLost("it does not answer"),
+    }
+}
+
 /// Says what only the operator can change. Without numbers that change, so that the log counts what is said again and again.
-fn tell_operator(refusal: &Refusal, cluster: ClusterId) {
-    if let Refusal::NoProcess { reason } = refusal {
-        tracing::warn!(
+fn tell_operator(refusal: &Refusal, cluster: ClusterId, sessions_max: usize) {
+    match refusal {
+        Refusal::NoRoom => tracing::warn!(
+            %cluster, sessions_max,
+            "a session was refused: a cluster has at most as many sessions as are left for all of them; for more, raise the limit \
+             on open files (LimitNOFILE= of a systemd unit, ulimit -Hn) and start Chitin again"
+        ),
+        Refusal::NoProcess { reason } => tracing::warn!(
             %cluster, reason,
             "a session was refused: the cluster's engine could not start a process for it; let it have fewer sessions at a time, or \
              raise the limit that is reached (TasksMax= of a systemd unit, pids.max of a control group, ulimit -u), or give \
              the machine more memory"
-        );
+        ),
+        _ => {}
     }
 }

@@ -82,7 +82,7 @@ impl Gateway {
             throttle,
             standard: Arc::new(Rules::standard()),
             clear_checks: Checks::new(settings.clear_checks_max),
-            sessions: Sessions::new(),
+            sessions: Sessions::new(settings.sessions_max),
             cancels: Cancels::new(settings.cancels_per_cluster_max),
         };
         let private = Unauthenticated::new("SQL in private networks", crowding(&settings));

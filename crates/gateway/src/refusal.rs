@@ -57,6 +57,8 @@ pub(crate) enum Refusal {
     Channel(scram::Refusal),
     /// A bound on sessions is reached.
     TooMany(&'static str),
+    /// The program may open nothing more for the cluster.
+    NoRoom,
     /// The engine could not start a process for the session: its own words, for the log.
     NoProcess { reason: String },
     /// It was not signed in, and had to make room for others.
@@ -197,6 +199,11 @@ impl Refusal {
                 ),
             ),
             Self::TooMany(what) => ("53300", format!("too many connections for {what}"), None),
+            Self::NoRoom => (
+                "53300",
+                "too many connections: there is no room for another session of this cluster".to_owned(),
+                Some("Connect again later; the operator finds the next step in Chitin's log."),
+            ),
             Self::NoProcess { .. } => (
                 "53000",
                 "the cluster's engine could not start a process for the session".to_owned(),

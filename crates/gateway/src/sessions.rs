@@ -111,6 +111,8 @@ pub struct SessionFacts {
 
 /// The registry of sessions.
 pub struct Sessions {
+    /// Most sessions of all clusters.
+    max: usize,
     inner: Mutex<Inner>,
     total: watch::Sender<usize>,
 }
@@ -157,8 +159,9 @@ pub(crate) struct Limits {
 const IDLE_REMEMBERED_MAX: usize = 200_000;
 
 impl Sessions {
-    pub(crate) fn new() -> Arc<Self> {
-        Arc::new(Self { inner: Mutex::default(), total: watch::channel(0).0 })
+    /// At most so many of all clusters together.
+    pub(crate) fn new(max: usize) -> Arc<Self> {
+        Arc::new(Self { max, inner: Mutex::default(), total: watch::channel(0).0 })
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
@@ -221,7 +224,8 @@ impl Sessions {
         let _ = total.wait_for(|total| *total == 0).await;
     }
 
-    /// Takes a seat if the limits leave one.
+    /// Takes a seat if the limits leave one. A cluster has no more of them than are left for everybody, so that there is one for
+    /// every other cluster, however many sessions it has itself.
     pub(crate) fn seat(
         self: &Arc<Self>,
         facts: SessionFacts,
@@ -232,6 +236,7 @@ impl Sessions {
         fill_random(&mut secret);
         let (cut, cut_receiver) = oneshot::channel();
         let mut inner = self.lock();
+        let left = self.max.saturating_sub(inner.seats.len());
         let used = inner.clusters.entry(facts.cluster).or_default();
         let by_user = used.by_user.get(&facts.user).copied().unwrap_or(0);
         let is_used_up = used.sessions >= limits.per_cluster;
@@ -241,6 +246,9 @@ impl Sessions {
                 inner.used_up.insert(facts.cluster);
             }
             return Err(Refusal::TooMany(if is_used_up { "this cluster" } else { "this user" }));
+        }
+        if used.sessions as usize >= left {
+            return Err(Refusal::NoRoom);
         }
         used.sessions += 1;
         used.last_end = None;
@@ -340,7 +348,7 @@ mod tests {
 
     #[test]
     fn limits_hold_per_cluster_and_user_and_seats_come_back() {
-        let sessions = Sessions::new();
+        let sessions = Sessions::new(usize::MAX);
         let (one, other) = (ClusterId::random(), ClusterId::random());
         let a = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
         let b = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
@@ -361,7 +369,7 @@ mod tests {
 
     #[test]
     fn t72_one_user_cannot_take_every_session_of_its_cluster() {
-        let sessions = Sessions::new();
+        let sessions = Sessions::new(usize::MAX);
         let cluster = ClusterId::random();
         let limits = Limits {
             per_cluster: model::CONNECTIONS_PER_CLUSTER_MAX,
@@ -376,7 +384,7 @@ mod tests {
 
     #[test]
     fn t62_t63_only_the_whole_key_finds_a_session() {
-        let sessions = Sessions::new();
+        let sessions = Sessions::new(usize::MAX);
         let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS, 32).unwrap();
         let key = seat.key().clone();
         assert!(sessions.find_cancel(&key).is_none(), "before it is attached there is nothing to cancel");
@@ -399,7 +407,7 @@ mod tests {
 
     #[test]
     fn a_cut_reaches_those_it_concerns_once() {
-        let sessions = Sessions::new();
+        let sessions = Sessions::new(usize::MAX);
         let (one, other) = (ClusterId::random(), ClusterId::random());
         let (a, mut a_cut) = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
         let (_b, mut b_cut) = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
@@ -410,5 +418,34 @@ mod tests {
         assert!(b_cut.try_recv().is_err());
         drop(a);
         assert!(!sessions.any(|facts| facts.cluster == one));
+    }
+
+    #[test]
+    fn a_cluster_that_takes_all_it_can_get_leaves_sessions_for_every_other() {
+        let sessions = Sessions::new(90);
+        let many = Limits { per_cluster: u32::MAX, per_user: u32::MAX };
+        let take = |cluster| -> Vec<_> {
+            std::iter::from_fn(|| sessions.seat(facts(cluster, "maria"), many, 4).ok()).collect()
+        };
+        let clusters = [(); 4].map(|()| ClusterId::random());
+        let taken: Vec<Vec<_>> = clusters.iter().map(|cluster| take(*cluster)).collect();
+        let counts: Vec<usize> = taken.iter().map(Vec::len).collect();
+        // Each has as many as were left after it.
+        assert_eq!(counts, [45, 23, 11, 6]);
+        let refused = sessions.seat(facts(clusters[0], "maria"), many, 4).err();
+        assert_eq!(refused, Some(Refusal::NoRoom));
+        assert!(sessions.seat(facts(ClusterId::random(), "maria"), many, 4).is_ok());
+        drop(taken);
+        assert_eq!(take(clusters[3]).len(), 45, "everything is given back");
+    }
+
+    #[test]
+    fn the_last_session_is_for_a_cluster_that_has_none() {
+        let sessions = Sessions::new(1);
+        let one = ClusterId::random();
+        let first = sessions.seat(facts(one, "maria"), LIMITS, 4).unwrap();
+        assert_eq!(sessions.seat(facts(one, "maria"), LIMITS, 4).err(), Some(Refusal::NoRoom));
+        drop(first);
+        assert!(sessions.seat(facts(one, "maria"), LIMITS, 4).is_ok());
     }
 }

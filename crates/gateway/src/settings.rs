@@ -25,6 +25,8 @@ pub struct Settings {
     /// For open sessions to finish what they are doing when the program stops; one that waits for its client gets
     /// [`Self::cut_max`].
     pub drain_max: Duration,
+    /// Sessions of all clusters together. No cluster has more of them than are left.
+    pub sessions_max: usize,
     /// Connections that are not signed in yet, at each door outside of private networks, and at all doors inside of them
     /// together.
     pub unauthenticated_max: usize,
@@ -49,6 +51,7 @@ impl Default for Settings {
             unread_max: Duration::from_secs(45),
             cut_max: Duration::from_secs(1),
             drain_max: Duration::from_secs(10),
+            sessions_max: usize::MAX,
             unauthenticated_max: 16_384,
             unauthenticated_per_network_max: 1_024,
             cancels_per_cluster_max: 16,

@@ -19,7 +19,7 @@ use house::wire::{ANSWER_DEADLINE, SSL_REQUEST};
 use house::{Caller, Cloud, Cluster, Host, Hosts, Options, Wire, tls};
 
 /// Descriptors of the cloud. They bound what its doors hold of those who have not signed in.
-const DESCRIPTORS: u32 = 2_048;
+const DESCRIPTORS: u32 = 2_112;
 /// Places at a SQL door with so many.
 const SQL_PLACES: usize = 256;
 /// Places at a door of the API.

@@ -162,7 +162,7 @@ impl World {
             ..GateSettings::default()
         };
         let gate = Gate::with_resolver(settings, Perimeter::new(store.clone()), names.clone()).unwrap();
-        let outlets = Outlets::new(store.clone(), host.clone(), Arc::new(gate));
+        let outlets = Outlets::new(store.clone(), host.clone(), Arc::new(gate), 1_000);
         let stop = CancellationToken::new();
         tokio::spawn(outlets.clone().run(stop.clone()));
         let cluster = store.create(draft("near-one", Network::default()), OffsetDateTime::now_utc()).unwrap();

@@ -141,6 +141,8 @@ impl Host {
                 running.unmeasured.store(0, Ordering::Relaxed);
                 measured
             }
+            // That we can open nothing says nothing about the cluster.
+            Err(cause) if cause.is_want_of_descriptors() => return Err(cause),
             Err(cause) => {
                 let before = running.unmeasured.fetch_add(1, Ordering::Relaxed);
                 if !volume::is_watched(kind) || before < UNMEASURED_MAX || running.has_exited() {
