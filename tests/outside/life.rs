@@ -2,6 +2,7 @@
 
 mod admit;
 mod answers;
+mod claimed;
 mod connections;
 mod crash;
 mod isolation;
@@ -37,6 +38,10 @@ pub(crate) fn suite() -> Suite {
             crash::a_restart_keeps_clusters_users_and_rows,
             crash::a_stop_drains_and_tells_open_sessions,
             isolation::who_signs_in_to_an_engine_that_was_taken_over_is_led_to_no_other,
+            claimed::a_second_start_is_refused_whatever_was_removed_and_the_first_one_s_sessions_live_on,
+            claimed::a_start_in_another_folder_at_the_same_place_leaves_the_first_one_s_engines_alive,
+            claimed::nothing_is_cleared_while_the_folder_or_the_state_is_locked_by_somebody,
+            claimed::a_start_waits_for_a_companion_whose_lock_file_was_removed,
             storage::a_full_cluster_is_told_refuses_what_grows_and_grows_when_it_may,
             storage::a_file_system_that_went_read_only_is_checked_and_comes_back_by_itself,
             storage::a_cluster_that_no_file_system_holds_back_is_stopped_from_writing_in_time,

@@ -3,7 +3,7 @@
 use std::fs::{self, File};
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::{Arc, Mutex, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -358,8 +358,7 @@ impl Cloud {
     /// The same, and does not wait for what the program started.
     pub fn kill_at_once(&self) {
         self.signal(Signal::KILL);
-        let mut child = self.process.lock().expect("no test panicked here").take().expect("the cloud runs");
-        child.wait().expect("ours");
+        self.child().wait().expect("ours");
     }
 
     /// Sends the program a signal.
@@ -368,14 +367,22 @@ impl Cloud {
         kill_process(pid, signal).expect("the process is ours");
     }
 
+    /// Waits until the program has ended by itself, or by a signal that was sent, and returns how.
+    pub fn await_end(&self) -> ExitStatus {
+        let mut child = self.child();
+        eventually("the program ends after its signal", PATIENCE, || child.try_wait().expect("ours"))
+    }
+
+    /// The program, which is not this cloud's any more.
+    fn child(&self) -> Child {
+        self.process.lock().expect("no test panicked here").take().expect("the cloud runs")
+    }
+
     fn end(&self, signal: Signal) -> Duration {
         let begun = Instant::now();
         let before = machine::descendants(self.pid());
         self.signal(signal);
-        let mut child = self.process.lock().expect("no test panicked here").take().expect("the cloud runs");
-        eventually("the program ends after its signal", PATIENCE, || {
-            child.try_wait().expect("ours").map(|_| ())
-        });
+        self.await_end();
         let taken = begun.elapsed();
         eventually("every process of the cloud ends with it", PATIENCE, || {
             before.iter().all(|process| !process.is_alive()).then_some(())
@@ -602,18 +609,5 @@ impl<'cloud> Cluster<'cloud> {
                 after.any(|rest| !rest.starts_with(|next: char| next.is_ascii_digit()))
             })
             .collect()
-    }
-}
-
-/// The first text under this name, at any depth.
-pub fn find(value: &Value, name: &str) -> Option<String> {
-    match value {
-        Value::Object(map) => map
-            .get(name)
-            .and_then(Value::as_str)
-            .map(str::to_owned)
-            .or_else(|| map.values().find_map(|inner| find(inner, name))),
-        Value::Array(list) => list.iter().find_map(|inner| find(inner, name)),
-        _ => None,
     }
 }

@@ -198,28 +198,30 @@ impl Cloud {
         let root_key = Arc::new(root_key::open(&paths, &options.unlock).await?);
         let ring = Ring::new(root_key.clone());
         let record = Arc::new(VolumeRecord::default());
-        let host = Host::open(HostConfig {
+        let config = HostConfig {
             data: paths.data().to_owned(),
             keys: ring.clone(),
             allow_unencrypted: options.allow_unencrypted,
+        // Both before anything is cleared away: either may have been removed under a Chitin that runs.
+        let claim = paths.claim()?;
+        let state = paths.lock_state()?;
             postgres_bin: options.postgres_bin.clone(),
             encryption: options.encryption.map(Into::into),
+        if paths.has_lost_its_state() {
+            return Err(Unsuitable::StateLost { path: paths.data().to_owned() }.into());
+        }
             attestation: options.attestation.clone(),
             launcher: launcher()?,
             record: record.clone(),
-        })
-        .await?;
+        };
+        let host = Host::open_claimed(config, claim).await?;
         host.bound_engines(budget.engines);
-        // Only now is it certain that no other Chitin runs here.
         paths.forget_endpoint();
         if let (None, false) = (host.posture().encryption, options.allow_unencrypted) {
             let reason = host.posture().no_encryption_reason.clone().unwrap_or_default();
             return Err(engine::Error::NoEncryption { reason }.into());
         }
-        if paths.has_lost_its_state() {
-            return Err(Unsuitable::StateLost { path: paths.data().to_owned() }.into());
-        }
-        let store = Store::open(&paths.state(), root_key.sealer("state")?)?;
+        let store = Store::open_locked(state, root_key.sealer("state")?)?;
         tracing::info!(commits = store.commits(), "the state is whole");
         let stand_ins = root_key.sealer("stand-ins")?.first_secret()?;
         let stand_ins = Fingerprints::new(&store.kept_secret("stand-ins", &stand_ins)?);

@@ -4,6 +4,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use serde::Serialize;
+use store::StateLock;
 
 const MARK: &str = "chitin-data";
 const MARK_TEXT: &str = "This is the data directory of a Chitin cloud, layout 1. Back it up as a whole.\n";
@@ -46,10 +47,14 @@ pub enum Unsuitable {
         path: PathBuf,
     },
     /// A cloud runs there.
-    #[error("a cloud runs in {}; stop it first", path.display())]
+    #[error(
+        "{} is in use by another Chitin{}; stop that one first, or choose another --data", path.display(), in_words(*process)
+    )]
     InUse {
         /// The folder.
         path: PathBuf,
+        /// The other's process, where that is known.
+        process: Option<u32>,
     },
     /// The state is gone.
     #[error(
@@ -89,6 +94,10 @@ pub struct Endpoint {
     pub http: String,
     /// The program's process id.
     pub pid: u32,
+}
+
+fn in_words(process: Option<u32>) -> String {
+    process.map(|process| format!(" (process {process})")).unwrap_or_default()
 }
 
 impl Paths {
@@ -167,8 +176,20 @@ impl Paths {
     /// Makes the directory ours alone for as long as the claim lives, as a running cloud does.
     pub fn claim(&self) -> Result<engine::Claim, Unsuitable> {
         engine::Claim::take(&self.data).map_err(|refused| match refused {
-            engine::Error::InUse { path } => Unsuitable::InUse { path },
+            engine::Error::InUse { path, process } => Unsuitable::InUse { path, process },
             other => file("lock", &self.data)(std::io::Error::other(other)),
+        })
+    }
+
+    /// Takes the state's own lock, where there is a state: before anything is cleared away that could be another Chitin's.
+    pub fn lock_state(&self) -> Result<StateLock, crate::cloud::Error> {
+        let state = self.state();
+        StateLock::take(&state).map_err(|refused| match refused {
+            store::Error::InUse { .. } => {
+                let process = engine::holder(&state);
+                Unsuitable::InUse { path: self.data.clone(), process }.into()
+            }
+            other => other.into(),
         })
     }
 

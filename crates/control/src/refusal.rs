@@ -76,9 +76,10 @@ impl From<store::Error> for Refusal {
             store::Error::NotFound(id) => Self::no_cluster(id),
             store::Error::TooMany { .. } => Self::wrong_state(error.to_string()),
             // Whoever may call the API is to see to these.
-            store::Error::File { .. } | store::Error::Full { .. } | store::Error::Removed { .. } => {
-                Self::busy(format!("nothing was changed: {error}"))
-            }
+            store::Error::File { .. }
+            | store::Error::InUse { .. }
+            | store::Error::Full { .. }
+            | store::Error::Removed { .. } => Self::busy(format!("nothing was changed: {error}")),
             store::Error::Unsettled { .. } => Self::busy(error.to_string()),
             store::Error::Tampered { .. } | store::Error::Corrupted { .. } => Self::internal(error),
         }

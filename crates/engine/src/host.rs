@@ -159,14 +159,20 @@ impl Slot {
 impl Host {
     /// Looks at the machine and clears what a killed predecessor left.
     pub async fn open(config: HostConfig) -> Result<Arc<Self>, Error> {
-        let work = move || Self::open_now(&config);
+        let data = config.data.clone();
+        let claim = blocking(move || Claim::take(&data)).await?;
+        Self::open_claimed(config, claim).await
+    }
+
+    /// The same for whoever has claimed the data directory already, and has looked meanwhile whether it may be cleared.
+    pub async fn open_claimed(config: HostConfig, claim: Claim) -> Result<Arc<Self>, Error> {
+        let work = move || Self::open_now(&config, claim);
         blocking(work).await
     }
 
-    fn open_now(config: &HostConfig) -> Result<Arc<Self>, Error> {
+    fn open_now(config: &HostConfig, claim: Claim) -> Result<Arc<Self>, Error> {
         let data = config.data.canonicalize().map_err(Error::file("find", &config.data))?;
         let places = Places::new(&data);
-        let claim = Claim::take(&data)?;
         make_folder(&places.clusters(), 0o711)?;
         make_folder(&data.join("run"), 0o711)?;
         // Only when the one of a Chitin that was killed is done.

@@ -1,6 +1,6 @@
 //! What a killed predecessor may have left: processes, mounts, loop devices, trial folders. And keys, destroyed well.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -8,11 +8,11 @@ use std::time::Duration;
 use model::{ClusterId, Encryption};
 use rustix::process::Signal;
 
-use crate::Error;
 use crate::inside::Inside;
 use crate::places::{Places, remove_folder};
 use crate::process::{signal, wait_gone};
 use crate::volume::{self, put_away_below};
+use crate::{Error, companion, process};
 
 /// For killed processes to be gone.
 const GONE_MAX: Duration = Duration::from_secs(5);
@@ -97,27 +97,47 @@ const OURS: &[&str] = &[
 
 /// Ends jails, volume servers, and tools that name a path below the folder in their arguments.
 pub(crate) fn end_processes_of(folder: &Path) {
-    let Some(folder) = folder.to_str() else {
-        return;
-    };
-    let below = format!("{}/", folder.trim_end_matches('/'));
-    let mut ended = Vec::new();
-    for entry in std::fs::read_dir("/proc").into_iter().flatten().flatten() {
-        let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<u32>().ok()) else {
-            continue;
-        };
-        let arguments = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
-        let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
-        let program = words.next().unwrap_or_default();
-        let is_ours = program.rsplit('/').next().is_some_and(|name| OURS.contains(&name));
-        if is_ours && pid != std::process::id() && words.any(|word| word.starts_with(&below)) {
-            signal(pid, Signal::KILL);
-            ended.push(pid);
-        }
+    let ended = processes_of(folder);
+    for pid in &ended {
+        signal(*pid, Signal::KILL);
     }
     for pid in ended {
         wait_gone(pid, GONE_MAX);
     }
+}
+
+/// The Chitin, other than ourselves, that lives and has started what runs below the folder: what the folder's locks cannot say
+/// where another folder was put in its place. A Chitin is known by its companion, which each has as its child. Whoever takes
+/// over both from one that was killed, as init does, is another program.
+pub(crate) fn owner_of_engines(folder: &Path) -> Option<u32> {
+    let parents: BTreeSet<u32> = processes_of(folder).into_iter().filter_map(process::parent).collect();
+    parents.into_iter().find(|parent| {
+        // One that was killed has no command line any more, before its locks are free.
+        let is_alive = !process::arguments(*parent).is_empty();
+        let is_companion = |child: &u32| companion::is_called_so(*child);
+        let companion = || process::children(*parent).into_iter().find(is_companion);
+        *parent != std::process::id()
+            && is_alive
+            && companion().is_some_and(|companion| process::are_one_program(*parent, companion))
+    })
+}
+
+/// Jails, volume servers, and tools that name a path below the folder in their arguments.
+fn processes_of(folder: &Path) -> Vec<u32> {
+    let Some(folder) = folder.to_str() else {
+        return Vec::new();
+    };
+    let below = format!("{}/", folder.trim_end_matches('/'));
+    let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
+    let is_of_it = |pid: &u32| {
+        let arguments = process::arguments(*pid);
+        let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
+        let program = words.next().unwrap_or_default();
+        let is_ours = program.rsplit('/').next().is_some_and(|name| OURS.contains(&name));
+        is_ours && *pid != std::process::id() && words.any(|word| word.starts_with(&below))
+    };
+    numbers.filter(is_of_it).collect()
 }
 
 /// Destroys the keys of all volumes of a cluster.
@@ -165,12 +185,12 @@ mod tests {
                 .args(["--die-with-parent", "--dev-bind", "/", "/", "--setenv", "X"])
                 .arg(folder.join("clusters"));
             bwrap.args(["--", "sleep", "60"]);
-            crate::process::spawn(bwrap).unwrap()
+            process::spawn(bwrap).unwrap()
         };
         let (mut one, mut other) = (start(ours.path()), start(theirs.path()));
         for jail in [&one, &other] {
             // Until then it is on its way to what was asked of it.
-            while !crate::process::children(jail.id()).iter().any(|child| is_called(*child, "sleep")) {
+            while !process::children(jail.id()).iter().any(|child| is_called(*child, "sleep")) {
                 std::thread::sleep(Duration::from_millis(5));
             }
         }

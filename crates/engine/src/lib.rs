@@ -43,7 +43,7 @@ mod volume;
 
 pub use administration::{Administration, Database};
 pub use cgroup::MemoryKills;
-pub use claim::Claim;
+pub use claim::{Claim, holder};
 pub use connector::Connector;
 pub use evidence::{Evidence, shortage_protection};
 pub use foreign_data::Subscriptions;
@@ -102,10 +102,14 @@ pub enum Error {
         reason: String,
     },
     /// Another Chitin uses the data directory.
-    #[error("{} is in use by another Chitin; stop that one first, or choose another --data", path.display())]
+    #[error(
+        "{} is in use by another Chitin{}; stop that one first, or choose another --data", path.display(), in_words(*process)
+    )]
     InUse {
         /// The data directory.
         path: PathBuf,
+        /// Its process, where that is known.
+        process: Option<u32>,
     },
     /// A file or folder could not be used.
     #[error("could not {action} {}: {source}", path.display())]
@@ -229,6 +233,10 @@ pub enum Error {
     /// The engine refuses the change.
     #[error("{0}")]
     Refused(String),
+}
+
+fn in_words(process: Option<u32>) -> String {
+    process.map(|process| format!(" (process {process})")).unwrap_or_default()
 }
 
 impl Error {

@@ -228,6 +228,28 @@ pub(crate) fn children(parent: u32) -> Vec<u32> {
         .collect()
 }
 
+/// The process that started another, or that took it over.
+pub(crate) fn parent(of: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{of}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("PPid:"))?.trim().parse().ok()
+}
+
+/// The arguments of a process, each with a zero byte at its end. Empty for one that has ended or is about to.
+pub(crate) fn arguments(of: u32) -> Vec<u8> {
+    std::fs::read(format!("/proc/{of}/cmdline")).unwrap_or_default()
+}
+
+/// Whether a process runs the same program as another, or is called as we are: which program runs is not shown to every user.
+pub(crate) fn are_one_program(process: u32, other: u32) -> bool {
+    use std::os::unix::fs::MetadataExt;
+    let file = |pid| std::fs::metadata(format!("/proc/{pid}/exe")).ok().map(|file| (file.dev(), file.ino()));
+    let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
+    match (file(process), file(other)) {
+        (Some(one), Some(two)) => one == two,
+        _ => name(&process.to_string()).is_some_and(|called| Some(called) == name("self")),
+    }
+}
+
 /// A process and everything that it and its children have started, at most so many.
 pub(crate) fn family(of: u32, count_max: usize) -> Vec<u32> {
     let mut found = vec![of];

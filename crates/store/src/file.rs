@@ -103,13 +103,47 @@ struct Writing<'a> {
     before: Rows,
 }
 
+/// The state file, open and locked, before anything of it was read. The lock is the file's own: whoever has it is the only one
+/// who uses this state, whatever other files say.
+#[derive(Debug)]
+pub struct StateLock {
+    path: PathBuf,
+    /// None where there is no state yet.
+    medium: Option<Arc<Medium>>,
+}
+
+impl StateLock {
+    /// Takes it, where there is a state. Fails with [`Error::InUse`] where another program has it.
+    pub fn take(path: &Path) -> Result<Self, Error> {
+        let medium = match Medium::open(path) {
+            Ok(medium) => Some(medium),
+            Err(cause) if cause.kind() == ErrorKind::NotFound => None,
+            Err(cause) if cause.kind() == ErrorKind::ResourceBusy => {
+                return Err(Error::InUse { path: path.to_owned() });
+            }
+            Err(cause) => return Err(io(path, "opened", &cause)),
+        };
+        Ok(Self { path: path.to_owned(), medium })
+    }
+
+    /// Where the file lies.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
 impl File {
-    /// Opens the file, or makes it. One that an earlier version of the program wrote gets its manifest.
-    pub(crate) fn open(path: &Path, sealer: Sealer) -> Result<Self, Error> {
-        if !path.try_exists().map_err(|cause| io(path, "opened", &cause))? {
+    /// Opens the file whose lock was taken, or makes it where there was none. One that an earlier version of the program wrote
+    /// gets its manifest.
+    pub(crate) fn open(lock: StateLock, sealer: Sealer) -> Result<Self, Error> {
+        let StateLock { path, medium } = lock;
+        let path = path.as_path();
+        let medium = if let Some(medium) = medium {
+            medium
+        } else {
             create(path, &sealer)?;
-        }
-        let medium = Medium::open(path).map_err(|cause| io(path, "opened", &cause))?;
+            Medium::open(path).map_err(|cause| io(path, "opened", &cause))?
+        };
         let database = open_database(path, &medium)?;
         let open =
             Open { medium, database: Some(database), tried_at: None, failed_at: None, unsettled: None };

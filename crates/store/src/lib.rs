@@ -35,6 +35,7 @@ use arc_swap::ArcSwap;
 use model::{ClusterId, ClusterName};
 use tokio::sync::watch;
 
+pub use crate::file::StateLock;
 use crate::file::{File, guarded};
 
 /// Most clusters of one control plane.
@@ -52,6 +53,12 @@ pub enum Error {
         action: &'static str,
         /// Why not.
         reason: String,
+    },
+    /// Another program has it open; nothing was changed.
+    #[error("the state in {} is in use by another Chitin; stop that one first", path.display())]
+    InUse {
+        /// The state file.
+        path: PathBuf,
     },
     /// It failed while it was written, and what became of it is not known yet.
     #[error(
@@ -142,6 +149,12 @@ impl Store {
     /// Opens the state file, or makes it. Values that do not open with the sealer are an error, and so are rows that are
     /// missing or older than they should be: state that somebody edited must not be acted upon.
     pub fn open(path: &Path, sealer: Sealer) -> Result<Arc<Self>, Error> {
+        Self::open_locked(StateLock::take(path)?, sealer)
+    }
+
+    /// The same for whoever has taken the file's lock already.
+    pub fn open_locked(lock: StateLock, sealer: Sealer) -> Result<Arc<Self>, Error> {
+        let path = &lock.path().to_owned();
         let (file, snapshot) = guarded(path, || {
             let file = File::open(path, sealer)?;
             // In this order: a value that does not open is named by its row.

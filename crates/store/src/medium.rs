@@ -48,7 +48,10 @@ impl Medium {
         match file.try_lock() {
             Ok(()) => {}
             Err(TryLockError::WouldBlock) => {
-                return Err(io::Error::other("another program has it open; stop that one first"));
+                return Err(io::Error::new(
+                    ErrorKind::ResourceBusy,
+                    "another program has it open; stop that one first",
+                ));
             }
             // The data directory's own lock is what is left where a file system has none.
             Err(TryLockError::Error(cause)) if cause.kind() == ErrorKind::Unsupported => {}
@@ -166,6 +169,13 @@ impl Medium {
             }
             written => written,
         }
+    }
+}
+
+impl Drop for Medium {
+    fn drop(&mut self) {
+        // Closing is not enough: a program that another thread is starting has a copy of the open file until it runs.
+        let _ = self.file.unlock();
     }
 }
 

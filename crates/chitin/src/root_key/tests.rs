@@ -255,7 +255,7 @@ async fn a_running_cloud_s_key_file_is_left_alone() {
         vec!["protect", "--with=passphrase", "--new-passphrase-file", new.to_str().unwrap()],
         vec!["recover", file.to_str().unwrap(), "--passphrase-file", new.to_str().unwrap()],
     ] {
-        assert!(home.run(&words).await.unwrap_err().contains("stop it first"), "{words:?}");
+        assert!(home.run(&words).await.unwrap_err().contains("stop that one first"), "{words:?}");
     }
     assert_eq!(fs::read(home.paths().key_encryption_key()).unwrap(), before);
     let nowhere = Home::new();

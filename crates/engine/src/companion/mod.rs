@@ -31,6 +31,11 @@ use crate::process::{self, Watcher, none_left};
 
 pub(crate) use program::serve_if_asked;
 
+/// Whether a process is called a companion.
+pub(crate) fn is_called_so(pid: u32) -> bool {
+    process::arguments(pid).starts_with(NAME.as_bytes())
+}
+
 /// Tells the program that it is to be a companion, and of which data directory.
 const ORDERS: &str = "CHITIN_COMPANION";
 /// What it is called in lists of processes.

@@ -13,7 +13,6 @@ use std::time::{Duration, Instant};
 
 use model::Encryption;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
-use rustix::fs::{FlockOperation, flock};
 use rustix::io::Errno;
 use rustix::net::{RecvFlags, SendFlags, recv, send};
 use rustix::process::{
@@ -21,6 +20,7 @@ use rustix::process::{
 };
 
 use super::{KNOWS, LOCK, LOCKED, MESSAGE_BYTES_MAX, ORDERS, READY, UNLOCKING, YES};
+use crate::claim::lock as lock_file;
 use crate::places::{Places, mounts_below};
 use crate::{leftovers, syscall};
 
@@ -55,7 +55,7 @@ fn serve(data: &Path) -> Result<(), ()> {
     let (line, places) = (std::io::stdin(), Places::new(data));
     // Beside the line: a copy of its other end may be in a process that is just being started.
     let chitin = getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
-    let claim = match claim(data, &line) {
+    let claim = match claim(&places, &line) {
         Ok(claim) => claim,
         Err(reason) => {
             answer(&line, reason.as_bytes());
@@ -104,13 +104,19 @@ fn stand_alone() {
 }
 
 /// Waits until no other companion of this data directory is at work. Nothing to wait for any more where Chitin has ended.
-fn claim(data: &Path, line: &impl AsFd) -> Result<File, String> {
-    let path = data.join(LOCK);
+/// The clusters' folder is locked beside the file, which somebody may have removed.
+fn claim(places: &Places, line: &impl AsFd) -> Result<Vec<File>, String> {
+    let path = places.data().join(LOCK);
     let mut options = OpenOptions::new();
     options.create(true).truncate(false).write(true).mode(0o600);
     let file = options.open(&path).map_err(|cause| format!("{}: {cause}", path.display()))?;
+    let folder = File::open(places.clusters()).ok();
+    let is_free = || {
+        let is_taken = |folder| matches!(lock_file(folder), Err(Errno::WOULDBLOCK));
+        lock_file(&file).is_ok() && !folder.as_ref().is_some_and(is_taken)
+    };
     let until = Instant::now() + CLAIM_MAX;
-    while flock(&file, FlockOperation::NonBlockingLockExclusive).is_err() {
+    while !is_free() {
         let mut what = [PollFd::new(line, PollFlags::IN)];
         let pause = Timespec::try_from(PAUSE).ok();
         if poll(&mut what, pause.as_ref()).is_ok_and(|count| count > 0) {
@@ -124,7 +130,7 @@ fn claim(data: &Path, line: &impl AsFd) -> Result<File, String> {
             ));
         }
     }
-    Ok(file)
+    Ok(folder.into_iter().chain([file]).collect())
 }
 
 /// Hears what is unlocked until Chitin has ended.
