@@ -29,6 +29,7 @@ pub(crate) fn suite() -> Suite {
         root::a_root_key_that_systemd_hands_over_opens_with_that_credential_alone,
         root::a_root_key_that_a_key_service_wraps_opens_while_the_service_permits_it,
         root::a_rotation_of_the_root_key_in_the_running_cloud_is_noticed_by_nobody,
+        root::a_rotation_of_the_root_key_while_the_state_cannot_be_written_changes_nothing,
         outage::while_the_service_is_silent_what_runs_goes_on_and_what_sleeps_waits_for_it,
         outage::a_cluster_whose_service_was_silent_starts_by_itself_without_a_client,
         credentials::credentials_that_end_cut_nobody_and_what_sleeps_says_why_it_does_not_wake,

@@ -184,9 +184,14 @@ impl File {
         };
         self.look_at_room();
         // A transaction that changes nothing: where it goes well, so do others.
-        if is_over && self.troubles.has(TroubleKind::Unwritable) && self.transact(false, |_| Ok(())).is_ok() {
+        if is_over && self.troubles.has(TroubleKind::Unwritable) && self.try_write().is_ok() {
             self.troubles.set(TroubleKind::Unwritable, None);
         }
+    }
+
+    /// Writes a transaction that changes nothing.
+    pub(crate) fn try_write(&self) -> Result<(), Error> {
+        self.transact(false, |_| Ok(()))
     }
 
     fn look_at_room(&self) {

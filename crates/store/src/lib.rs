@@ -156,7 +156,7 @@ impl Store {
     pub fn open_locked(lock: StateLock, sealer: Sealer) -> Result<Arc<Self>, Error> {
         let path = &lock.path().to_owned();
         let (file, snapshot) = guarded(path, || {
-            let file = File::open(path, sealer)?;
+            let file = File::open(lock, sealer)?;
             // In this order: a value that does not open is named by its row.
             let snapshot = Snapshot::read(&file)?;
             file.check()?;
@@ -188,6 +188,12 @@ impl Store {
     pub fn reseal(&self) -> Result<u64, Error> {
         let _writer = self.write();
         self.file.reseal()
+    }
+
+    /// Fails where the state cannot be written now, before anything else is changed that must go with it.
+    pub fn try_write(&self) -> Result<(), Error> {
+        let _writer = self.write();
+        self.file.try_write()
     }
 
     /// Transactions since the state was made. A number that is lower than one seen before says that the whole state was

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use house::command::{eventually, run};
 use house::key_services::Bao;
 use house::keys::SOON;
-use house::{Cloud, Cluster};
+use house::{Cloud, Cluster, Options};
 use serde_json::json;
 
 use crate::keys::world;
@@ -255,4 +255,32 @@ pub fn a_rotation_of_the_root_key_in_the_running_cloud_is_noticed_by_nobody() {
     assert_eq!(sleeping.sign_in().value("select 1"), "1");
     assert_eq!(customers.sign_in().value("select 1"), "1");
     cloud.stop();
+}
+
+/// As where the state's disk is gone, or somebody moved the state away.
+pub fn a_rotation_of_the_root_key_while_the_state_cannot_be_written_changes_nothing() {
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    let one = with_a_row(&cloud);
+    let everything =
+        || ["kek", "ca.key", "ca.pem"].map(|name| fs::read(cloud.data().join(name)).expect("it is there"));
+    let root = || cloud.get("/api/v1/chitin/root-key");
+    let (state, aside) = (cloud.data().join("state.redb"), cloud.scratch().join("aside"));
+    let (before, described) = (everything(), root());
+    fs::rename(&state, &aside).expect("the state");
+    let refused = cloud.chitin(["key", "rotate", "--root"]).refused();
+    for part in ["nothing was changed", "removed or replaced", "copy it back", "cp /proc/"] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    assert!(everything() == before, "a part of the rotation was done");
+    assert_eq!(root(), described);
+    the_row_is_there(&one);
+    fs::rename(&aside, &state).expect("the state");
+    cloud.chitin(["key", "rotate", "--root"]).ok();
+    assert_eq!(root()["version"], json!(2));
+    let [key, authority, certificate] = everything();
+    assert!(key != before[0] && authority != before[1], "both are under the new version");
+    assert_eq!(certificate, before[2], "clients trust what they trusted");
+    cloud.stop();
+    cloud.boot();
+    the_row_is_there(&one);
 }

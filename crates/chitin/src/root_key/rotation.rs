@@ -98,8 +98,13 @@ impl Rotation {
         // In a task of its own: whoever stops waiting does not break it off half way.
         let work = tokio::spawn(async move {
             let mut began = rotation.began.lock().await;
-            let root = rotation.root.clone();
-            let version = blocking(move || Ok(root.begin_rotation()?)).await?;
+            let (root, store) = (rotation.root.clone(), rotation.store.clone());
+            let version = blocking(move || {
+                // A new version that the state cannot follow to would be half a rotation, for as long as that is so.
+                store.try_write()?;
+                Ok(root.begin_rotation()?)
+            })
+            .await?;
             *began = Some(Instant::now());
             fail::fail_point!("root-rotation-begun");
             rotation.seal_authority().await?;

@@ -345,6 +345,59 @@ async fn a_rotation_that_stops_after_any_step_goes_on() {
     }
 }
 
+/// As where the disk went, or somebody moved the state away.
+#[tokio::test]
+async fn a_rotation_while_the_state_cannot_be_written_changes_nothing_and_says_what_to_do() {
+    let home = Home::new();
+    let cloud = home.open().await;
+    cloud.store.create(draft("shop-one"), OffsetDateTime::now_utc()).unwrap();
+    let everything = || ["kek", "ca.key", "ca.pem"].map(|name| fs::read(home.data().join(name)).unwrap());
+    let (state, aside) = (home.paths().state(), home.folder.path().join("aside"));
+    let before = everything();
+    fs::rename(&state, &aside).unwrap();
+    for _ in 0..2 {
+        let refused = cloud.rotation.rotate_root().await.unwrap_err().to_string();
+        assert!(refused.contains("removed or replaced") && refused.contains("copy it back"), "{refused}");
+        assert_eq!(cloud.rotation.standing(), Standing { current: 1, earlier: vec![] });
+        assert!(everything() == before, "a part of the rotation was done");
+    }
+    fs::rename(&aside, &state).unwrap();
+    let standing = cloud.rotation.rotate_root().await.unwrap();
+    assert_eq!(standing, Standing { current: 2, earlier: vec![1] });
+    assert_eq!(cloud.rotation.settle().await.unwrap(), Standing { current: 2, earlier: vec![] });
+    drop(cloud);
+    assert_eq!(home.open().await.store.snapshot().len(), 1);
+}
+
+/// What could be written a moment before fails in the middle.
+#[cfg(feature = "failpoints")]
+#[tokio::test]
+async fn a_rotation_whose_state_fails_in_the_middle_opens_all_the_time_and_goes_on_by_itself() {
+    let home = Home::new();
+    let cloud = home.open().await;
+    cloud.store.create(draft("shop-one"), OffsetDateTime::now_utc()).unwrap();
+    let root = fs::read(home.data().join("ca.pem")).unwrap();
+    let (state, aside) = (home.paths().state(), home.folder.path().join("aside"));
+    let (from, to) = (state.clone(), aside.clone());
+    // Other tests come by there too; for them nothing happens.
+    fail::cfg_callback("root-rotation-begun", move || drop(fs::rename(&from, &to))).unwrap();
+    let refused = cloud.rotation.rotate_root().await.unwrap_err().to_string();
+    fail::remove("root-rotation-begun");
+    assert!(refused.contains("copy it back"), "{refused}");
+    assert_eq!(cloud.rotation.standing(), Standing { current: 2, earlier: vec![1] });
+    assert!(cloud.rotation.settle().await.is_err(), "what is needed is kept");
+    assert_eq!(cloud.rotation.standing(), Standing { current: 2, earlier: vec![1] });
+    fs::rename(&aside, &state).unwrap();
+    drop(cloud);
+    // Also where the program ends at that moment.
+    let cloud = home.open().await;
+    assert_eq!(cloud.store.snapshot().len(), 1);
+    assert_eq!(cloud.rotation.settle().await.unwrap(), Standing { current: 2, earlier: vec![] });
+    drop(cloud);
+    assert_eq!(home.open().await.root.versions(), [2]);
+    assert_eq!(fs::read(home.data().join("ca.pem")).unwrap(), root, "clients trust what they trusted");
+}
+
 #[tokio::test]
 async fn stand_ins_stay_the_same_through_a_rotation() {
     let home = Home::new();
