@@ -181,7 +181,7 @@ const BY_PATH: &[&str] = &[
 /// Where the engine's room goes by path all the same: its file, what the line holds, and why no engine is met there.
 const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("cgroup.rs", "", "control groups, which are the kernel's and whose folders no engine can write to"),
-    ("claim.rs", "OpenOptions::new()", "the lock in the data directory, which is ours"),
+    ("claim.rs", "", "the data directory and the lock in it, which are ours, and the kernel's word on locks"),
     ("connector.rs", "/proc/{pid}", "the kernel's word on a process"),
     ("evidence.rs", "process.join(", "the kernel's word on a process"),
     ("evidence.rs", "/proc/self", "the kernel's word on our own process"),
@@ -191,6 +191,11 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("companion/mod.rs", "/proc/self/fd", "our own program, by a descriptor that is held"),
     ("companion/program.rs", "/proc/self/oom_score_adj", "the kernel's word on our own process"),
     ("companion/program.rs", "OpenOptions::new()", "the lock in the data directory, which is ours"),
+    (
+        "companion/program.rs",
+        "File::open(places.clusters())",
+        "the folder above those of clusters, which is ours",
+    ),
     ("launch/mod.rs", "Command::new(&self.program)", "our own program"),
     ("launch/mod.rs", "fs::write(entrance", "a control group, which is the kernel's"),
     ("launch/mod.rs", "Command::new(program)", "bubblewrap, outside of any sandbox"),
@@ -219,6 +224,8 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("places.rs", "/proc/self/mountinfo", "the kernel's word on mounts"),
     ("postgres.rs", "", "PostgreSQL's own programs and libraries, as they were installed"),
     ("process.rs", "/proc/{parent}", "the kernel's word on processes"),
+    ("process.rs", "/proc/{of}", "the kernel's word on processes"),
+    ("process.rs", "/proc/{pid}", "the kernel's word on processes"),
     ("process.rs", "thread.path().join(\"children\")", "the kernel's word on processes"),
     ("search.rs", "File::open(&device)", "a block device, named by the kernel"),
     ("search.rs", "fs::metadata(folder)", "a cluster's own folder, which no engine can write to"),
