@@ -16,6 +16,7 @@ mod resources;
 mod roles;
 mod shortage;
 mod silent;
+mod stops;
 mod storage;
 mod volumes;
 
@@ -37,11 +38,15 @@ pub(crate) fn suite() -> Suite {
             crash::kill_9_while_a_cluster_is_deleted_finishes_the_deletion,
             crash::a_restart_keeps_clusters_users_and_rows,
             crash::a_stop_drains_and_tells_open_sessions,
-            isolation::who_signs_in_to_an_engine_that_was_taken_over_is_led_to_no_other,
             claimed::a_second_start_is_refused_whatever_was_removed_and_the_first_one_s_sessions_live_on,
             claimed::a_start_in_another_folder_at_the_same_place_leaves_the_first_one_s_engines_alive,
             claimed::nothing_is_cleared_while_the_folder_or_the_state_is_locked_by_somebody,
             claimed::a_start_waits_for_a_companion_whose_lock_file_was_removed,
+            stops::what_six_creates_are_told_at_a_stop_is_what_exists_afterwards,
+            stops::a_request_in_flight_at_a_stop_is_answered_and_a_new_one_is_refused_in_words,
+            stops::a_second_signal_is_no_error_and_does_not_wait_for_sessions,
+            stops::a_stop_that_cannot_lock_a_volume_says_so_and_ends_with_an_error,
+            isolation::who_signs_in_to_an_engine_that_was_taken_over_is_led_to_no_other,
             storage::a_full_cluster_is_told_refuses_what_grows_and_grows_when_it_may,
             storage::a_file_system_that_went_read_only_is_checked_and_comes_back_by_itself,
             storage::a_cluster_that_no_file_system_holds_back_is_stopped_from_writing_in_time,

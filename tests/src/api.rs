@@ -53,7 +53,7 @@ pub fn curl(command: &mut Command, body: Option<&Value>) -> Answer {
 }
 
 /// Reads an answer of HTTP/1.1 whose length is said, and nothing after it.
-fn read_answer(wire: &mut Wire) -> io::Result<Answer> {
+pub fn read_answer(wire: &mut Wire) -> io::Result<Answer> {
     let cut_off = || io::Error::from(io::ErrorKind::UnexpectedEof);
     let mut bytes = Vec::new();
     loop {
@@ -120,6 +120,12 @@ impl Cloud {
         path: &str,
         body: Option<&Value>,
     ) -> io::Result<Answer> {
+        self.ask(wire, method, path, body)?;
+        read_answer(wire)
+    }
+
+    /// Sends what [`Cloud::speak`] sends. The answer is for [`read_answer`].
+    pub fn ask(&self, wire: &mut Wire, method: &str, path: &str, body: Option<&Value>) -> io::Result<()> {
         let key = std::fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
         let body = body.map(ToString::to_string).unwrap_or_default();
         let request = format!(
@@ -128,8 +134,7 @@ impl Cloud {
             key.trim(),
             body.len()
         );
-        wire.send_raw(request.as_bytes())?;
-        read_answer(wire)
+        wire.send_raw(request.as_bytes())
     }
 
     /// An address of the API's port, as a browser on this machine knows it.

@@ -15,7 +15,7 @@ use crate::transport::{Answer, Transport, encode_segment};
 use crate::{
     Allowlist, AllowlistChange, AllowlistEntry, Authority, Caller, Cluster, ClusterDetail, Clusters,
     ConnectionString, CreateCluster, CreateDatabase, CreateSqlUser, Database, Databases, Error, ErrorBody,
-    Expiry, Organization, Password, Proof, PutExpiry, RenameDatabase, SqlUser, SqlUsers, Status,
+    Expiry, Organization, Password, Proof, PutExpiry, RenameDatabase, STOPPING, SqlUser, SqlUsers, Status,
     UpdateCluster,
 };
 
@@ -318,6 +318,7 @@ fn read<A: DeserializeOwned>(answer: Answer) -> Result<A, Error> {
     }
     let status = answer.status.as_u16();
     match serde_json::from_slice::<ErrorBody>(&answer.body) {
+        Ok(body) if body.has_reason(STOPPING) => Err(Error::Stopping { message: body.message }),
         Ok(body) if status == 404 => Err(Error::NotFound { message: body.message }),
         Ok(body) => Err(Error::Refused { status, code: body.code, message: body.message }),
         Err(_) => {

@@ -71,15 +71,35 @@ pub struct ErrorBody {
     pub code: u16,
     /// A sentence for people.
     pub message: String,
-    /// Always empty here.
+    /// Empty, or one `google.rpc.ErrorInfo` with a reason for programs.
     #[serde(default)]
     pub details: Vec<serde_json::Value>,
 }
+
+/// The reason of every refusal while the cloud stops.
+pub const STOPPING: &str = "STOPPING";
+/// Whose reasons those are.
+const DOMAIN: &str = "chitin";
 
 impl ErrorBody {
     /// A body without details.
     pub fn new(code: Code, message: impl Into<String>) -> Self {
         Self { code: code.number(), message: message.into(), details: Vec::new() }
+    }
+
+    /// A body with a reason that programs can tell apart.
+    pub fn with_reason(code: Code, message: impl Into<String>, reason: &str) -> Self {
+        let info = serde_json::json!({
+            "@type": "type.googleapis.com/google.rpc.ErrorInfo",
+            "reason": reason,
+            "domain": DOMAIN,
+        });
+        Self { details: vec![info], ..Self::new(code, message) }
+    }
+
+    /// Whether it has this reason.
+    pub(crate) fn has_reason(&self, reason: &str) -> bool {
+        self.details.iter().any(|detail| detail["domain"] == DOMAIN && detail["reason"] == reason)
     }
 }
 
@@ -102,6 +122,12 @@ pub enum Error {
         /// The gRPC code.
         code: u16,
         /// What the cloud said.
+        message: String,
+    },
+    /// The cloud is stopping.
+    #[error("{message}")]
+    Stopping {
+        /// What the cloud said: whether the request was refused, or what becomes of it.
         message: String,
     },
     /// The cloud has no such thing.

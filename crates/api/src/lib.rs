@@ -50,7 +50,7 @@ pub use endpoints::{
     PrivateEndpointConnection, PrivateEndpointConnections, PrivateEndpointService, PrivateEndpointServices,
     Removed, SetAwsEndpointConnection, TrustedOwner, TrustedOwners,
 };
-pub use error::{Code, Error, ErrorBody};
+pub use error::{Code, Error, ErrorBody, STOPPING};
 pub use key_services::{
     KeyService, KeyServices, KeySignIn, PutKeyCredentials, PutKeyService, TestKey, TestedKey,
 };

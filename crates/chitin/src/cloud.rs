@@ -47,6 +47,8 @@ use crate::volume_record::VolumeRecord;
 use crate::waker::Waker;
 use crate::{descriptors, http, knocks, operator, revoked, watch};
 
+/// For requests that were begun when the program ends.
+const REQUESTS_MAX: Duration = Duration::from_secs(10);
 /// For engines to stop and volumes to be locked when the program ends.
 const SHUTDOWN_MAX: Duration = Duration::from_secs(90);
 
@@ -131,6 +133,9 @@ pub struct Cloud {
     reconciler: Arc<Reconciler>,
     front_doors: Arc<FrontDoors>,
     doors: Stage,
+    /// Those of the API, which are closed last.
+    api_doors: Stage,
+    stopping: control::Stopping,
     loops: Stage,
 }
 
@@ -168,7 +173,10 @@ impl Stage {
     async fn close(&mut self) {
         self.stop.cancel();
         while let Some(ended) = self.tasks.join_next().await {
-            if let Err(panic) = ended {
+            // One that was broken off on purpose is no fault.
+            if let Err(panic) = ended
+                && !panic.is_cancelled()
+            {
                 tracing::error!(%panic, "a part of the program broke while it stopped");
             }
         }
@@ -194,22 +202,22 @@ impl Cloud {
     pub async fn open(options: &StartOptions, root: File) -> Result<Self, Error> {
         let budget = descriptors::budget(Listening::of(options))?;
         let paths = Paths::prepare(&options.data)?;
+        // Both before anything is cleared away: either may have been removed under a Chitin that runs.
+        let claim = paths.claim()?;
+        let state = paths.lock_state()?;
         let clock: Arc<dyn Clock> = Arc::new(SystemClock);
         let root_key = Arc::new(root_key::open(&paths, &options.unlock).await?);
+        if paths.has_lost_its_state() {
+            return Err(Unsuitable::StateLost { path: paths.data().to_owned() }.into());
+        }
         let ring = Ring::new(root_key.clone());
         let record = Arc::new(VolumeRecord::default());
         let config = HostConfig {
             data: paths.data().to_owned(),
             keys: ring.clone(),
             allow_unencrypted: options.allow_unencrypted,
-        // Both before anything is cleared away: either may have been removed under a Chitin that runs.
-        let claim = paths.claim()?;
-        let state = paths.lock_state()?;
             postgres_bin: options.postgres_bin.clone(),
             encryption: options.encryption.map(Into::into),
-        if paths.has_lost_its_state() {
-            return Err(Unsuitable::StateLost { path: paths.data().to_owned() }.into());
-        }
             attestation: options.attestation.clone(),
             launcher: launcher()?,
             record: record.clone(),
@@ -358,15 +366,17 @@ impl Cloud {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             allowlist_entries_max: usize::try_from(options.allowlist_max).unwrap_or(ALLOWLIST_ENTRIES_MAX),
         };
+        let stopping = control::Stopping::default();
         let router = control::router(control::State {
             store: store.clone(),
             administration,
             desk: desk.clone(),
             clock: clock.clone(),
             settings: Arc::new(settings),
+            stopping: stopping.clone(),
         });
 
-        let (mut doors, mut loops) = (Stage::new(), Stage::new());
+        let (mut doors, mut api_doors, mut loops) = (Stage::new(), Stage::new(), Stage::new());
         let clock_watch = ClockWatch::new(clock.clone());
         loops.spawn("the watch over the clock", clock_watch.clone().run(loops.stop.clone()));
         loops.spawn("the reconciler", reconciler.clone().run(loops.stop.clone()));
@@ -414,7 +424,7 @@ impl Cloud {
         );
         loops.spawn("the keeper of private networks", networks.run(loops.stop.clone()));
         let web = http::Server::new(certificates, router)?;
-        listeners.serve(&mut doors, &gateway, &web, &budget);
+        listeners.serve((&mut doors, &mut api_doors), &gateway, &web, &budget);
         let endpoint = Endpoint {
             sql: sql_address.to_string(),
             http: http_address.to_string(),
@@ -434,6 +444,8 @@ impl Cloud {
             reconciler,
             front_doors,
             doors,
+            api_doors,
+            stopping,
             loops,
         })
     }
@@ -442,25 +454,37 @@ impl Cloud {
     pub async fn failed(&mut self) -> Error {
         let part = tokio::select! {
             part = self.doors.failed() => part,
+            part = self.api_doors.failed() => part,
             part = self.loops.failed() => part,
         };
         Error::Ended(part)
     }
 
-    /// Closes the doors, lets sessions finish, stops the loops, then stops engines and locks volumes. When `hurry`
-    /// is cancelled, sessions are not waited for any longer.
+    /// Closes the doors, lets sessions and requests finish, stops the loops, then stops engines and locks volumes. The API
+    /// answers until that is done: what was begun as it ended, and what is new with a refusal. When `hurry` is cancelled,
+    /// sessions and requests are not waited for any longer.
     pub async fn close(mut self, hurry: CancellationToken) {
-        self.paths.forget_endpoint();
+        self.stopping.refuse_new();
         let gently = async {
-            self.front_doors.close_all().await;
-            self.doors.close().await;
-            self.gateway.drain().await;
+            tokio::join!(self.front_doors.close_all(), self.doors.close());
+            let requests = async {
+                if timeout(REQUESTS_MAX, self.stopping.idle()).await.is_err() {
+                    tracing::warn!(
+                        "requests did not end in time; their clients are told what goes on at the next start"
+                    );
+                }
+            };
+            tokio::join!(self.gateway.drain(), requests);
+            self.stopping.give_up();
             self.loops.close().await;
         };
         tokio::select! {
             () = gently => {}
-            () = hurry.cancelled() => tracing::warn!("stopping at once"),
+            () = hurry.cancelled() => {
+                tracing::warn!("told to stop once more: sessions and requests are not waited for any longer");
+            }
         }
+        self.stopping.give_up();
         self.doors.tasks.abort_all();
         self.loops.tasks.abort_all();
         if timeout(SHUTDOWN_MAX, self.host.close()).await.is_err() {
@@ -470,6 +494,8 @@ impl Cloud {
         // Aborted tasks are awaited too, so that nothing of theirs outlives us.
         self.doors.close().await;
         self.loops.close().await;
+        self.paths.forget_endpoint();
+        self.api_doors.close().await;
     }
 }
 

@@ -66,8 +66,14 @@ impl Listeners {
         (!doors.is_empty()).then(|| doors.join(", "))
     }
 
-    /// Serves them all until the stage stops.
-    pub fn serve(self, stage: &mut Stage, gateway: &Arc<Gateway>, web: &http::Server, budget: &Budget) {
+    /// Serves them all until their stage stops: one for SQL, and one for the API, which answers until nothing runs any more.
+    pub fn serve(
+        self,
+        (stage, api): (&mut Stage, &mut Stage),
+        gateway: &Arc<Gateway>,
+        web: &http::Server,
+        budget: &Budget,
+    ) {
         let Self { sql, http, sql_proxy, http_proxy, endpoint, endpoint_tls, operator, trusted } = self;
         let doors = [
             ("the SQL listener", Some(sql), Door::Public),
@@ -86,13 +92,13 @@ impl Listeners {
         ];
         for (name, listener, door) in doors {
             let Some(listener) = listener else { continue };
-            let (web, stop) = (web.clone(), stage.stop.clone());
+            let (web, stop) = (web.clone(), api.stop.clone());
             let crowd = Crowd::new(door.name(), budget.http, budget.http);
-            stage.spawn(name, async move { web.serve(listener, door, crowd, stop).await });
+            api.spawn(name, async move { web.serve(listener, door, crowd, stop).await });
         }
-        let (web, stop) = (web.clone(), stage.stop.clone());
+        let (web, stop) = (web.clone(), api.stop.clone());
         let crowd = Crowd::new("the operator's socket", budget.operator, budget.operator);
-        stage.spawn("the operator's socket", async move { web.serve_operator(operator, crowd, stop).await });
+        api.spawn("the operator's socket", async move { web.serve_operator(operator, crowd, stop).await });
     }
 }
 

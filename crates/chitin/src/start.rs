@@ -14,7 +14,8 @@ use crate::cloud::{Cloud, Error};
 use crate::config::StartOptions;
 use crate::memory;
 
-/// Runs until SIGINT or SIGTERM. A second signal stops waiting for sessions.
+/// Runs until SIGINT or SIGTERM. A second signal of either kind stops waiting for sessions and requests; further ones change
+/// nothing. Engines are stopped in good order and volumes locked in any case: only SIGKILL skips that.
 pub async fn run(options: &StartOptions, root: File) -> Result<(), Error> {
     let began = Instant::now();
     let mut signals = Signals::new();
@@ -27,7 +28,9 @@ pub async fn run(options: &StartOptions, root: File) -> Result<(), Error> {
         () = signals.next() => Ok(()),
         failed = cloud.failed() => Err(failed),
     };
-    tracing::info!("stopping: open sessions finish first; Ctrl-C again stops at once");
+    tracing::info!(
+        "stopping: open sessions and requests may finish for some seconds; a second signal (Ctrl-C, SIGTERM) does not wait for them"
+    );
     let (hurry, host) = (CancellationToken::new(), cloud.host.clone());
     let closing = cloud.close(hurry.clone());
     tokio::pin!(closing);

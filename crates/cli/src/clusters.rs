@@ -12,7 +12,7 @@ use model::{ClusterState, Enforcement, Fullness, Phase, Plan, Provider, Resource
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
-use crate::cloud::{Cloud, UNAVAILABLE};
+use crate::cloud::{Cloud, UNAVAILABLE, goes_on};
 use crate::command::network::VisibilityName;
 use crate::command::{ClusterCommand, CreateCluster, UpdateLimits};
 use crate::failure::{Failure, Kind};
@@ -112,7 +112,10 @@ async fn make(cloud: &Cloud, wanted: &CreateCluster) -> Result<Cluster, Failure>
         cloud.api.add_allowlist_entry(made.id, &entry).await.map_err(|error| {
             let failure = Failure::from(error);
             Failure {
-                what: format!("the cluster is being made, but {range} was not let in: {}", failure.what),
+                what: format!(
+                    "{} is on record and is being made, but {range} was not let in: {}",
+                    made.name, failure.what
+                ),
                 ..failure
             }
             .next(format!("chitin allowlist add {} {range}", made.name))
@@ -120,7 +123,11 @@ async fn make(cloud: &Cloud, wanted: &CreateCluster) -> Result<Cluster, Failure>
     }
     let end = Instant::now() + CREATE_MAX;
     loop {
-        let seen = cloud.api.cluster(made.id).await?;
+        let seen = cloud
+            .api
+            .cluster(made.id)
+            .await
+            .map_err(|error| goes_on(&made.name, &format!("chitin cluster show {}", made.name), error))?;
         match seen.state {
             ClusterState::Created => return Ok(seen),
             ClusterState::CreationFailed => return Err(not_made(cloud, &seen).await),

@@ -11,7 +11,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
 
-use crate::cloud::Cloud;
+use crate::cloud::{Cloud, goes_on};
 use crate::command::key::{KeyCommand, KeyEnable, KeyRotate, KeyTypeName};
 use crate::failure::{Failure, Kind};
 use crate::output::{Printer, facts, table};
@@ -194,7 +194,11 @@ async fn settle(
     let mut failing_since = None;
     let settled = loop {
         sleep(LOOK_EVERY).await;
-        let info = cloud.api.cmek(id).await?;
+        let info = cloud
+            .api
+            .cmek(id)
+            .await
+            .map_err(|error| goes_on("the change of the key", "chitin key list", error))?;
         if is_there(&info) {
             break Ok(info);
         }
@@ -249,7 +253,8 @@ async fn follow(cloud: &Cloud, id: ClusterId, printer: Printer) -> Result<Cluste
     let mut moved_at = Instant::now();
     let mut last = CopyProgress::default();
     let done = loop {
-        let keys = cloud.api.cluster_keys(id).await?;
+        let looked = cloud.api.cluster_keys(id).await;
+        let keys = looked.map_err(|error| goes_on("the new data key", "chitin key list", error))?;
         if !keys.is_data_key_rotating {
             break Ok(keys);
         }

@@ -19,7 +19,7 @@ use tower::ServiceExt;
 use crate::rate::{Bounds, Rate};
 use crate::rejected::Rejected;
 use crate::web::{self, Web};
-use crate::{Refusal, State};
+use crate::{Refusal, State, stopping};
 
 /// Only keys that were proven are counted, so strangers cannot fill the memory.
 const PER_KEY: Bounds = Bounds { per_second: 10.0, burst: 50.0, counted_max: 1_024 };
@@ -49,11 +49,19 @@ pub(crate) fn close(state: State, verbs: Router) -> Router {
         let (state, rate, web, verbs) = (state.clone(), rate.clone(), web.clone(), verbs.clone());
         let rejected = rejected.clone();
         async move {
+            let under_way = state.stopping.begin();
             // People with a browser have no key; these pages are bounded by themselves.
             if web::serves(request.uri()) {
-                web.answer(request).await
+                if under_way.is_none() {
+                    return web::stopping();
+                }
+                tokio::select! {
+                    biased;
+                    response = web.answer(request) => response,
+                    () = state.stopping.given_up() => web::stopping(),
+                }
             } else {
-                pass(state, rate, &rejected, verbs, request).await
+                pass(state, rate, &rejected, verbs, (request, under_way.is_some())).await
             }
         }
     })
@@ -79,7 +87,7 @@ async fn pass(
     rate: Arc<Rate<String>>,
     rejected: &Arc<Rejected>,
     verbs: Router,
-    mut request: Request,
+    (mut request, is_in_time): (Request, bool),
 ) -> Response {
     let version = request.headers().get("cc-version").cloned();
     let (method, is_certificate) = (request.method().clone(), is_certificate(&request));
@@ -105,9 +113,16 @@ async fn pass(
         }
     };
     let response = match rate.take(caller.id.as_str(), None, Instant::now()) {
-        Ok(()) => match answer(verbs, request, version.as_ref()).await {
-            Ok(response) => response,
-            Err(refusal) => refusal.into_response(),
+        Ok(()) if !is_in_time => {
+            ignore(request.into_body(), IGNORED_OF_CALLER_BYTES_MAX).await;
+            stopping::refused()
+        }
+        Ok(()) => tokio::select! {
+            biased;
+            answered = answer(verbs, request, version.as_ref()) => {
+                answered.unwrap_or_else(IntoResponse::into_response)
+            }
+            () = state.stopping.given_up() => stopping::unfinished(&state, &method, &path),
         },
         Err(pause) => {
             ignore(request.into_body(), IGNORED_OF_CALLER_BYTES_MAX).await;

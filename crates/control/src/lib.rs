@@ -29,6 +29,7 @@ mod rate;
 mod refusal;
 mod rejected;
 mod shape;
+mod stopping;
 mod throttle;
 mod unbuilt;
 mod update;
@@ -47,6 +48,7 @@ use crate::network::{endpoints, owners, peerings};
 pub use administration::{Administration, ClearThrottle, KeyInUse};
 pub use door::Authenticated;
 pub use refusal::Refusal;
+pub use stopping::Stopping;
 pub use web::{
     Arrival, Callback, Departure, DeskRefused, Login, SignInDesk, Waiting, WebSession, WebSessions,
 };
@@ -64,6 +66,8 @@ pub struct State {
     pub clock: Arc<dyn Clock>,
     /// What clients are told.
     pub settings: Arc<Settings>,
+    /// Whether the program stops.
+    pub stopping: Stopping,
 }
 
 /// What clients are told about this cloud.

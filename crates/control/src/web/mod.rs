@@ -126,6 +126,14 @@ impl Web {
     }
 }
 
+/// What a browser is shown while the program stops.
+pub(crate) fn stopping() -> Response {
+    let text = "This cloud is being stopped. When it runs again, begin the sign-in once more.";
+    let mut response = said(StatusCode::SERVICE_UNAVAILABLE, "The cloud is stopping", text);
+    crate::stopping::wait(&mut response);
+    finish(response)
+}
+
 /// A page with a refusal.
 fn said(status: StatusCode, heading: &str, text: &str) -> Response {
     (status, Html(page::refused(heading, text))).into_response()

@@ -18,5 +18,6 @@ mod peerings;
 mod rules;
 mod served;
 mod sign_in;
+mod stopping;
 mod storage;
 mod world;

@@ -6,7 +6,7 @@ use api::Capability;
 use axum::Router;
 use axum::body::{Body, to_bytes};
 use axum::http::{HeaderMap, Request};
-use control::{Settings, State};
+use control::{Settings, State, Stopping};
 use identity::api_key::ApiKeyText;
 use keys::{Authority, RootKey};
 use model::{ClusterId, Observation, Phase, SystemClock};
@@ -24,6 +24,7 @@ pub struct World {
     pub engines: Arc<Engines>,
     pub key: String,
     pub folder: TempDir,
+    pub stopping: Stopping,
 }
 
 pub struct Answer {
@@ -67,15 +68,17 @@ impl World {
             version: "0.1.0".to_owned(),
             allowlist_entries_max: 1_000,
         };
+        let stopping = Stopping::default();
         let router = control::router(State {
             store: store.clone(),
             administration: engines.clone(),
             desk: Arc::new(Nobody),
             clock: Arc::new(SystemClock),
             settings: Arc::new(settings),
+            stopping: stopping.clone(),
         });
         let key = new_key(&store, "admin");
-        Self { router, store, engines, key, folder }
+        Self { router, store, engines, key, folder, stopping }
     }
 
     pub async fn send(&self, request: Request<Body>) -> Answer {
