@@ -5,6 +5,7 @@ mod clocks;
 mod descriptors;
 mod disk;
 mod processes;
+mod room;
 
 use house::runner::Suite;
 use house::tests;
@@ -20,6 +21,7 @@ pub(crate) fn suite() -> Suite {
         descriptors::one_tenant_s_sessions_leave_the_api_engines_and_neighbours_what_they_need,
         disk::a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_once_it_is_freed,
         disk::a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost,
+        room::a_watched_cluster_stores_nothing_more_while_the_machine_has_no_room_and_goes_on_when_it_has,
         disk::an_older_state_than_the_clusters_on_the_disk_is_an_alarm,
         processes::a_failed_fork_in_an_engine_is_said_as_that,
         processes::a_start_without_enough_threads_is_refused_with_the_limit_that_is_reached,

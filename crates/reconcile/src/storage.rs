@@ -16,11 +16,11 @@ use engine::{Measured, Run};
 use model::{ClusterId, Enforcement, Fullness, StorageLimit, StorageUse};
 use store::Entry;
 use tokio::task::JoinHandle;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout};
 use tokio_util::sync::CancellationToken;
 
-use crate::Reconciler;
 use crate::ticks::Ticks;
+use crate::{Reconciler, roles};
 
 /// So often the machine and the clusters with a wall of their own are looked at, which is a few system calls.
 const LOOK_EVERY: Duration = Duration::from_millis(500);
@@ -31,6 +31,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(10);
 /// What a cluster that nothing but stopping it holds may store more, from when the machine had nothing left to give: what it was just
 /// storing, and beside it what its log grows to while somebody deletes.
 const FROZEN_GROWTH_BYTES_MAX: u64 = 128 << 20;
+/// For a cluster that is stopped because it goes on storing to end its sessions and tell its roles.
+const LAST_WORDS_MAX: Duration = Duration::from_secs(5);
 
 /// What the loop knows of one cluster.
 #[derive(Default)]
@@ -232,8 +234,22 @@ async fn stop_for_machine(house: &Reconciler, id: ClusterId, used_bytes: u64) {
         note_stopped(house, id, false).await;
         return;
     }
+    // What is stored ends with its sessions. With its roles kept, whoever signs in meanwhile hears why it does not run.
+    let is_read = timeout(LAST_WORDS_MAX, roles::refresh_last(house, id)).await.unwrap_or(false);
+    if is_read {
+        note_roles(house, id, |seen| seen.roles.is_whole = Some(true)).await;
+    }
     if let Err(cause) = house.host.stop(id).await {
         tracing::error!(cluster = %id, %cause, "a cluster that goes on storing could not be stopped");
+    } else if is_read {
+        // The engines' loop, which stops it too, may have asked it while it stopped.
+        note_roles(house, id, |seen| seen.roles.failure = None).await;
+    }
+}
+
+async fn note_roles(house: &Reconciler, id: ClusterId, note: fn(&mut model::Observation)) {
+    if let Err(cause) = house.write(move |store| store.note(id, note)).await {
+        tracing::warn!(cluster = %id, %cause, "could not write that the engine's roles were kept");
     }
 }
 

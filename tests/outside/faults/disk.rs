@@ -14,7 +14,7 @@ use serde_json::Value;
 const INSIDE: &str = "CHITIN_TEST_INSIDE";
 
 /// Runs the test once more in a mount namespace of its own, which takes what it mounts away with it. False in the one inside.
-fn goes_inside(name: &str) -> bool {
+pub(super) fn goes_inside(name: &str) -> bool {
     if std::env::var_os(INSIDE).is_some() {
         return false;
     }
