@@ -120,7 +120,11 @@ pub fn a_request_in_flight_at_a_stop_is_answered_and_a_new_one_is_refused_in_wor
     cloud.signal(Signal::TERM);
     let answer = read_answer(&mut in_flight).expect("it is answered");
     assert_eq!(answer.status, 503, "{}", answer.text);
-    let is_own_answer = answer.text.contains("it took too long to open a session");
+    // On a busy machine it may not have been begun when the signal came; that is told as well.
+    let is_own_answer =
+        ["it took too long to open a session", "this request was refused and nothing was changed"]
+            .iter()
+            .any(|words| answer.text.contains(words));
     for part in ["did not finish", "whether it was carried out is not known", "chitin user list in-flight"] {
         assert!(is_own_answer || answer.text.contains(part), "{part}: {}", answer.text);
     }
