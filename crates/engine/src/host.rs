@@ -6,6 +6,7 @@ mod ending;
 mod looking;
 mod marks;
 mod next_volume;
+mod ready;
 mod storage;
 mod switching;
 mod watching;
@@ -20,7 +21,6 @@ use std::time::Duration;
 use keys::{DataKey, KeyRing, WrappedKey};
 use model::{Checkpoint, Cluster, ClusterId, Encryption, VolumeId};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, broadcast};
-use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::cgroup::{Group, Groups};
 use crate::claim::Claim;
@@ -35,15 +35,9 @@ use crate::process::none_left;
 use crate::running::{Running, Watch};
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Posture};
-use crate::{control_file, initialize, leftovers, postmaster_pid, process, settings};
+use crate::{control_file, initialize, leftovers, process, settings};
 use next_volume::NextVolume;
 
-/// For an engine to be ready after it was started; crash recovery of a large cluster takes longest.
-const START_MAX: Duration = Duration::from_secs(120);
-/// Between two looks at whether it is, at first and once it takes longer than usual.
-const READY_PAUSE: Duration = Duration::from_millis(2);
-const READY_SOON: Duration = Duration::from_secs(1);
-const READY_PAUSE_LATER: Duration = Duration::from_millis(25);
 /// For the engine to read its identity map again.
 const ADMIT_MAX: Duration = Duration::from_secs(5);
 /// Deaths that a slow listener may lag behind; it looks at everything then.
@@ -481,37 +475,6 @@ impl Host {
             .map_err(|cause| Error::Program { program: "bwrap", reason: none_left(&cause) })?;
         let connector = Connector::new(folder, owner, child.id());
         Ok((child, connector, group))
-    }
-
-    /// Waits until the engine says that it takes sessions. It is not asked: each try before it is ready costs it a process.
-    async fn wait_ready(&self, running: &Running, base: &Path) -> Result<(), Error> {
-        let (begun, deadline) = (Instant::now(), Instant::now() + START_MAX);
-        loop {
-            if running.has_exited() {
-                return Err(Error::Unready("it ended while starting".to_owned()));
-            }
-            if running.lost().is_some() {
-                return Err(Error::Unready("its volume was lost while it started".to_owned()));
-            }
-            let place = base.to_owned();
-            let look = blocking(move || Ok(postmaster_pid::is_ready(&place)));
-            let looked = tokio::select! {
-                looked = timeout_at(deadline, look) => looked,
-                () = running.ended() => continue,
-            };
-            match looked {
-                Ok(Ok(true)) => return Ok(()),
-                Ok(Ok(false)) if Instant::now() < deadline => {
-                    let is_soon = begun.elapsed() < READY_SOON;
-                    sleep(if is_soon { READY_PAUSE } else { READY_PAUSE_LATER }).await;
-                }
-                Ok(Err(broken)) => return Err(broken),
-                Ok(Ok(false)) | Err(_) => {
-                    let late = format!("it was not ready within {} seconds", START_MAX.as_secs());
-                    return Err(Error::Unready(late));
-                }
-            }
-        }
     }
 
     /// SQL as the internal superuser.

@@ -142,9 +142,8 @@ fn listen(line: &impl AsFd, chitin: Option<&OwnedFd>, places: &Places) -> Volume
         what.extend(chitin.map(|chitin| PollFd::new(chitin, PollFlags::IN)));
         match poll(&mut what, look_every.as_ref()) {
             Ok(0) if has_ended(parent) => return volumes,
-            Ok(0) => continue,
+            Ok(0) | Err(Errno::INTR) => continue,
             Ok(_) => {}
-            Err(Errno::INTR) => continue,
             Err(_) => return volumes,
         }
         // What was said before the end is heard first.

@@ -1,15 +1,19 @@
 //! Which roles the node may open sessions as, told to a running engine.
 
 use std::collections::HashSet;
+use std::time::Duration;
 
 use model::{ClusterId, RoleName};
 use tokio::time::{Instant, sleep};
 
-use super::{ADMIT_MAX, Host, READY_PAUSE, blocking, lock};
+use super::{ADMIT_MAX, Host, blocking, lock};
 use crate::inside::Inside;
 use crate::places::Owner;
 use crate::running::Running;
 use crate::{Administration, Error, settings};
+
+/// Between two tries whether it has.
+const PAUSE: Duration = Duration::from_millis(5);
 
 impl Host {
     /// Makes sure that the engine opens sessions of this role for us.
@@ -54,7 +58,7 @@ impl Host {
             if Instant::now() > deadline {
                 return Err(Error::Unready("it did not take the user in".to_owned()));
             }
-            sleep(READY_PAUSE).await;
+            sleep(PAUSE).await;
         }
         Ok(())
     }
