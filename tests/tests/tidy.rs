@@ -190,6 +190,7 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("companion/mod.rs", "File::open(&launcher.program)", "our own program"),
     ("companion/mod.rs", "/proc/self/fd", "our own program, by a descriptor that is held"),
     ("companion/program.rs", "/proc/self/oom_score_adj", "the kernel's word on our own process"),
+    ("companion/program.rs", "/proc/{}/stat", "the kernel's word on a process"),
     ("companion/program.rs", "OpenOptions::new()", "the lock in the data directory, which is ours"),
     (
         "companion/program.rs",
@@ -247,7 +248,7 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("volume/gocryptfs.rs", "/proc", "the kernel's word on processes"),
     (
         "volume/image.rs",
-        "fs::metadata(path)",
+        "fs::symlink_metadata(path)",
         "the image, in a cluster's own folder or where the kernel says it is now",
     ),
     ("volume/image.rs", "try_exists()", "the image, in a cluster's own folder"),
@@ -257,6 +258,8 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("volume/image.rs", "/sys/block", "the kernel's word on devices"),
     ("volume/image.rs", "loop/backing_file", "the kernel's word on devices"),
     ("volume/mounting.rs", "OpenOptions::new()", "devices, and an image in a cluster's own folder"),
+    ("volume/mounting.rs", "unmount(target", "a mount point in a folder of ours"),
+    ("volume/mounting.rs", "file.metadata()", "of a file that is open"),
     ("volume/luks.rs", "Command::new(\"mkfs.ext4\")", "a crypt device of ours"),
     ("volume/luks.rs", "Command::new(\"cryptsetup\")", "the image, in a cluster's own folder"),
     ("volume/luks.rs", "Command::new(\"dmsetup\")", "the kernel's word on devices"),
