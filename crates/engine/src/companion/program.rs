@@ -54,7 +54,8 @@ fn serve(data: &Path) -> Result<(), ()> {
     stand_alone();
     let (line, places) = (std::io::stdin(), Places::new(data));
     // Beside the line: a copy of its other end may be in a process that is just being started.
-    let chitin = getppid().and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
+    let parent = getppid();
+    let chitin = parent.and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
     let claim = match claim(&places, &line) {
         Ok(claim) => claim,
         Err(reason) => {
@@ -63,12 +64,12 @@ fn serve(data: &Path) -> Result<(), ()> {
         }
     };
     answer(&line, READY);
-    let volumes = listen(&line, chitin.as_ref(), &places);
+    let volumes = listen(&line, (parent, chitin.as_ref()), &places);
     if volumes.is_empty() {
         return Ok(());
     }
     let (begun, count) = (Instant::now(), volumes.len());
-    let left = lock(&places, volumes, chitin.as_ref());
+    let left = lock(&places, volumes, (parent, chitin.as_ref()));
     let took = begun.elapsed().as_millis();
     drop(claim);
     say(match left.as_slice() {
@@ -134,9 +135,9 @@ fn claim(places: &Places, line: &impl AsFd) -> Result<Vec<File>, String> {
 }
 
 /// Hears what is unlocked until Chitin has ended.
-fn listen(line: &impl AsFd, chitin: Option<&OwnedFd>, places: &Places) -> Volumes {
+fn listen(line: &impl AsFd, (parent, chitin): (Option<Pid>, Option<&OwnedFd>), places: &Places) -> Volumes {
     let (mut volumes, mut message) = (Volumes::new(), vec![0; MESSAGE_BYTES_MAX]);
-    let (parent, look_every) = (getppid(), Timespec::try_from(LOOK_EVERY).ok());
+    let look_every = Timespec::try_from(LOOK_EVERY).ok();
     loop {
         let mut what = vec![PollFd::new(line, PollFlags::IN)];
         what.extend(chitin.map(|chitin| PollFd::new(chitin, PollFlags::IN)));
@@ -214,17 +215,22 @@ fn has_ended(process: Option<Pid>) -> bool {
     })
 }
 
-/// Whether no thread of it is left that could still mount something.
-fn is_wholly_gone(chitin: Option<&OwnedFd>) -> bool {
+/// Whether it was killed and a thread of it is left that may still mount something.
+fn is_stuck(parent: Option<Pid>, chitin: Option<&OwnedFd>) -> bool {
     let Some(chitin) = chitin else {
-        return true;
+        return false;
     };
     let mut what = [PollFd::new(chitin, PollFlags::IN)];
-    poll(&mut what, Some(&Timespec::default())).is_ok_and(|count| count > 0)
+    let is_gone = poll(&mut what, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+    !is_gone && has_ended(parent)
 }
 
 /// Ends engines and locks volumes until nothing is left; returns what could not be locked.
-fn lock(places: &Places, mut volumes: Volumes, chitin: Option<&OwnedFd>) -> Vec<String> {
+fn lock(
+    places: &Places,
+    mut volumes: Volumes,
+    (parent, chitin): (Option<Pid>, Option<&OwnedFd>),
+) -> Vec<String> {
     let (clusters, until) = (places.clusters(), Instant::now() + LOCK_MAX);
     loop {
         let failed = leftovers::lock(&clusters, &volumes);
@@ -233,15 +239,15 @@ fn lock(places: &Places, mut volumes: Volumes, chitin: Option<&OwnedFd>) -> Vec<
         let mut mounted = mounts_below(&clusters);
         // The operator may have a disk there.
         mounted.retain(|place| *place != clusters);
-        let is_gone = is_wholly_gone(chitin);
-        if volumes.is_empty() && mounted.is_empty() && is_gone {
+        let is_stuck = is_stuck(parent, chitin);
+        if volumes.is_empty() && mounted.is_empty() && !is_stuck {
             return Vec::new();
         }
         if Instant::now() >= until {
             let mounted = mounted.iter().map(|place| format!("{} is still mounted", place.display()));
             let stuck =
                 "Chitin itself waits for a disk and cannot be ended, so that it may still mount something";
-            let stuck = (!is_gone).then(|| stuck.to_owned());
+            let stuck = is_stuck.then(|| stuck.to_owned());
             return failed.into_values().chain(mounted).chain(stuck).collect();
         }
         std::thread::sleep(AGAIN_AFTER);

@@ -465,7 +465,9 @@ fn try_out(companion: &Companion, places: &Places, id: ClusterId, kind: Encrypti
         if is_same { Ok(()) } else { Err(Error::Unready("the trial file changed".to_owned())) }
     })();
     let removed = destroy_all(places, id);
-    if removed.is_ok() && still_unlocked(&folder, kind, &[]).is_none() {
+    // Of a folder that is gone fscrypt has nothing more to tell.
+    let is_open = || kind != Encryption::Fscrypt && still_unlocked(&folder, kind, &[]).is_some();
+    if removed.is_ok() && !is_open() {
         // Also of a kind that could not be made, which was told before that was known.
         companion.forget(&folder);
     }
