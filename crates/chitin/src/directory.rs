@@ -33,7 +33,6 @@ const LOOK_EVERY: Duration = Duration::from_millis(100);
 /// The directory of clusters and their users.
 pub struct Directory {
     store: Arc<Store>,
-    host: Arc<Host>,
     clock: Arc<dyn Clock>,
     policies: Arc<Policies>,
     stand_ins: Fingerprints,
@@ -56,9 +55,9 @@ impl Directory {
         stand_ins: Fingerprints,
         knocks: Knocks,
     ) -> Arc<Self> {
-        let (admissions, lines) = (Admissions::default(), Lines::new(host.clone()));
+        let (admissions, lines) = (Admissions::default(), Lines::new(host));
         let copied_forms = Mutex::default();
-        Arc::new(Self { store, host, clock, policies, stand_ins, admissions, knocks, lines, copied_forms })
+        Arc::new(Self { store, clock, policies, stand_ins, admissions, knocks, lines, copied_forms })
     }
 
     /// The cluster of this name, if there is one that can be seen on this way.
@@ -161,8 +160,8 @@ impl Directory {
 impl gateway::directory::Directory for Directory {
     fn find(&self, handle: &ClusterHandle, way: &Way) -> Option<Found> {
         self.visible(handle, way).map(|entry| {
-            // A running engine has what it was started for.
-            let running = self.host.connections_max(entry.cluster.id);
+            // A running engine has what it was started for. Not asked of it, which would take longer than for one that sleeps.
+            let running = entry.seen.connections_running;
             let connections_max = running.unwrap_or_else(|| entry.cluster.connections_max());
             let connections_per_user_max = connections_per_user_max(connections_max);
             Found { id: entry.cluster.id, connections_max, connections_per_user_max }

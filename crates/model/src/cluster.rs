@@ -182,6 +182,9 @@ pub struct Observation {
     /// started.
     #[serde(default, with = "time::serde::rfc3339::option")]
     pub connections_used_up_at: Option<OffsetDateTime>,
+    /// The sessions that its engine was started for when it last ran.
+    #[serde(default)]
+    pub connections_running: Option<u32>,
 }
 
 /// An engine that lived and did not answer.
@@ -216,6 +219,7 @@ impl Observation {
             storage: crate::StorageSeen::default(),
             silence: None,
             connections_used_up_at: None,
+            connections_running: None,
         }
     }
 }

@@ -284,8 +284,10 @@ async fn settle(
     version: Option<String>,
 ) -> Result<Outcome, store::Error> {
     house.awake_since().insert(cluster.id, Instant::now());
+    let connections = house.host.connections_max(cluster.id);
     note(house, cluster.id, move |seen| {
         seen.phase = Phase::Running;
+        seen.connections_running = connections;
         seen.connections_used_up_at = None;
         seen.roles.is_whole = Some(false);
         seen.roles.is_given_up = false;
@@ -332,6 +334,7 @@ async fn stop(house: &Reconciler, cluster: &Cluster) -> Result<Outcome, store::E
                 let is_whole = is_read || seen.is_copy_whole();
                 seen.phase = Phase::Asleep;
                 seen.connections_used_up_at = None;
+                seen.connections_running = None;
                 seen.roles.is_whole = Some(is_whole);
             })
             .await?;
