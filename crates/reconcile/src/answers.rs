@@ -103,12 +103,6 @@ async fn start_again(house: Arc<Reconciler>, id: ClusterId, reason: String) {
 /// Ends what was said long enough.
 async fn forget_old(house: &Reconciler) {
     let now = house.now();
-    let snapshot = house.store.snapshot();
-    let is_old = |seen: &SilenceSeen| now - seen.ended_at >= SAID_FOR;
-    let old = snapshot.iter().filter(|entry| entry.seen.silence.as_ref().is_some_and(is_old));
-    for id in old.map(|entry| entry.cluster.id) {
-        if let Err(cause) = house.write(move |store| store.note(id, |seen| seen.silence = None)).await {
-            tracing::warn!(cluster = %id, %cause, "could not write that an engine answers");
-        }
-    }
+    let is_old = |silence: &SilenceSeen| now - silence.ended_at >= SAID_FOR;
+    house.forget(|seen| seen.silence.as_ref().is_some_and(is_old), |seen| seen.silence = None).await;
 }

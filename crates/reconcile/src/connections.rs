@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use model::ClusterId;
+use model::{ClusterId, Observation};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -66,13 +66,6 @@ async fn used_up(house: &Reconciler, id: ClusterId) -> Result<(), store::Error> 
 
 async fn forget_old(house: &Reconciler) {
     let now = house.now();
-    for entry in house.store.snapshot().iter() {
-        let id = entry.cluster.id;
-        if entry.seen.connections_used_up_at.is_some_and(|since| now - since >= SAID_FOR) {
-            let written = house.write(move |store| store.note(id, |seen| seen.connections_used_up_at = None));
-            if let Err(cause) = written.await {
-                tracing::warn!(cluster = %id, %cause, "could not write that a cluster has enough sessions again");
-            }
-        }
-    }
+    let is_old = |seen: &Observation| seen.connections_used_up_at.is_some_and(|at| now - at >= SAID_FOR);
+    house.forget(is_old, |seen| seen.connections_used_up_at = None).await;
 }

@@ -32,7 +32,7 @@ use std::time::Duration;
 
 use ::time::OffsetDateTime;
 use engine::Host;
-use model::{Clock, ClusterId};
+use model::{Clock, ClusterId, Observation};
 use store::Store;
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -199,6 +199,16 @@ impl Reconciler {
         change: impl FnOnce(&Store) -> Result<T, store::Error> + Send + 'static,
     ) -> Result<T, store::Error> {
         write(&self.store, change).await
+    }
+
+    /// Takes back what was seen of clusters and has been said for long enough.
+    async fn forget(&self, is_old: impl Fn(&Observation) -> bool, clear: fn(&mut Observation)) {
+        let snapshot = self.store.snapshot();
+        for id in snapshot.iter().filter(|entry| is_old(&entry.seen)).map(|entry| entry.cluster.id) {
+            if let Err(cause) = self.write(move |store| store.note(id, clear)).await {
+                tracing::warn!(cluster = %id, %cause, "could not write that what was said of a cluster is over");
+            }
+        }
     }
 }
 
