@@ -196,19 +196,18 @@ fn of(entry: &Entry) -> Vec<Alert> {
 fn of_connections(cluster: &Cluster, since: OffsetDateTime) -> Alert {
     let (name, next) = (&cluster.name, cluster.connections_max());
     let choose = format!("chitin cluster update {name} --connections COUNT");
-    let next_step = match next {
-        _ if cluster.asked.connections_max.is_some() && next < CONNECTIONS_PER_CLUSTER_MAX => format!(
+    let next_step = if next == CONNECTIONS_PER_CLUSTER_MAX {
+        "no cluster has more; have clients share sessions, for instance by a pooler before them".to_owned()
+    } else if cluster.asked.connections_max.is_some() {
+        format!(
             "it has the number that was chosen; see whether clients need so many, or choose another, which holds from its \
              engine's next start on: {choose}"
-        ),
-        CONNECTIONS_PER_CLUSTER_MAX => {
-            "no cluster has more; have clients share sessions, for instance by a pooler before them"
-                .to_owned()
-        }
-        _ => format!(
+        )
+    } else {
+        format!(
             "start its engine again, which ends its sessions: chitin cluster sleep {name}, chitin cluster wake {name}; or \
              choose a number: {choose}"
-        ),
+        )
     };
     let what = format!(
         "its sessions were used up, and somebody was refused; from its engine's next start on it may have {next}"

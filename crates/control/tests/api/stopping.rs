@@ -17,6 +17,18 @@ fn told(answer: &Answer) -> String {
     body["message"].as_str().unwrap().to_owned()
 }
 
+/// Begins a deletion, does something while it is under way, and gives the answer to it.
+async fn deleted_while(world: &World, meanwhile: impl AsyncFnOnce(model::ClusterId)) -> Answer {
+    let id = world.made("my-shop").await;
+    let path = format!("/clusters/{id}");
+    let deletion = world.call("DELETE", &path, Value::Null);
+    let meanwhile = async {
+        until_wished(world, id).await;
+        meanwhile(id).await;
+    };
+    tokio::join!(deletion, meanwhile).0
+}
+
 async fn until_wished(world: &World, id: model::ClusterId) {
     while world.store.snapshot().get(&id).is_some_and(|entry| entry.cluster.wish != Wish::Deleted) {
         sleep(Duration::from_millis(5)).await;
@@ -26,11 +38,7 @@ async fn until_wished(world: &World, id: model::ClusterId) {
 #[tokio::test]
 async fn what_was_begun_is_finished_and_what_is_new_is_refused_in_words() {
     let world = World::new();
-    let id = world.made("my-shop").await;
-    let path = format!("/clusters/{id}");
-    let deletion = world.call("DELETE", &path, Value::Null);
-    let stop = async {
-        until_wished(&world, id).await;
+    let deleted = deleted_while(&world, async |id| {
         world.stopping.refuse_new();
         for (method, path) in [("GET", "/clusters"), ("POST", "/clusters"), ("GET", "/chitin/status")] {
             let refused = world.call(method, path, serverless("too-late")).await;
@@ -50,8 +58,8 @@ async fn what_was_begun_is_finished_and_what_is_new_is_refused_in_words() {
         let waits = tokio::time::timeout(Duration::from_millis(50), world.stopping.idle()).await;
         assert!(waits.is_err(), "the deletion is still under way");
         world.store.forget(id).unwrap();
-    };
-    let (deleted, ()) = tokio::join!(deletion, stop);
+    })
+    .await;
     assert_eq!((deleted.status, &deleted.json()["state"]), (200, &json!("DELETED")), "{}", deleted.text);
     assert!(world.store.snapshot().by_name(&"too-late".parse().unwrap()).is_none());
     world.stopping.idle().await;
@@ -60,14 +68,7 @@ async fn what_was_begun_is_finished_and_what_is_new_is_refused_in_words() {
 #[tokio::test]
 async fn a_request_that_is_not_finished_says_whether_it_goes_on() {
     let world = World::new();
-    let id = world.made("my-shop").await;
-    let path = format!("/clusters/{id}");
-    let deletion = world.call("DELETE", &path, Value::Null);
-    let stop = async {
-        until_wished(&world, id).await;
-        world.stopping.give_up();
-    };
-    let (unfinished, ()) = tokio::join!(deletion, stop);
+    let unfinished = deleted_while(&world, async |_| world.stopping.give_up()).await;
     let message = told(&unfinished);
     for part in
         ["did not finish", "the deletion is on record", "goes on at the next start", "chitin cluster list"]
