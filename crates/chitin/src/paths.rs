@@ -47,15 +47,8 @@ pub enum Unsuitable {
         path: PathBuf,
     },
     /// A cloud runs there.
-    #[error(
-        "{} is in use by another Chitin{}; stop that one first, or choose another --data", path.display(), in_words(*process)
-    )]
-    InUse {
-        /// The folder.
-        path: PathBuf,
-        /// The other's process, where that is known.
-        process: Option<u32>,
-    },
+    #[error(transparent)]
+    InUse(engine::Error),
     /// The state is gone.
     #[error(
         "{} has a cloud's keys and no state.redb; put it back from your backup, or move the directory away to begin anew", path.display()
@@ -94,10 +87,6 @@ pub struct Endpoint {
     pub http: String,
     /// The program's process id.
     pub pid: u32,
-}
-
-fn in_words(process: Option<u32>) -> String {
-    process.map(|process| format!(" (process {process})")).unwrap_or_default()
 }
 
 impl Paths {
@@ -176,7 +165,7 @@ impl Paths {
     /// Makes the directory ours alone for as long as the claim lives, as a running cloud does.
     pub fn claim(&self) -> Result<engine::Claim, Unsuitable> {
         engine::Claim::take(&self.data).map_err(|refused| match refused {
-            engine::Error::InUse { path, process } => Unsuitable::InUse { path, process },
+            in_use @ engine::Error::InUse { .. } => Unsuitable::InUse(in_use),
             other => file("lock", &self.data)(std::io::Error::other(other)),
         })
     }
@@ -187,7 +176,7 @@ impl Paths {
         StateLock::take(&state).map_err(|refused| match refused {
             store::Error::InUse { .. } => {
                 let process = engine::holder(&state);
-                Unsuitable::InUse { path: self.data.clone(), process }.into()
+                engine::Error::InUse { path: self.data.clone(), process }.into()
             }
             other => other.into(),
         })
