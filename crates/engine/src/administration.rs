@@ -4,7 +4,6 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use model::{ADMIN_ROLE, DatabaseName, INTERNAL_ROLE, RoleName};
-use rustix::io::Errno;
 use tokio::time::{Instant, sleep, timeout};
 use tokio_postgres::error::SqlState;
 use tokio_postgres::types::ToSql;
@@ -13,7 +12,7 @@ use tokio_postgres::{Config, NoTls, Row};
 use crate::budget::Budgeted;
 use crate::connector::Connector;
 use crate::session::{AnswerMax, RawName, Session, get, too_much, unready};
-use crate::{Error, pinned};
+use crate::{Error, is_want_of_descriptors, pinned};
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// For sessions that were told to end.
@@ -237,9 +236,12 @@ async fn open(
     config: &Config,
 ) -> Result<Result<Session, tokio_postgres::Error>, Error> {
     let late = |_| Error::Unready("it took too long to open a session".to_owned());
-    let unreached = |cause: std::io::Error| match Errno::from_io_error(&cause) {
-        Some(Errno::MFILE | Errno::NFILE) => Error::NoDescriptors(cause),
-        _ => Error::Unready(cause.to_string()),
+    let unreached = |cause: std::io::Error| {
+        if is_want_of_descriptors(&cause) {
+            Error::NoDescriptors(cause)
+        } else {
+            Error::Unready(cause.to_string())
+        }
     };
     let opened = async {
         let stream = connector.connect().await.map_err(unreached)?;

@@ -14,7 +14,7 @@ use crate::inside::is_there_below;
 use crate::jail::WRITABLE;
 use crate::launch::{Attempt, Found, own_shortage_score, shortage_score};
 use crate::places::is_root;
-use crate::process::{children, family};
+use crate::process::{self, children, family};
 
 /// One claim about a running engine, with what the kernel said.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -113,11 +113,7 @@ pub(crate) fn companion(answered: &Result<u32, String>) -> Evidence {
         Err(reason) => return claim(text, false, format!("no companion answers: {reason}")),
     };
     let process = Path::new("/proc").join(pid.to_string());
-    let own_session = |pid: &str| {
-        // The command in parentheses may hold spaces; the session is the fourth field after it (proc(5)).
-        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
-        stat.rsplit_once(')')?.1.split_whitespace().nth(3)?.parse::<u32>().ok()
-    };
+    let own_session = |pid: &str| process::stat(pid, 3)?.parse::<u32>().ok();
     let (ours, theirs) = (own_session("self"), own_session(&pid.to_string()));
     let ignored = status(&process, "SigIgn:").and_then(|mask| u64::from_str_radix(&mask, 16).ok());
     // SIGHUP, SIGINT and SIGTERM are signals 1, 2 and 15.

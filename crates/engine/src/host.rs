@@ -369,16 +369,12 @@ impl Host {
         // One that died, or lost its volume, left that unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
         self.place_for_engine()?;
-        let (on, volume, admitted) = self.unlock(self.slot(cluster.id), cluster).await?;
+        let (on, volume, admitted) = self.unlock(cluster).await?;
         self.launch(slot, cluster, (on, volume), &admitted).await?;
         Ok(Started { volume: on, engine_version })
     }
 
-    async fn unlock(
-        self: &Arc<Self>,
-        slot: Arc<Slot>,
-        cluster: &Cluster,
-    ) -> Result<(VolumeId, Unlocked, Vec<String>), Error> {
+    async fn unlock(self: &Arc<Self>, cluster: &Cluster) -> Result<(VolumeId, Unlocked, Vec<String>), Error> {
         let (host, places, id) = (self.clone(), self.places.clone(), cluster.id);
         let (marker, wrapped) = blocking(move || {
             let marker = host.marker(id)?.ok_or_else(|| Error::File {
@@ -391,7 +387,7 @@ impl Host {
         .await?;
         let key = self.keys.unwrap(id, &wrapped).await?;
         let (places, owner, companion) = (self.places.clone(), Owner::of(cluster), self.companion.clone());
-        let (newest, limit) = (self.record.checkpoint(id), cluster.storage());
+        let (newest, limit, slot) = (self.record.checkpoint(id), cluster.storage(), self.slot(id));
         blocking(move || {
             let folder = places.volume(id, marker.generation);
             let unlocked = volume::unlock(&companion, &folder, marker.encryption, &key, owner, limit);

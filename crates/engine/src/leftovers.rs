@@ -128,8 +128,6 @@ fn processes_of(folder: &Path) -> Vec<u32> {
         return Vec::new();
     };
     let below = format!("{}/", folder.trim_end_matches('/'));
-    let numbers = std::fs::read_dir("/proc").into_iter().flatten().flatten();
-    let numbers = numbers.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     let is_of_it = |pid: &u32| {
         let arguments = process::arguments(*pid);
         let mut words = arguments.split(|byte| *byte == 0).map(String::from_utf8_lossy);
@@ -137,7 +135,7 @@ fn processes_of(folder: &Path) -> Vec<u32> {
         let is_ours = program.rsplit('/').next().is_some_and(|name| OURS.contains(&name));
         is_ours && *pid != std::process::id() && words.any(|word| word.starts_with(&below))
     };
-    numbers.filter(is_of_it).collect()
+    process::all().filter(is_of_it).collect()
 }
 
 /// Destroys the keys of all volumes of a cluster.

@@ -250,8 +250,12 @@ impl Error {
         let (Self::File { source, .. } | Self::NoDescriptors(source)) = self else {
             return false;
         };
-        matches!(Errno::from_io_error(source), Some(Errno::MFILE | Errno::NFILE))
+        is_want_of_descriptors(source)
     }
+}
+
+fn is_want_of_descriptors(cause: &std::io::Error) -> bool {
+    matches!(Errno::from_io_error(cause), Some(Errno::MFILE | Errno::NFILE))
 }
 
 /// Gives the process a mount namespace of its own, so that the volumes of clusters are seen by nobody else and vanish

@@ -228,6 +228,19 @@ pub(crate) fn children(parent: u32) -> Vec<u32> {
         .collect()
 }
 
+/// Every process that the kernel shows us.
+pub(crate) fn all() -> impl Iterator<Item = u32> {
+    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok())
+}
+
+/// What `/proc/PID/stat` says of a process, or of `self`, so many fields after its name (proc_pid_stat(5)): the state is the first.
+pub(crate) fn stat(of: impl std::fmt::Display, field: usize) -> Option<String> {
+    let text = std::fs::read_to_string(format!("/proc/{of}/stat")).ok()?;
+    // The name before it stands in parentheses and may have anything in it.
+    text.rsplit_once(')')?.1.split_whitespace().nth(field).map(str::to_owned)
+}
+
 /// The process that started another, or that took it over.
 pub(crate) fn parent(of: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{of}/status")).ok()?;

@@ -151,8 +151,7 @@ impl Running {
     pub(crate) async fn end_at_once(&self) {
         self.stopping.store(true, Ordering::SeqCst);
         process::signal(self.jailer, Signal::KILL);
-        let mut exited = self.exited.clone();
-        let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
+        let _ = timeout(ABORT_MAX, self.ended()).await;
     }
 
     fn let_go_on(&self) {
@@ -178,7 +177,6 @@ impl Running {
     /// Ends the engine: asked nicely, unless it cannot write any more, then firmly, then killed.
     pub(crate) async fn end(&self, can_write: bool) {
         self.stopping.store(true, Ordering::SeqCst);
-        let mut exited = self.exited.clone();
         let postmaster = self.postmaster();
         let ways = [(Signal::INT, STOP_MAX), (Signal::QUIT, ABORT_MAX)];
         for (signal, patience) in ways.into_iter().skip(usize::from(!can_write)) {
@@ -190,13 +188,13 @@ impl Running {
             while !self.has_exited() && Instant::now() < deadline {
                 // One that somebody stopped takes no notice, and its engine waits for it.
                 self.let_go_on();
-                let _ = timeout(GO_ON_EVERY, exited.wait_for(|exited| *exited)).await;
+                let _ = timeout(GO_ON_EVERY, self.ended()).await;
             }
         }
         if !self.has_exited() {
             tracing::warn!("an engine did not stop when asked and was killed; it recovers at its next start");
             process::signal(self.jailer, Signal::KILL);
-            let _ = timeout(ABORT_MAX, exited.wait_for(|exited| *exited)).await;
+            let _ = timeout(ABORT_MAX, self.ended()).await;
         }
     }
 

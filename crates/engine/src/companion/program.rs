@@ -22,7 +22,7 @@ use rustix::process::{
 use super::{KNOWS, LOCK, LOCKED, MESSAGE_BYTES_MAX, ORDERS, READY, UNLOCKING, YES};
 use crate::claim::lock as lock_file;
 use crate::places::{Places, mounts_below};
-use crate::{leftovers, syscall};
+use crate::{leftovers, process, syscall};
 
 /// For the companion of a Chitin that was killed to lock everything.
 const CLAIM_MAX: Duration = Duration::from_secs(75);
@@ -54,8 +54,7 @@ fn serve(data: &Path) -> Result<(), ()> {
     stand_alone();
     let (line, places) = (std::io::stdin(), Places::new(data));
     // Beside the line: a copy of its other end may be in a process that is just being started.
-    let parent = getppid();
-    let chitin = parent.and_then(|parent| pidfd_open(parent, PidfdFlags::empty()).ok());
+    let chitin = Chitin::ours();
     let claim = match claim(&places, &line) {
         Ok(claim) => claim,
         Err(reason) => {
@@ -64,12 +63,12 @@ fn serve(data: &Path) -> Result<(), ()> {
         }
     };
     answer(&line, READY);
-    let volumes = listen(&line, (parent, chitin.as_ref()), &places);
+    let volumes = listen(&line, &chitin, &places);
     if volumes.is_empty() {
         return Ok(());
     }
     let (begun, count) = (Instant::now(), volumes.len());
-    let left = lock(&places, volumes, (parent, chitin.as_ref()));
+    let left = lock(&places, volumes, &chitin);
     let took = begun.elapsed().as_millis();
     drop(claim);
     say(match left.as_slice() {
@@ -135,14 +134,14 @@ fn claim(places: &Places, line: &impl AsFd) -> Result<Vec<File>, String> {
 }
 
 /// Hears what is unlocked until Chitin has ended.
-fn listen(line: &impl AsFd, (parent, chitin): (Option<Pid>, Option<&OwnedFd>), places: &Places) -> Volumes {
+fn listen(line: &impl AsFd, chitin: &Chitin, places: &Places) -> Volumes {
     let (mut volumes, mut message) = (Volumes::new(), vec![0; MESSAGE_BYTES_MAX]);
     let look_every = Timespec::try_from(LOOK_EVERY).ok();
     loop {
         let mut what = vec![PollFd::new(line, PollFlags::IN)];
-        what.extend(chitin.map(|chitin| PollFd::new(chitin, PollFlags::IN)));
+        what.extend(chitin.handle.as_ref().map(|handle| PollFd::new(handle, PollFlags::IN)));
         match poll(&mut what, look_every.as_ref()) {
-            Ok(0) if has_ended(parent) => return volumes,
+            Ok(0) if chitin.has_ended() => return volumes,
             Ok(0) | Err(Errno::INTR) => continue,
             Ok(_) => {}
             Err(_) => return volumes,
@@ -202,35 +201,39 @@ fn is_of_a_cluster(folder: &Path, places: &Places) -> bool {
     })
 }
 
-/// Whether a process has ended but for threads of it that wait for a disk and cannot be ended: until they are, neither its
-/// descriptors are closed nor does the kernel tell of its end.
-fn has_ended(process: Option<Pid>) -> bool {
-    let Some(process) = process else {
-        return false;
-    };
-    let stat = std::fs::read_to_string(format!("/proc/{}/stat", process.as_raw_nonzero()));
-    // The name before it may have anything in it.
-    stat.is_ok_and(|stat| {
-        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with(['Z', 'X']))
-    })
+/// The Chitin that started this process.
+struct Chitin {
+    process: Option<Pid>,
+    handle: Option<OwnedFd>,
 }
 
-/// Whether it was killed and a thread of it is left that may still mount something.
-fn is_stuck(parent: Option<Pid>, chitin: Option<&OwnedFd>) -> bool {
-    let Some(chitin) = chitin else {
-        return false;
-    };
-    let mut what = [PollFd::new(chitin, PollFlags::IN)];
-    let is_gone = poll(&mut what, Some(&Timespec::default())).is_ok_and(|count| count > 0);
-    !is_gone && has_ended(parent)
+impl Chitin {
+    fn ours() -> Self {
+        let process = getppid();
+        let handle = process.and_then(|process| pidfd_open(process, PidfdFlags::empty()).ok());
+        Self { process, handle }
+    }
+
+    /// Whether it has ended but for threads of it that wait for a disk and cannot be ended: until they are, neither its
+    /// descriptors are closed nor does the kernel tell of its end.
+    fn has_ended(&self) -> bool {
+        let state = self.process.and_then(|process| process::stat(process.as_raw_nonzero(), 0));
+        state.is_some_and(|state| ["Z", "X"].contains(&state.as_str()))
+    }
+
+    /// Whether it was killed and a thread of it is left that may still mount something.
+    fn is_stuck(&self) -> bool {
+        let Some(handle) = &self.handle else {
+            return false;
+        };
+        let mut what = [PollFd::new(handle, PollFlags::IN)];
+        let is_gone = poll(&mut what, Some(&Timespec::default())).is_ok_and(|count| count > 0);
+        !is_gone && self.has_ended()
+    }
 }
 
 /// Ends engines and locks volumes until nothing is left; returns what could not be locked.
-fn lock(
-    places: &Places,
-    mut volumes: Volumes,
-    (parent, chitin): (Option<Pid>, Option<&OwnedFd>),
-) -> Vec<String> {
+fn lock(places: &Places, mut volumes: Volumes, chitin: &Chitin) -> Vec<String> {
     let (clusters, until) = (places.clusters(), Instant::now() + LOCK_MAX);
     loop {
         let failed = leftovers::lock(&clusters, &volumes);
@@ -239,7 +242,7 @@ fn lock(
         let mut mounted = mounts_below(&clusters);
         // The operator may have a disk there.
         mounted.retain(|place| *place != clusters);
-        let is_stuck = is_stuck(parent, chitin);
+        let is_stuck = chitin.is_stuck();
         if volumes.is_empty() && mounted.is_empty() && !is_stuck {
             return Vec::new();
         }
@@ -296,12 +299,12 @@ mod tests {
     #[test]
     fn a_process_has_ended_when_its_first_thread_has() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
-        let pid = Pid::from_raw(child.id().cast_signed());
-        assert!(!has_ended(pid) && !has_ended(None));
+        let chitin = Chitin { process: Pid::from_raw(child.id().cast_signed()), handle: None };
+        assert!(!chitin.has_ended() && !Chitin { process: None, handle: None }.has_ended());
         child.kill().unwrap();
         // Nobody has waited for it yet, so it stays as a zombie.
         let deadline = Instant::now() + LOCK_MAX;
-        while !has_ended(pid) {
+        while !chitin.has_ended() {
             assert!(Instant::now() < deadline, "it was ended");
             std::thread::sleep(PAUSE);
         }

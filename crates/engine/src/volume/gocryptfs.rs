@@ -18,7 +18,7 @@ use super::{FILES, Seen};
 use crate::Error;
 use crate::inside::Inside;
 use crate::places::{Owner, is_root, make_folder, mount_at, mounts_below};
-use crate::process::{none_left, spawn};
+use crate::process::{self, none_left, spawn};
 
 /// The folder of ciphertext. A sibling of the mount point, never below it: gocryptfs must not need its own mount.
 pub(super) const CIPHER: &str = "cipher";
@@ -261,14 +261,13 @@ pub(super) fn is_mounted(folder: &Path) -> Result<(), String> {
 
 /// Processes called gocryptfs that name the folder of ciphertext.
 fn servers_of(cipher: &Path) -> Vec<u32> {
-    let entries = std::fs::read_dir("/proc").into_iter().flatten().flatten();
     let serves = |pid: &u32| {
-        let words = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let words = process::arguments(*pid);
         let name = std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
         let named = cipher.as_os_str().as_encoded_bytes();
         name.trim() == "gocryptfs" && words.split(|byte| *byte == 0).any(|word| word == named)
     };
-    entries.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).filter(serves).collect()
+    process::all().filter(serves).collect()
 }
 
 /// What `gocryptfs.conf` says in its feature flags (gocryptfs' own `configfile/feature_flags.go`).

@@ -418,17 +418,24 @@ mod tests {
         unlock(folder, &key, owner()).unwrap().lock().unwrap();
     }
 
+    /// A new volume, unlocked, where this machine can have one.
+    fn made() -> Option<(tempfile::TempDir, Unlocked)> {
+        if !is_root() || !Path::new("/dev/loop-control").exists() {
+            crate::skipped::skipped("only root may mount images");
+            return None;
+        }
+        let (place, key) = (tempfile::tempdir().unwrap(), DataKey::random());
+        create(place.path(), &key, (StorageLimit::MIN, 0)).unwrap();
+        let unlocked = unlock(place.path(), &key, owner()).unwrap();
+        Some((place, unlocked))
+    }
+
     /// A predecessor's, with all that is mounted inside it, while somebody has a copy of a mount.
     #[test]
     fn no_copy_of_a_mount_shows_what_a_predecessor_left_unlocked() {
-        if !is_root() || !Path::new("/dev/loop-control").exists() {
-            return crate::skipped::skipped("only root may mount images");
-        }
-        let (place, copy) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
-        let (folder, key, limit) = (place.path(), DataKey::random(), StorageLimit::MIN);
-        create(folder, &key, (limit, 0)).unwrap();
-        let unlocked = unlock(folder, &key, owner()).unwrap();
-        space::begin(folder, Encryption::FscryptImage, limit, false).unwrap();
+        let Some((place, unlocked)) = made() else { return };
+        let (folder, copy) = (place.path(), tempfile::tempdir().unwrap());
+        space::begin(folder, Encryption::FscryptImage, StorageLimit::MIN, false).unwrap();
         wal::make_folders(&base(folder)).unwrap();
         wal::separate(&base(folder), &wal_base(folder), owner()).unwrap();
         let bound = Command::new("mount").arg("--bind").args([&folder.join(WAL_FILES), copy.path()]).status();
@@ -445,13 +452,8 @@ mod tests {
 
     #[test]
     fn what_somebody_mounted_over_an_image_keeps_nothing_unlocked() {
-        if !is_root() || !Path::new("/dev/loop-control").exists() {
-            return crate::skipped::skipped("only root may mount images");
-        }
-        let place = tempfile::tempdir().unwrap();
-        let (folder, key, limit) = (place.path(), DataKey::random(), StorageLimit::MIN);
-        create(folder, &key, (limit, 0)).unwrap();
-        let unlocked = unlock(folder, &key, owner()).unwrap();
+        let Some((place, unlocked)) = made() else { return };
+        let folder = place.path();
         for name in [FILES, WAL_FILES, FILES] {
             let mut over = Command::new("mount");
             over.args(["-t", "tmpfs", "over"]).arg(folder.join(name));

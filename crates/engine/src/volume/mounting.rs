@@ -44,9 +44,11 @@ pub(super) fn mount_device(device: &Path, target: &Path) -> Result<(), Error> {
 pub(super) fn mount_image(image: &Path, target: &Path) -> Result<(), Error> {
     let (image, place) = (image.to_owned(), target.to_owned());
     in_time(target, ANSWER_MAX, move || {
-        let attached = attach(&image).map_err(Error::file("attach to a loop device", &image))?;
-        // Until then the loop device would free itself.
-        mount_at(&attached.name, &place, IMAGE_OPTIONS).inspect(|()| drop(attached.device))
+        let (device, name) = attach(&image).map_err(Error::file("attach to a loop device", &image))?;
+        let mounted = mount_at(&name, &place, IMAGE_OPTIONS);
+        // Without a user before that, it would have freed itself.
+        drop(device);
+        mounted
     })
 }
 
@@ -98,44 +100,36 @@ fn take_away(target: &Path) {
     }
 }
 
-/// A loop device that has a file.
-struct Attached {
-    /// Open for reading alone: some kernels mount nothing that somebody has open for writing.
-    device: File,
-    name: PathBuf,
-}
-
 /// Attaches an image to a free loop device. Past the page cache of the disk below: else every block is cached twice, and a
 /// commit's flush takes twice as long. A disk that cannot works all the same.
-fn attach(image: &Path) -> Result<Attached, IoError> {
+fn attach(image: &Path) -> Result<(File, PathBuf), IoError> {
     let file = open(OpenOptions::new().read(true).write(true), image)?;
     if !file.metadata()?.is_file() {
         return Err(IoError::other("it is no file"));
     }
     let control = open(OpenOptions::new().read(true).write(true), Path::new("/dev/loop-control"))?;
-    let mut tried = 0;
-    loop {
+    let is_taken = |cause: &IoError| Errno::from_io_error(cause).is_some_and(|cause| TAKEN.contains(&cause));
+    for _ in 0..TRIES {
         match try_attach(&control, &file, image) {
             // Somebody else was faster.
-            Err(cause)
-                if tried < TRIES
-                    && Errno::from_io_error(&cause).is_some_and(|cause| TAKEN.contains(&cause)) => {}
+            Err(cause) if is_taken(&cause) => std::thread::sleep(TRY_PAUSE),
             ended => return ended,
         }
-        tried += 1;
-        std::thread::sleep(TRY_PAUSE);
     }
+    try_attach(&control, &file, image)
 }
 
 /// What a loop device says that somebody else has taken, or removed.
 const TAKEN: &[Errno] = &[Errno::BUSY, Errno::AGAIN, Errno::NXIO, Errno::NOENT];
 
-fn try_attach(control: &File, file: &File, image: &Path) -> Result<Attached, IoError> {
+/// A free loop device that now has the file, open for reading alone: some kernels mount nothing that somebody has open for
+/// writing.
+fn try_attach(control: &File, file: &File, image: &Path) -> Result<(File, PathBuf), IoError> {
     let name = PathBuf::from(format!("/dev/loop{}", syscall::free_loop_device(control)?));
     let writer = open(OpenOptions::new().read(true).write(true), &name)?;
     syscall::attach_loop_device(&writer, file, image)?;
     let device = open(OpenOptions::new().read(true), &name)?;
-    Ok(Attached { device, name })
+    Ok((device, name))
 }
 
 /// Frees a loop device, at once or with its last user.
