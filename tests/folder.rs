@@ -3,13 +3,13 @@
 use std::path::Path;
 use std::process::Command;
 
-/// The folder, directly below `/tmp` and short: a socket's path ends at 107 bytes.
+/// The folder. Its name is short: a socket's path ends at 107 bytes.
 pub struct Folder(tempfile::TempDir);
 
 impl Folder {
     /// An empty one.
     pub fn new() -> Self {
-        Self(tempfile::Builder::new().prefix("ce").tempdir_in("/tmp").unwrap())
+        Self(tempfile::Builder::new().prefix("ce").tempdir().unwrap())
     }
 
     /// Where it is.

@@ -94,8 +94,7 @@ impl Cloud {
 
     fn prepare(options: Options) -> Self {
         // Short, because the path of a Unix socket below it may have 107 bytes.
-        let directory =
-            tempfile::Builder::new().prefix("ch-").tempdir_in("/tmp").expect("a temporary directory");
+        let directory = tempfile::Builder::new().prefix("ch").tempdir().expect("a temporary directory");
         let port = |known| match options.host {
             Some(_) => SocketAddr::new(Ipv4Addr::LOCALHOST.into(), known),
             None => free_port(),
