@@ -244,6 +244,8 @@ pub fn the_api_needs_a_key_and_tls_1_3() {
     let curl = |more: &[&str]| {
         let mut command = Command::new("curl");
         command
+            // Others use the key at the same time, and it has a rate.
+            .args(["--retry", "20", "--retry-delay", "1"])
             .args(["-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"])
             .arg(&root)
             .args(more)

@@ -146,7 +146,9 @@ pub fn the_pages_of_a_private_cluster_are_in_its_network_only_and_the_api_is_not
     let key = std::fs::read_to_string(world().cloud.data().join("admin-key")).expect("the key");
     let api = |from: &Host, at: IpAddr| {
         let mut command = from.command("curl");
-        command.args(["-sS", "--max-time", "30", "-o", "/dev/null", "-w", "%{http_code}", "--cacert"]);
+        // Others use the key at the same time, and it has a rate.
+        command.args(["-sS", "--max-time", "60", "--retry", "20", "--retry-delay", "1"]);
+        command.args(["-o", "/dev/null", "-w", "%{http_code}", "--cacert"]);
         command.arg(world().cloud.root_certificate());
         command.args(["--resolve", &format!("localhost:{HTTP_PORT}:{at}")]);
         command.args(["-H", &format!("Authorization: Bearer {}", key.trim())]);
