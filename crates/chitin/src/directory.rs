@@ -189,6 +189,9 @@ impl gateway::directory::Directory for Directory {
             let role = entry.role(user.as_str())?.clone();
             Some(RoleNow { role, inherited: entry.roles.inherited_of(user.as_str(), named) })
         };
+        if self.store.snapshot().get(&cluster).is_some_and(|entry| entry.seen.is_copy_whole()) {
+            self.lines.nobody(user, named).await;
+        }
         let by_engine = || self.lines.role(cluster, user, named).boxed();
         let Some(found) = self.decided(cluster, by_copy, by_engine).await else {
             return Account::Unknown;
@@ -204,6 +207,10 @@ impl gateway::directory::Directory for Directory {
             person.verifier = None;
         }
         Account::Open(person)
+    }
+
+    async fn nobody(&self, user: &RoleName, named: &[String]) {
+        self.lines.nobody(user, named).await;
     }
 
     async fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Option<Vec<String>> {

@@ -11,10 +11,13 @@ use futures::future::BoxFuture;
 use identity::scram::{Form, Forms};
 use model::{ClusterId, RoleName};
 use tokio::sync::oneshot;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, sleep, timeout};
 
 /// For a running engine to answer one question.
 const READ_MAX: Duration = Duration::from_secs(2);
+/// Before a question, so that it is asked for everybody who comes at the same time, and that its work does not delay those who come
+/// a little later. It costs nobody anything, since no answer goes out before [`gateway::Settings::lookup_levelled`].
+const GATHERED: Duration = Duration::from_millis(5);
 /// Users that one question looks up at the most.
 const USERS_MAX: usize = 256;
 /// How old the forms of verifiers may be that stand-ins take. It bounds for how long a new form stands out.
@@ -35,7 +38,9 @@ pub(crate) enum Unanswered {
 /// The lines to all running engines.
 pub(crate) struct Lines {
     host: Arc<Host>,
-    lines: Mutex<HashMap<ClusterId, Arc<Line>>>,
+    by_cluster: Mutex<HashMap<ClusterId, Arc<Line>>>,
+    /// On which nobody is asked.
+    of_nobody: Arc<Line>,
 }
 
 /// The line to one engine.
@@ -64,7 +69,7 @@ struct Waiting {
 impl Lines {
     /// No line is open yet.
     pub(crate) fn new(host: Arc<Host>) -> Arc<Self> {
-        Arc::new(Self { host, lines: Mutex::default() })
+        Arc::new(Self { host, by_cluster: Mutex::default(), of_nobody: Arc::default() })
     }
 
     /// Closes the lines to engines that no longer run.
@@ -82,7 +87,23 @@ impl Lines {
         if !self.host.is_running(cluster) {
             return Err(Unanswered::Unreachable);
         }
-        let line = self.line(cluster);
+        self.wait_on(self.line(cluster), Some(cluster), user, named).await
+    }
+
+    /// Takes the steps of [`Self::role`] and asks nobody: for a user of what does not run or is not there. Without it a running
+    /// cluster shows, when many ask at once, by the work that each of them makes before those after it are heard.
+    pub(crate) async fn nobody(self: &Arc<Self>, user: &RoleName, named: &[String]) {
+        // Nobody can say.
+        let _ = self.wait_on(self.of_nobody.clone(), None, user, named).await;
+    }
+
+    async fn wait_on(
+        self: &Arc<Self>,
+        line: Arc<Line>,
+        cluster: Option<ClusterId>,
+        user: &RoleName,
+        named: &[String],
+    ) -> Result<Option<RoleNow>, Unanswered> {
         let (answer, answered) = oneshot::channel();
         let begins = {
             let mut inner = line.lock();
@@ -104,8 +125,9 @@ impl Lines {
     }
 
     /// Asks for those who wait, until nobody does.
-    async fn look_up(self: Arc<Self>, cluster: ClusterId, line: Arc<Line>) {
+    async fn look_up(self: Arc<Self>, cluster: Option<ClusterId>, line: Arc<Line>) {
         loop {
+            sleep(GATHERED).await;
             let (asked_for, are_forms_old) = {
                 let mut inner = line.lock();
                 inner.waiting.retain(|one| !one.answer.is_closed());
@@ -117,7 +139,7 @@ impl Lines {
                 let is_old = inner.forms.as_ref().is_none_or(|(at, _)| at.elapsed() >= FORMS_EVERY);
                 (inner.waiting.drain(..count).collect::<Vec<_>>(), is_old)
             };
-            if are_forms_old {
+            if are_forms_old && let Some(cluster) = cluster {
                 // In the way of this look-up, and in that of nobody who must not wait: it is as quick.
                 self.read_forms(cluster, &line).await;
             }
@@ -130,7 +152,10 @@ impl Lines {
                 let (users, named) = (users.clone(), named.clone());
                 Box::pin(async move { engine.roles_named(&users, &named).await })
             };
-            let found = self.ask(cluster, &question).await;
+            let found = match cluster {
+                Some(cluster) => self.ask(cluster, &question).await,
+                None => Err(Unanswered::Unreachable),
+            };
             for Waiting { user, named: _, answer } in asked_for {
                 let role = found
                     .as_ref()
@@ -208,7 +233,7 @@ impl Lines {
 
     fn all(&self) -> MutexGuard<'_, HashMap<ClusterId, Arc<Line>>> {
         // Single inserts and removals.
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+        self.by_cluster.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

@@ -81,6 +81,9 @@ pub trait Directory: Send + Sync + 'static {
     /// wakes it. What it costs must not depend on whether there is such a user.
     async fn account(&self, cluster: ClusterId, user: &RoleName, named: &[String]) -> Account;
 
+    /// Does what [`Self::account`] does for a user of a running cluster, but to ask the engine: for whom there is no place.
+    async fn nobody(&self, user: &RoleName, named: &[String]);
+
     /// The roles and every role that they are members of at this moment; `None` where nobody can say.
     async fn with_inherited(&self, cluster: ClusterId, roles: &[RoleName]) -> Option<Vec<String>>;
 

@@ -102,7 +102,7 @@ pub fn t31_many_who_ask_at_once_do_not_make_a_running_cluster_show() {
     }
     let tell = superiority(&of_running, &of_unknown);
     println!("  100 at once, a running cluster against none: {tell:.3} (a half is no difference)");
-    // One question to the engine for each of them made every value of the running cluster larger. On a quiet machine some
-    // difference is left, 0.78 to 0.93.
-    assert!((0.03..=0.97).contains(&tell), "a running cluster can be told by many at once: {tell:.3}");
+    // One question to the engine for each of them made every value of the running cluster larger. What is left on a quiet machine,
+    // 0.55 to 0.75, are some microseconds for each of a hundred.
+    assert!((0.14..=0.86).contains(&tell), "a running cluster can be told by many at once: {tell:.3}");
 }

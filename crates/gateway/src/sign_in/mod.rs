@@ -192,11 +192,11 @@ async fn attempt_once(
         None => house.standard.clone(),
     };
     let named = rules.roles_named(claim.database.as_str());
-    let account = match &place {
-        Some((cluster, user)) => {
-            timeout_at(deadline, house.directory.account(cluster.id, user, &named)).await?
-        }
-        None => Account::Missing,
+    let account = if let Some((cluster, user)) = &place {
+        timeout_at(deadline, house.directory.account(cluster.id, user, &named)).await?
+    } else {
+        timeout_at(deadline, house.directory.nobody(claim.user, &named)).await?;
+        Account::Missing
     };
     // Before the rules, which may ask for roles, and before any proof: it is the same for everybody.
     if let Account::Unknown = account {
