@@ -28,6 +28,8 @@ const LOOK_EVERY: Duration = Duration::from_millis(500);
 const PAUSE_OF_ITS_TIME: u32 = 10;
 /// But no more than this, and near the limit as much as it took.
 const PAUSE_MAX: Duration = Duration::from_secs(10);
+/// Faster than any cluster stores: one that has much room left is not counted again before it can have used that up.
+const FASTEST_BYTES_PER_SECOND: u64 = 4 << 30;
 /// What a cluster that nothing but stopping it holds may store more, from when the machine had nothing left to give: what it was just
 /// storing, and beside it what its log grows to while somebody deletes.
 const FROZEN_GROWTH_BYTES_MAX: u64 = 128 << 20;
@@ -40,6 +42,8 @@ struct Watch {
     /// A look at it that is under way.
     looking: Option<JoinHandle<Looked>>,
     next: Option<Instant>,
+    /// Its limit at the last look, and whether nothing might grow then: where that is another by now the next look is due.
+    held_to: Option<(StorageLimit, bool)>,
     /// The run whose sessions were cut, and that writes only where it is asked for.
     restrained: Option<Run>,
     /// What it stored when the machine had nothing left to give.
@@ -124,7 +128,9 @@ impl Watch {
                 self.next = Some(Instant::now() + looked.pause);
             }
         }
-        if self.next.is_none_or(|next| Instant::now() >= next) {
+        let held_to = Some((entry.cluster.storage(), is_frozen));
+        if self.held_to != held_to || self.next.is_none_or(|next| Instant::now() >= next) {
+            self.held_to = held_to;
             let look = look_at(house.clone(), entry.clone(), (is_frozen, self.frozen_bytes), self.restrained);
             self.looking = Some(tokio::spawn(look));
         }
@@ -162,7 +168,11 @@ async fn look_at(
                 return unchanged;
             }
             let restrained = restrain(&house, id, &usage, is_frozen, restrained).await;
-            let pause = if usage.fullness == Fullness::Ample { pause } else { took };
+            let pause = match usage.fullness {
+                Fullness::Ample if is_frozen => pause,
+                Fullness::Ample => pause.max(room_lasts(&usage).min(PAUSE_MAX)),
+                _ => took,
+            };
             Looked { restrained, pause, used_bytes: Some(used_bytes) }
         }
         // It may just have been stopped.
@@ -172,6 +182,12 @@ async fn look_at(
         }
         Ok(None) | Err(_) => unchanged,
     }
+}
+
+/// For how long what is left of a cluster's limit lasts in any case.
+fn room_lasts(usage: &StorageUse) -> Duration {
+    let left_bytes = usage.limit_bytes.saturating_sub(usage.used_bytes);
+    Duration::from_millis(left_bytes / (FASTEST_BYTES_PER_SECOND / 1_000))
 }
 
 async fn write_down(house: &Reconciler, entry: &Entry, usage: StorageUse) {
@@ -367,6 +383,18 @@ mod tests {
         assert_eq!(settled(Fullness::Filling, &usage(799, Fullness::Ample)), Fullness::Filling);
         assert_eq!(settled(Fullness::Filling, &usage(779, Fullness::Ample)), Fullness::Ample);
         assert_eq!(settled(Fullness::Full, &usage(700, Fullness::Ample)), Fullness::Ample);
+    }
+
+    #[test]
+    fn a_cluster_with_much_room_is_counted_less_often_and_one_with_little_as_often_as_before() {
+        let gib = |gib: u64| gib << 30;
+        let room = |used_bytes, limit_bytes| {
+            let usage = StorageUse { limit_bytes, ..usage(used_bytes, Fullness::Ample) };
+            room_lasts(&usage)
+        };
+        assert!((Duration::from_secs(2)..=Duration::from_millis(2_600)).contains(&room(gib(0), gib(10))));
+        assert!(room(gib(9), gib(10)) <= LOOK_EVERY);
+        assert_eq!(room(gib(11), gib(10)), Duration::ZERO);
     }
 
     #[test]
