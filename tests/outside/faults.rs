@@ -1,11 +1,14 @@
-//! What goes wrong around a cloud: its clock, its disk, the limits on what it may open and start. Each attack is one that once
-//! did more harm than its fault.
+//! What goes wrong around a cloud: its clock, its disk, the limits on what it may open and start, processes that stand still,
+//! clients that vanish, many who want something at once. What was acknowledged is written down outside of the clusters and compared.
 
 mod clocks;
 mod descriptors;
 mod disk;
+mod many;
 mod processes;
 mod room;
+mod stopped;
+mod vanished;
 
 use house::runner::Suite;
 use house::tests;
@@ -23,6 +26,9 @@ pub(crate) fn suite() -> Suite {
         disk::a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost,
         room::a_watched_cluster_stores_nothing_more_while_the_machine_has_no_room_and_goes_on_when_it_has,
         disk::an_older_state_than_the_clusters_on_the_disk_is_an_alarm,
+        many::many_operations_at_once_do_what_they_say_and_leave_nothing,
+        stopped::what_stands_still_for_a_while_loses_nothing_goes_on_and_holds_up_nobody_else,
+        vanished::clients_that_vanish_leave_no_session_no_lock_and_no_descriptor,
         processes::a_failed_fork_in_an_engine_is_said_as_that,
         processes::a_start_without_enough_threads_is_refused_with_the_limit_that_is_reached,
         processes::where_no_thread_can_be_started_nothing_breaks_and_what_was_refused_succeeds_later,

@@ -15,6 +15,7 @@ pub mod crates;
 pub mod hosts;
 pub mod key_services;
 pub mod keys;
+pub mod ledger;
 pub mod machine;
 pub mod networking;
 pub mod ports;

@@ -6,7 +6,9 @@ use std::path::Path;
 use std::sync::{Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
 
-use crate::cloud::Cluster;
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::cloud::{Cloud, Cluster};
 use crate::wire::Wire;
 
 /// A process that can be told from a later one with the same number.
@@ -45,6 +47,13 @@ impl Process {
         let bytes = fs::read(format!("/proc/{}/cmdline", self.pid)).unwrap_or_default();
         String::from_utf8_lossy(&bytes).replace('\0', " ")
     }
+
+    /// Sends it a signal; it must still be there.
+    #[track_caller]
+    pub fn signal(&self, signal: Signal) {
+        assert!(self.is_alive(), "process {} has ended", self.pid);
+        kill_process(Pid::from_raw(self.pid.cast_signed()).expect("not zero"), signal).expect("ours");
+    }
 }
 
 impl Process {
@@ -57,6 +66,20 @@ impl Process {
 }
 
 impl Cluster<'_> {
+    /// The first process of PostgreSQL in its engine's sandbox.
+    pub fn postmaster(&self) -> Process {
+        let sandbox = self.engine_processes().into_iter().next().expect("its engine runs");
+        let is_postgres = |process: &Process| {
+            let name = fs::read_to_string(format!("/proc/{}/comm", process.pid));
+            name.is_ok_and(|name| name.trim() == "postgres")
+        };
+        // The others are its children, and began later.
+        let inside = descendants(sandbox.pid).into_iter().filter(is_postgres);
+        inside
+            .min_by_key(|process| (process.started_ticks, process.pid))
+            .expect("an engine has a first process")
+    }
+
     /// The process in its engine that serves a session.
     pub fn process_of(&self, session: &mut Wire) -> Process {
         let inner: u32 = session.value("select pg_backend_pid()").parse().expect("a number");
@@ -65,6 +88,24 @@ impl Cluster<'_> {
         inside
             .find(|process| process.inner_pid() == Some(inner))
             .expect("it is below its sandbox's first process")
+    }
+}
+
+impl Cloud {
+    /// The process that locks everything when the cloud is killed.
+    pub fn companion(&self) -> Process {
+        let mut found = self.processes();
+        found.retain(|process| process.command_line().starts_with("chitin: companion"));
+        let [companion] = found[..] else { panic!("{found:?}") };
+        companion
+    }
+
+    /// Its mounts. They are seen in its own namespace, as long as it runs.
+    pub fn mounts(&self) -> Vec<String> {
+        let table = fs::read_to_string(format!("/proc/{}/mountinfo", self.pid())).expect("it runs");
+        let below = self.data().display().to_string();
+        let places = table.lines().filter_map(|line| line.split(' ').nth(4));
+        places.filter(|place| place.starts_with(&below)).map(str::to_owned).collect()
     }
 }
 

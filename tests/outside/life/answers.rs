@@ -4,27 +4,11 @@ use std::time::{Duration, Instant};
 
 use house::cloud::PATIENCE;
 use house::command::eventually;
-use house::machine::descendants;
 use house::{Cloud, Cluster, Options};
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::Signal;
 
 /// Less than PostgreSQL's own minute for a shutdown that somebody holds up.
 const BOUND: Duration = Duration::from_secs(40);
-
-fn signal(pid: u32, signal: Signal) {
-    kill_process(Pid::from_raw(pid.cast_signed()).expect("not zero"), signal).expect("ours");
-}
-
-/// The first process of PostgreSQL in the cluster's sandbox.
-fn postmaster(one: &Cluster<'_>) -> u32 {
-    let sandbox = one.engine_processes().into_iter().next().expect("it runs");
-    let is_postgres = |pid: &u32| {
-        std::fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.trim() == "postgres")
-    };
-    let inside = descendants(sandbox.pid).into_iter().map(|process| process.pid);
-    // The others are its children, and began later.
-    inside.filter(is_postgres).min().expect("an engine has a first process")
-}
 
 fn await_again(cloud: &Cloud, one: &Cluster<'_>) {
     let alert = eventually("the operator is told", PATIENCE, || {
@@ -46,7 +30,7 @@ pub fn an_engine_that_lives_and_does_not_answer_is_started_again() {
     for one in [&stopped, &closed] {
         one.sign_in().query("create table t as select 42 as x").expect("a table");
     }
-    signal(postmaster(&stopped), Signal::STOP);
+    stopped.postmaster().signal(Signal::STOP);
     let number = closed.handle.rsplit_once('-').expect("a handle ends with its number").1;
     let run = cloud.data().join("run").join(number);
     let sockets = std::fs::read_dir(&run).expect("its folder").flatten().map(|entry| entry.path());
@@ -63,7 +47,7 @@ pub fn a_session_that_was_stopped_holds_up_neither_sleep_nor_deletion() {
         let one = cloud.cluster(name, &[]);
         let mut session = one.sign_in();
         session.query("create table t as select 42 as x").expect("a table");
-        signal(one.process_of(&mut session).pid, Signal::STOP);
+        one.process_of(&mut session).signal(Signal::STOP);
         let begun = Instant::now();
         if name == "is-deleted" {
             cloud.chitin(["cluster", "delete", name, "--yes"]).ok();

@@ -1,67 +1,16 @@
 //! Killed at any moment: every acknowledged commit is there, and nothing half made stays.
 
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::Duration;
 
 use house::cloud::PATIENCE;
-use house::command::{SetAtEnd, eventually};
-use house::machine;
-use house::{Cloud, Cluster};
-use rustix::process::{Pid, Signal, kill_process};
+use house::command::eventually;
+use house::ledger::Ledger;
+use house::{Cloud, machine};
+use rustix::process::Signal;
 
-const WRITERS: u64 = 4;
-
-/// Writes rows from several sessions until `is_over`; returns for each writer the last number that was acknowledged.
-fn write_until(one: &Cluster<'_>, is_over: &AtomicBool, acknowledged: &[AtomicU64]) {
-    std::thread::scope(|scope| {
-        for (writer, last) in acknowledged.iter().enumerate() {
-            scope.spawn(move || {
-                let Ok(mut wire) = one.try_sign_in() else { return };
-                let mut number = last.load(Ordering::Relaxed);
-                while !is_over.load(Ordering::Relaxed) {
-                    number += 1;
-                    // The last of an earlier round may be there, committed and never acknowledged.
-                    let insert =
-                        format!("insert into written values ({writer}, {number}) on conflict do nothing");
-                    if wire.query(&insert).is_err() {
-                        return;
-                    }
-                    last.store(number, Ordering::Relaxed);
-                }
-            });
-        }
-    });
-}
-
-fn everything_acknowledged_is_there(one: &Cluster<'_>, acknowledged: &[AtomicU64]) {
-    let mut wire = eventually("sign-in works again", PATIENCE, || one.try_sign_in().ok());
-    for (writer, last) in acknowledged.iter().enumerate() {
-        let last = last.load(Ordering::Relaxed);
-        assert!(last > 10, "writer {writer} wrote only {last} rows before the kill");
-        let count =
-            wire.value(&format!("select count(*) from written where writer = {writer} and number <= {last}"));
-        assert_eq!(count, last.to_string(), "writer {writer} lost acknowledged commits");
-    }
-}
-
-fn written(one: &Cluster<'_>) -> Vec<AtomicU64> {
-    one.sign_in()
-        .query("create table written (writer int, number bigint, primary key (writer, number))")
-        .unwrap();
-    (0..WRITERS).map(|_| AtomicU64::new(0)).collect()
-}
-
-/// Keeps writing while `blow` strikes, when every writer has written something.
-fn under_load(one: &Cluster<'_>, acknowledged: &[AtomicU64], blow: impl FnOnce()) {
-    let is_over = AtomicBool::new(false);
-    std::thread::scope(|scope| {
-        let _end = SetAtEnd(&is_over);
-        let before: Vec<u64> = acknowledged.iter().map(|last| last.load(Ordering::Relaxed)).collect();
-        scope.spawn(|| write_until(one, &is_over, acknowledged));
-        eventually("every writer writes", PATIENCE, || {
-            let mut both = acknowledged.iter().zip(&before);
-            both.all(|(last, before)| last.load(Ordering::Relaxed) > before + 20).then_some(())
-        });
+/// Strikes while every writer writes.
+fn under_load(ledger: &Ledger<'_>, blow: impl FnOnce()) {
+    ledger.during(|| {
         blow();
         std::thread::sleep(Duration::from_millis(300));
     });
@@ -70,14 +19,14 @@ fn under_load(one: &Cluster<'_>, acknowledged: &[AtomicU64], blow: impl FnOnce()
 pub fn kill_9_of_chitin_under_load_loses_no_acknowledged_commit() {
     let cloud = Cloud::plain();
     let one = cloud.cluster("killed-cloud", &[]);
-    let acknowledged = written(&one);
+    let ledger = Ledger::open(&one);
     for _ in 0..2 {
-        under_load(&one, &acknowledged, || cloud.kill());
+        under_load(&ledger, || cloud.kill());
         eventually("engines end with the program", PATIENCE, || {
             machine::processes_naming(&cloud.data()).is_empty().then_some(())
         });
         cloud.boot();
-        everything_acknowledged_is_there(&one, &acknowledged);
+        ledger.is_kept();
     }
     cloud.stop();
 }
@@ -85,16 +34,10 @@ pub fn kill_9_of_chitin_under_load_loses_no_acknowledged_commit() {
 pub fn t23_kill_9_of_the_engine_under_load_loses_no_acknowledged_commit() {
     let cloud = Cloud::plain();
     let one = cloud.cluster("killed-engine", &[]);
-    let acknowledged = written(&one);
-    let postmaster = || {
-        // Its children have titles in the place of their arguments.
-        let of_engine = cloud.processes();
-        let postmaster = of_engine.iter().find(|process| process.command_line().starts_with("./postgres -D"));
-        Pid::from_raw(postmaster.expect("an engine").pid.cast_signed()).expect("not zero")
-    };
+    let ledger = Ledger::open(&one);
     for _ in 0..2 {
-        under_load(&one, &acknowledged, || kill_process(postmaster(), Signal::KILL).expect("ours"));
-        everything_acknowledged_is_there(&one, &acknowledged);
+        under_load(&ledger, || one.postmaster().signal(Signal::KILL));
+        ledger.is_kept();
     }
     let mut others = one.sign_in();
     assert_eq!(others.value("select 1"), "1");
@@ -105,8 +48,7 @@ pub fn a_crashed_session_of_the_engine_is_survived() {
     let one = cloud.cluster("crash-session", &[]);
     let mut wire = one.sign_in();
     wire.query("create table kept (x int); insert into kept values (1)").unwrap();
-    let backend = Pid::from_raw(one.process_of(&mut wire).pid.cast_signed()).expect("not zero");
-    kill_process(backend, Signal::KILL).expect("ours");
+    one.process_of(&mut wire).signal(Signal::KILL);
     let refusal = wire.query("select 1").unwrap_err();
     assert!(["57P02", "57P01", "closed", "08006"].contains(&refusal.code.as_str()), "{refusal:?}");
     let mut wire = eventually("the engine recovers", PATIENCE, || one.try_sign_in().ok());

@@ -7,22 +7,7 @@ use house::cloud::PATIENCE;
 use house::command::eventually;
 use house::machine::{self, Process};
 use house::{Cloud, Cluster, Options};
-use rustix::process::{Pid, Signal, kill_process};
-
-/// The process that locks everything when the cloud is killed.
-fn companion(cloud: &Cloud) -> Process {
-    let found: Vec<Process> = cloud
-        .processes()
-        .into_iter()
-        .filter(|process| process.command_line().starts_with("chitin: companion"))
-        .collect();
-    let [companion] = found[..] else { panic!("{found:?}") };
-    companion
-}
-
-fn kill(process: Process) {
-    kill_process(Pid::from_raw(process.pid.cast_signed()).expect("not zero"), Signal::KILL).expect("ours");
-}
+use rustix::process::Signal;
 
 fn servers(cloud: &Cloud) -> Vec<Process> {
     let mut found = machine::processes_naming(&cloud.data().join("clusters"));
@@ -33,25 +18,17 @@ fn servers(cloud: &Cloud) -> Vec<Process> {
     found
 }
 
-/// Where the mounts of the cloud are seen: in its own namespace, as long as a process of it is there.
-fn mounts(cloud: &Cloud) -> Vec<String> {
-    let table = std::fs::read_to_string(format!("/proc/{}/mountinfo", cloud.pid())).expect("it runs");
-    let below = cloud.data().display().to_string();
-    let places = table.lines().filter_map(|line| line.split(' ').nth(4));
-    places.filter(|place| place.starts_with(&below)).map(str::to_owned).collect()
-}
-
 /// A cluster with a row in it, whose volume is unlocked now.
 fn unlocked<'cloud>(cloud: &'cloud Cloud, name: &str) -> Cluster<'cloud> {
     let one = cloud.cluster(name, &[]);
     one.sign_in().query("create table t as select 42 as x").expect("a table");
-    assert!(!mounts(cloud).is_empty(), "nothing is mounted, so nothing can be shown");
+    assert!(!cloud.mounts().is_empty(), "nothing is mounted, so nothing can be shown");
     one
 }
 
 /// Kills the program alone, and waits until nothing of the cloud is left on the machine.
 fn is_locked_after_a_kill(cloud: &Cloud, what: &str) {
-    let (companion, of_the_cloud) = (companion(cloud), cloud.processes());
+    let (companion, of_the_cloud) = (cloud.companion(), cloud.processes());
     let begun = Instant::now();
     cloud.kill_at_once();
     eventually("everything is locked", PATIENCE, || {
@@ -97,7 +74,7 @@ pub fn a_cloud_that_is_killed_and_started_at_once_again_and_again_never_meets_it
         // Nobody locks under it what it has unlocked.
         std::thread::sleep(Duration::from_secs(2));
         assert_eq!(one.sign_in().value("select x from t"), "42");
-        companion(&cloud);
+        cloud.companion();
     }
 }
 
@@ -105,8 +82,8 @@ pub fn a_companion_that_is_killed_is_said_and_replaced_and_locks_everything_all_
     let cloud = Cloud::plain();
     let one = unlocked(&cloud, "minded");
     let mut session = one.sign_in();
-    let first = companion(&cloud);
-    kill(first);
+    let first = cloud.companion();
+    first.signal(Signal::KILL);
     let second = eventually("another is there", PATIENCE, || {
         let found = cloud
             .processes()
@@ -117,12 +94,12 @@ pub fn a_companion_that_is_killed_is_said_and_replaced_and_locks_everything_all_
     });
     assert!(cloud.log().contains("the companion ended unexpectedly"), "{}", cloud.log_end());
     assert_eq!(session.value("select x from t"), "42", "sessions go on");
-    assert_eq!(companion(&cloud), second);
+    assert_eq!(cloud.companion(), second);
     drop(session);
     is_locked_after_a_kill(&cloud, "with another companion");
     cloud.boot();
     // A stop in good order ends it too.
-    let third = companion(&cloud);
+    let third = cloud.companion();
     cloud.stop();
     assert!(!third.is_alive());
     assert!(
@@ -137,7 +114,7 @@ pub fn a_gocryptfs_that_is_killed_is_noticed_and_its_cluster_comes_back_by_itsel
     let (mut session, mut neighbour) = (one.sign_in(), other.sign_in());
     let of_one = servers(&cloud).into_iter().find(|process| process.command_line().contains(&one.id));
     let begun = Instant::now();
-    kill(of_one.expect("a server"));
+    of_one.expect("a server").signal(Signal::KILL);
     let told = eventually("the session hears why", PATIENCE, || session.query("select 1").err());
     println!("  noticed after {} ms", begun.elapsed().as_millis());
     // Whoever asks in the moment before it is noticed hears it from the engine itself, in its words.
@@ -159,7 +136,7 @@ pub fn an_idle_session_hears_that_the_volume_was_lost() {
     let one = unlocked(&cloud, "taken-away");
     let mut session = one.sign_in();
     assert_eq!(session.value("select 1"), "1");
-    let place: PathBuf = mounts(&cloud).into_iter().next().expect("a mount").into();
+    let place: PathBuf = cloud.mounts().into_iter().next().expect("a mount").into();
     let mut unmount = std::process::Command::new("nsenter");
     unmount.args(["-t", &cloud.pid().to_string(), "-m", "umount", "-l"]).arg(&place);
     assert!(unmount.status().expect("nsenter").success());

@@ -1,0 +1,58 @@
+//! Processes that stand still for a while and go on, as on a machine that is overloaded or was suspended.
+
+use std::time::Duration;
+
+use house::Cloud;
+use house::ledger::Ledger;
+use house::machine::{Process, descendants};
+use rustix::process::Signal;
+
+/// Longer than any look at an engine that somebody waits for.
+const STILL: Duration = Duration::from_secs(3);
+
+/// Stops these processes, does something meanwhile, and lets them go on.
+fn while_still(processes: &[Process], meanwhile: impl FnOnce()) {
+    for process in processes {
+        process.signal(Signal::STOP);
+    }
+    meanwhile();
+    std::thread::sleep(STILL);
+    for process in processes {
+        process.signal(Signal::CONT);
+    }
+}
+
+pub fn what_stands_still_for_a_while_loses_nothing_goes_on_and_holds_up_nobody_else() {
+    let cloud = Cloud::plain();
+    let (victim, neighbour) = (cloud.cluster("stands-still", &[]), cloud.cluster("goes-on", &[]));
+    let (of_victim, of_neighbour) = (Ledger::open(&victim), Ledger::open(&neighbour));
+    let mut session = victim.sign_in();
+    let postmaster = victim.postmaster();
+    let chitin = Process::of(cloud.pid()).expect("it runs");
+    of_victim.during(|| {
+        of_neighbour.during(|| {
+            let engine = || descendants(victim.engine_processes()[0].pid);
+            let companion = cloud.companion();
+            for (what, processes) in [
+                ("the first process of its engine", vec![postmaster]),
+                ("the process of a session", vec![victim.process_of(&mut session)]),
+                ("its whole engine", engine()),
+                ("the companion", vec![companion]),
+            ] {
+                while_still(&processes, || of_neighbour.goes_on());
+                of_victim.goes_on();
+                assert!(cloud.companion() == companion && postmaster.is_alive(), "{what} was started again");
+                assert_eq!(session.value("select 1"), "1", "{what}");
+            }
+            while_still(&[chitin], || {});
+            of_victim.goes_on();
+            of_neighbour.goes_on();
+            assert_eq!(session.value("select 1"), "1");
+        });
+    });
+    assert!(chitin.is_alive() && postmaster.is_alive());
+    drop(session);
+    of_victim.is_kept();
+    of_neighbour.is_kept();
+    cloud.stop();
+}
