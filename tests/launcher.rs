@@ -1,13 +1,14 @@
 //! What tests give a host of engines: a launcher, which is the test program itself as the one test below, and a record.
 
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex};
 
 use engine::{Launcher, VolumeRecord};
-use model::{Checkpoint, ClusterId, VolumeId};
+use model::{Checkpoint, ClusterId, Template, VolumeId};
 
-/// A record that knows nothing and permits everything: for tests whose subject is something else.
-#[derive(Debug)]
-struct Nothing;
+/// A record that knows of no volume and permits every one: for tests whose subject is something else.
+#[derive(Debug, Default)]
+struct Nothing(Mutex<HashMap<u32, Template>>);
 
 impl VolumeRecord for Nothing {
     fn check(&self, _: ClusterId, _: VolumeId) -> Result<(), String> {
@@ -17,11 +18,20 @@ impl VolumeRecord for Nothing {
     fn checkpoint(&self, _: ClusterId) -> Option<Checkpoint> {
         None
     }
+
+    fn template(&self, major: u32) -> Result<Option<Template>, String> {
+        Ok(self.0.lock().map_err(|cause| cause.to_string())?.get(&major).cloned())
+    }
+
+    fn keep_template(&self, major: u32, template: &Template) -> Result<(), String> {
+        self.0.lock().map_err(|cause| cause.to_string())?.insert(major, template.clone());
+        Ok(())
+    }
 }
 
 /// A record of nothing.
 pub fn no_record() -> Arc<dyn VolumeRecord> {
-    Arc::new(Nothing)
+    Arc::new(Nothing::default())
 }
 
 /// This program, called so that it is the launcher.

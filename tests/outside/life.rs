@@ -73,6 +73,7 @@ pub(crate) fn suite() -> Suite {
             names::a_rejected_api_key_leaves_a_trace_without_the_key,
             volumes::a_folder_that_names_another_volume_is_refused_and_alarms,
             volumes::a_cluster_without_encryption_never_starts_without_the_operator_s_word,
+            volumes::what_new_clusters_are_copied_from_is_believed_by_the_state_alone,
             volumes::an_older_copy_of_a_volume_starts_only_when_it_is_accepted,
             volumes::a_killed_cloud_starts_with_the_files_that_it_had,
             killed::a_killed_cloud_leaves_nothing_unlocked,

@@ -204,6 +204,8 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("inner_network.rs", "OpenOptions::new()", "a sandbox's /etc, which is read-only inside"),
     ("inside.rs", "fs::open(path, folder_flags()", "folders of ours, from which everything else is resolved"),
     ("inside.rs", "fs::open(root, flags", "the root of a process, by the kernel's own link"),
+    ("host/template.rs", "read_dir(folder)", "the system's own folders of libraries"),
+    ("host/template.rs", "metadata(file)", "the system's own programs and libraries"),
     ("jail.rs", "Command::new(\"bwrap\")", "mounts a volume's base, which lies in a folder of ours"),
     ("jail.rs", "read_link(link)", "the system's own folders"),
     ("jail.rs", "/bin/sh", "the system's own shell"),

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, OnceLock};
 
-use model::{Checkpoint, ClusterId, VolumeId};
+use model::{Checkpoint, ClusterId, Template, VolumeId};
 use store::Store;
 
 /// The record. It knows nothing, and so permits nothing, until the state is open.
@@ -14,18 +14,29 @@ impl VolumeRecord {
     pub fn connect(&self, store: Arc<Store>) {
         let _ = self.0.set(store);
     }
+
+    fn store(&self) -> Result<&Store, String> {
+        self.0.get().map(Arc::as_ref).ok_or_else(|| "the cloud is still starting".to_owned())
+    }
 }
 
 impl engine::VolumeRecord for VolumeRecord {
     fn check(&self, id: ClusterId, found: VolumeId) -> Result<(), String> {
-        let store = self.0.get().ok_or("the cloud is still starting")?;
-        let snapshot = store.snapshot();
+        let snapshot = self.store()?.snapshot();
         let entry = snapshot.get(&id).ok_or("the cloud's sealed state knows no such cluster")?;
         entry.seen.check_volume(found)
     }
 
     fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint> {
         self.0.get()?.snapshot().get(&id)?.seen.volume.checkpoint
+    }
+
+    fn template(&self, major: u32) -> Result<Option<Template>, String> {
+        self.store()?.template(major).map_err(|cause| cause.to_string())
+    }
+
+    fn keep_template(&self, major: u32, template: &Template) -> Result<(), String> {
+        self.store()?.put_template(major, template).map_err(|cause| cause.to_string())
     }
 }
 

@@ -48,7 +48,7 @@ async fn measure() -> Result<(), Box<dyn Error>> {
         encryption: Some(kind),
         attestation: None,
         launcher: engine::Launcher::this_program()?,
-        record: Arc::new(Nothing),
+        record: Arc::new(Nothing::default()),
     })
     .await?;
     let cluster = cluster()?;

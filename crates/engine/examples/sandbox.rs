@@ -161,7 +161,7 @@ async fn make(data: &Path, variant: &'static str, wanted: &Wanted) -> Result<Pla
         encryption: Some(Encryption::None),
         attestation: None,
         launcher: Launcher { program: std::env::current_exe()?, arguments: vec![variant.to_owned()] },
-        record: Arc::new(Nothing),
+        record: Arc::new(Nothing::default()),
     })
     .await?;
     let cluster = cluster()?;

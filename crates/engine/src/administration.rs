@@ -38,6 +38,18 @@ pub struct Database {
     pub table_count: Option<i64>,
 }
 
+/// What makes the role that users are members of, if it is not there.
+pub(crate) fn ensured_admin() -> String {
+    format!(
+        "DO $$ BEGIN
+           IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ADMIN_ROLE}') THEN
+             CREATE ROLE {ADMIN_ROLE} NOLOGIN CREATEDB CREATEROLE;
+             GRANT pg_monitor, pg_signal_backend TO {ADMIN_ROLE};
+           END IF;
+         END $$"
+    )
+}
+
 impl Administration {
     /// Opens a session.
     pub(crate) async fn connect(connector: &Arc<Connector>) -> Result<Self, Error> {
@@ -149,15 +161,7 @@ impl Administration {
     /// Makes the role that users are members of, if it is not there: before PostgreSQL 16 whoever may create roles may
     /// also rename or drop this one.
     pub(crate) async fn ensure_admin(&self) -> Result<(), Error> {
-        self.batch(&format!(
-            "DO $$ BEGIN
-               IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = '{ADMIN_ROLE}') THEN
-                 CREATE ROLE {ADMIN_ROLE} NOLOGIN CREATEDB CREATEROLE;
-                 GRANT pg_monitor, pg_signal_backend TO {ADMIN_ROLE};
-               END IF;
-             END $$"
-        ))
-        .await
+        self.batch(&ensured_admin()).await
     }
 
     /// Says the same in every database, templates that take sessions among them. One that refuses does not keep the

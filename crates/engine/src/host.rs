@@ -1,6 +1,7 @@
 //! The engines of this machine: made, started, stopped, destroyed. One thing at a time for each cluster.
 
 mod admitting;
+mod creating;
 mod data_key;
 mod ending;
 mod looking;
@@ -9,6 +10,7 @@ mod next_volume;
 mod ready;
 mod storage;
 mod switching;
+mod template;
 mod watching;
 
 use std::collections::HashMap;
@@ -18,8 +20,8 @@ use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
-use keys::{DataKey, KeyRing, WrappedKey};
-use model::{Checkpoint, Cluster, ClusterId, Encryption, VolumeId};
+use keys::KeyRing;
+use model::{Checkpoint, Cluster, ClusterId, Encryption, Template, VolumeId};
 use tokio::sync::{Mutex as AsyncMutex, OwnedSemaphorePermit, Semaphore, broadcast};
 
 use crate::cgroup::{Group, Groups};
@@ -35,7 +37,7 @@ use crate::process::none_left;
 use crate::running::{Running, Watch};
 use crate::volume::{self, Unlocked};
 use crate::{Administration, Error, Posture};
-use crate::{control_file, initialize, leftovers, process, settings};
+use crate::{control_file, leftovers, process, settings};
 use next_volume::NextVolume;
 
 /// For the engine to read its identity map again.
@@ -66,7 +68,7 @@ pub struct HostConfig {
     pub attestation: Option<String>,
     /// What starts PostgreSQL inside a sandbox.
     pub launcher: Launcher,
-    /// What is known of volumes beside what lies on the disk.
+    /// What is known of volumes, and of what they are copied from, beside what lies on the disk.
     pub record: Arc<dyn VolumeRecord>,
 }
 
@@ -77,6 +79,12 @@ pub trait VolumeRecord: std::fmt::Debug + Send + Sync + 'static {
 
     /// The newest checkpoint that was seen of the cluster; none where none was, or where an older volume was accepted.
     fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint>;
+
+    /// What the template of this major version of PostgreSQL must be; none where none was made.
+    fn template(&self, major: u32) -> Result<Option<Template>, String>;
+
+    /// Keeps what a template that was just made is.
+    fn keep_template(&self, major: u32, template: &Template) -> Result<(), String>;
 }
 
 /// What was made.
@@ -111,6 +119,8 @@ pub struct Host {
     deaths: broadcast::Sender<ClusterId>,
     /// Places for engines, and how many there are, where they are bounded.
     engines: OnceLock<(Arc<Semaphore>, usize)>,
+    /// Held while what new clusters are copied from is made.
+    templates: Mutex<()>,
     /// The disk below has nothing left to give.
     is_frozen: AtomicBool,
     /// Before the claim: what follows on it waits until everything is locked.
@@ -187,6 +197,7 @@ impl Host {
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
             engines: OnceLock::new(),
+            templates: Mutex::default(),
             is_frozen: AtomicBool::new(false),
             companion,
             _claim: claim,
@@ -243,42 +254,6 @@ impl Host {
         self.deaths.subscribe()
     }
 
-    /// Makes a cluster's volume and data directory and leaves its engine running. What a crash left half made is
-    /// undone first.
-    pub async fn create(self: &Arc<Self>, cluster: &Cluster) -> Result<Made, Error> {
-        let (host, cluster) = (self.clone(), cluster.clone());
-        to_its_end(async move { host.create_now(&cluster).await }).await
-    }
-
-    async fn create_now(self: &Arc<Self>, cluster: &Cluster) -> Result<Made, Error> {
-        let slot = self.slot(cluster.id);
-        let _turn = slot.turn.lock().await;
-        if self.places.read_marker(cluster.id).is_some() {
-            let Started { volume, engine_version } = self.start_in(&slot, cluster).await?;
-            return Ok(Made { volume, engine_version });
-        }
-        let kind = self.posture.encryption_of_new()?;
-        self.must_have_room()?;
-        // Before there are files that would have to be removed again. Its start takes the place.
-        self.place_for_engine()?;
-        self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
-        let key = DataKey::random();
-        let wrapped = self.keys.wrap(cluster, &key).await?;
-        let (host, wanted) = (self.clone(), cluster.clone());
-        let volume = blocking(move || host.make_files(&wanted, kind, &key, &wrapped)).await?;
-        let marker = Marker { routing_id: cluster.routing_id, encryption: kind, generation: 0 };
-        let made = self.furnish(&slot, cluster, (marker.volume(), volume)).await;
-        if made.is_err() {
-            // Nothing half made stays; the next attempt begins at the beginning.
-            self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
-        }
-        made?;
-        let text = serde_json::to_vec(&marker).map_err(|cause| Error::Unready(cause.to_string()))?;
-        let path = self.places.marker(cluster.id);
-        blocking(move || Ok(keys::write_atomically(&path, &text)?)).await?;
-        Ok(Made { volume: marker.volume(), engine_version: self.postgres.version.clone() })
-    }
-
     /// What the cluster's folder says of its volume, where that is on record; nothing where it was not completely made.
     fn marker(&self, id: ClusterId) -> Result<Option<Marker>, Error> {
         let Some(marker) = self.places.read_marker(id) else {
@@ -300,51 +275,6 @@ impl Host {
             ));
         }
         Ok(Some(marker))
-    }
-
-    fn make_files(
-        &self,
-        cluster: &Cluster,
-        kind: Encryption,
-        key: &DataKey,
-        wrapped: &WrappedKey,
-    ) -> Result<Unlocked, Error> {
-        let owner = Owner::of(cluster);
-        let folder = self.places.volume(cluster.id, 0);
-        make_folder(&folder, 0o711)?;
-        // The key before the volume: a volume whose key was never kept could never be opened.
-        volume::keep_wrapped_key(&folder, wrapped)?;
-        let volume = volume::create(&self.companion, &folder, kind, key, owner, (cluster.storage(), 0))?;
-        let made = (|| {
-            let base = Inside::at(&volume.base)?;
-            for folder in ["pg", "log"] {
-                base.make_folder(folder, 0o700, owner)?;
-            }
-            let (run, etc) = self.prepare_run(cluster, owner)?;
-            let group = self.limited(cluster)?;
-            initialize::initdb(&self.jail(owner, &volume.base, (&run, &etc), group.as_ref()))?;
-            volume.separate_wal(&folder, owner)?;
-            volume.sync(&folder)
-        })();
-        match made {
-            Ok(()) => Ok(volume),
-            Err(cause) => {
-                let _ = volume.lock();
-                let _ = volume::destroy_all(&self.places, cluster.id);
-                Err(cause)
-            }
-        }
-    }
-
-    async fn furnish(
-        self: &Arc<Self>,
-        slot: &Slot,
-        cluster: &Cluster,
-        volume: (VolumeId, Unlocked),
-    ) -> Result<(), Error> {
-        self.launch(slot, cluster, volume, &[]).await?;
-        let administration = self.administration(cluster.id).await?;
-        initialize::furnish(&administration, &self.postgres).await
     }
 
     /// Unlocks the volume and starts the engine; returns when that says that it is ready. Does nothing where it runs already.

@@ -24,7 +24,7 @@ const ENGINE: &str = "engine";
 pub(crate) enum Purpose {
     /// The engine: no shell is there.
     Run,
-    /// `initdb`, which starts its helpers through `/bin/sh`. No tenant has said a word yet.
+    /// `initdb`, which starts its helpers through `/bin/sh`. It makes no tenant's files.
     Initialize,
     /// Nothing of PostgreSQL's: the launcher itself tries what must not be possible in there.
     Probe,
@@ -217,7 +217,7 @@ fn above<'a>(paths: impl Iterator<Item = &'a Path>) -> BTreeSet<&'a Path> {
 }
 
 /// Folders of shared libraries, and no folder of programs: `/usr/lib` as a whole holds interpreters and shells.
-fn libraries() -> Vec<PathBuf> {
+pub(crate) fn libraries() -> Vec<PathBuf> {
     let mut folders: Vec<PathBuf> = Vec::new();
     for entry in std::fs::read_dir("/usr/lib").into_iter().flatten().flatten() {
         if entry.file_name().to_string_lossy().ends_with("-linux-gnu") {

@@ -1,6 +1,7 @@
 //! One SQL engine per cluster: real PostgreSQL in a sandbox of its own, its files in an encrypted volume of its own.
 
 mod administration;
+mod archive;
 mod budget;
 mod cgroup;
 mod claim;

@@ -56,6 +56,11 @@ impl Places {
         self.data.join("clusters")
     }
 
+    /// What new clusters are copied from.
+    pub(crate) fn templates(&self) -> PathBuf {
+        self.data.join("templates")
+    }
+
     /// Everything of one cluster.
     pub(crate) fn cluster(&self, id: ClusterId) -> PathBuf {
         self.clusters().join(id.to_string())
@@ -134,11 +139,25 @@ impl Owner {
     }
 
     pub(crate) fn of_routing_id(routing_id: RoutingId) -> Self {
+        Self::numbered(routing_id.get())
+    }
+
+    /// Who makes what clusters are copied from: nobody whose number a cluster has.
+    pub(crate) fn of_templates() -> Self {
+        Self::numbered(0)
+    }
+
+    /// Us.
+    pub(crate) fn own() -> Self {
+        Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+    }
+
+    fn numbered(number: u32) -> Self {
         if is_root() {
-            let uid = FIRST_UID + routing_id.get();
+            let uid = FIRST_UID + number;
             Self { uid, gid: uid }
         } else {
-            Self { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() }
+            Self::own()
         }
     }
 

@@ -4,7 +4,7 @@
 
 mod common;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{
@@ -316,4 +316,161 @@ async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
     let refused = host.create(&cluster(10)).await.unwrap_err();
     assert!(refused.to_string().contains("--allow-unencrypted"), "{refused}");
     assert!(host.on_disk().is_empty());
+}
+
+/// The files of a folder and of all in it.
+fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(folder) = folders.pop() {
+        for entry in std::fs::read_dir(&folder).unwrap().flatten() {
+            let kind = entry.file_type().unwrap();
+            if kind.is_dir() {
+                folders.push(entry.path());
+            } else if kind.is_file() {
+                found.push(entry.path());
+            }
+        }
+    }
+    found
+}
+
+/// The archive that new clusters are copied from.
+fn archive(folder: &Path) -> PathBuf {
+    let found = files_below(&folder.join("templates"));
+    assert_eq!(found.len(), 1, "one archive, and nothing of how it was made: {found:?}");
+    found[0].clone()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn copies_of_one_template_have_names_of_their_own_and_whole_files() {
+    let Place { folder, host } = place(Some(Encryption::None)).await;
+    let (one, other) = (cluster(20), cluster(21));
+    let mut systems = Vec::new();
+    for copy in [&one, &other] {
+        host.create(copy).await.unwrap();
+        let admin = common::attach(&host, copy.id, "chitin", "postgres").await.unwrap();
+        let asked = "SELECT system_identifier, pg_is_in_recovery()::text FROM pg_control_system()";
+        systems.push(admin.query_one(asked, &[]).await.unwrap().get::<_, i64>(0));
+        drop(admin);
+        host.stop(copy.id).await.unwrap();
+    }
+    assert_ne!(systems[0], systems[1]);
+    // What only the two of them know is another too, where a stranger's attempt to sign in would show it.
+    let controls = [&one, &other].map(|copy| {
+        let files = files_below(&common::volume(folder.path(), copy, 0));
+        let control = files.into_iter().find(|path| path.ends_with("global/pg_control")).unwrap();
+        let checked = std::process::Command::new(postgres_program("pg_checksums"))
+            .args(["--check", "-D"])
+            .arg(control.parent().unwrap().parent().unwrap())
+            .output()
+            .unwrap();
+        assert!(checked.status.success(), "{checked:?}");
+        std::fs::read(control).unwrap()
+    });
+    let differs = |at: &usize| controls[0][*at] != controls[1][*at];
+    // The nonce is some 250 bytes in; before it are the name, times and positions, which differ too.
+    assert!((240..320).filter(differs).count() > 24, "they have one nonce");
+
+    let before = std::fs::metadata(archive(folder.path())).unwrap().modified().unwrap();
+    host.create(&cluster(22)).await.unwrap();
+    assert_eq!(
+        std::fs::metadata(archive(folder.path())).unwrap().modified().unwrap(),
+        before,
+        "it is made once"
+    );
+}
+
+fn postgres_program(name: &str) -> PathBuf {
+    let found = std::process::Command::new("sh")
+        .args([
+            "-c",
+            "command -v \"$0\" || ls -1 /usr/lib/postgresql/*/bin/\"$0\" | sort -V | tail -n 1",
+            name,
+        ])
+        .output()
+        .unwrap();
+    PathBuf::from(String::from_utf8(found.stdout).unwrap().trim())
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_planted_in_a_template_is_in_no_new_cluster() {
+    const PLANTED: &[u8] = b"planted-by-who-has-the-disk";
+    let Place { folder, host } = place(Some(Encryption::None)).await;
+    host.create(&cluster(20)).await.unwrap();
+    host.destroy(&cluster(20)).await.unwrap();
+    let made = std::fs::read(archive(folder.path())).unwrap();
+    let written = |bytes: Option<Vec<u8>>| {
+        let path = archive(folder.path());
+        match bytes {
+            Some(bytes) => std::fs::write(path, bytes).unwrap(),
+            None => std::fs::remove_file(path).unwrap(),
+        }
+    };
+    let planted_at = |at: usize| {
+        let mut bytes = made.clone();
+        bytes[at..at + PLANTED.len()].copy_from_slice(PLANTED);
+        bytes
+    };
+    for (number, (what, bytes)) in [
+        ("in the first file's name", Some(planted_at(0))),
+        ("in the middle", Some(planted_at(made.len() / 2))),
+        ("in the last part", Some(planted_at(made.len() - 4_096))),
+        ("cut off", Some(made[..made.len() / 2].to_vec())),
+        ("nothing at all", Some(Vec::new())),
+        ("removed", None),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        written(bytes);
+        let copy = cluster(30 + u32::try_from(number).unwrap());
+        host.create(&copy).await.unwrap_or_else(|error| panic!("{what}: {error}"));
+        let now = std::fs::read(archive(folder.path())).unwrap();
+        assert_eq!(now.len(), made.len(), "{what}: it is made anew");
+        let holds = |path: &Path| {
+            std::fs::read(path).unwrap_or_default().windows(PLANTED.len()).any(|bytes| bytes == PLANTED)
+        };
+        let found: Vec<PathBuf> = files_below(folder.path()).into_iter().filter(|path| holds(path)).collect();
+        assert_eq!(found, Vec::<PathBuf>::new(), "{what}");
+        host.stop(copy.id).await.unwrap();
+        host.start(&copy).await.unwrap();
+        host.destroy(&copy).await.unwrap();
+    }
+    // A link instead of it, to something that root can read.
+    let path = archive(folder.path());
+    std::fs::remove_file(&path).unwrap();
+    std::os::unix::fs::symlink("/etc/shadow", &path).unwrap();
+    host.create(&cluster(40)).await.unwrap();
+    assert!(std::fs::symlink_metadata(archive(folder.path())).unwrap().is_file());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_template_of_another_minor_version_is_made_anew() {
+    let folder = common::folder();
+    let record = common::no_record();
+    let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
+    let host = Host::open(HostConfig {
+        data: folder.path().to_owned(),
+        keys: kek,
+        allow_unencrypted: true,
+        postgres_bin: None,
+        encryption: Some(Encryption::None),
+        attestation: None,
+        launcher: common::launcher(),
+        record: record.clone(),
+    })
+    .await
+    .unwrap();
+    host.create(&cluster(20)).await.unwrap();
+    let made = std::fs::metadata(archive(folder.path())).unwrap().modified().unwrap();
+    let (major, kept) = (14..=18)
+        .find_map(|major| Some((major, record.template(major).unwrap()?)))
+        .expect("what it is, is on record");
+    assert!(kept.made_with.starts_with(&format!("PostgreSQL {major}.")), "{kept:?}");
+    let older = model::Template { made_with: format!("PostgreSQL {major}.0, files 0"), ..kept.clone() };
+    record.keep_template(major, &older).unwrap();
+    host.create(&cluster(21)).await.unwrap();
+    assert_eq!(record.template(major).unwrap().map(|now| now.made_with), Some(kept.made_with));
+    assert!(std::fs::metadata(archive(folder.path())).unwrap().modified().unwrap() > made);
 }

@@ -18,6 +18,7 @@ mod resources;
 mod role;
 mod sign_in;
 mod storage;
+mod template;
 mod volume;
 
 pub use address::{AddressRange, AllowlistEntry, InvalidRange, canonical, neighbourhood};
@@ -58,6 +59,7 @@ pub use sign_in::{
     SIGN_IN_TEXT_BYTES_MAX, SignIn,
 };
 pub use storage::{Enforcement, Fullness, StorageLimit, StorageSeen, StorageUse};
+pub use template::Template;
 pub use volume::{Checkpoint, VolumeId, VolumeSeen};
 
 /// The database that every cluster starts with, as CockroachDB Cloud names it.

@@ -34,6 +34,7 @@ pub(crate) enum Table {
     Organization,
     KeyServices,
     Secrets,
+    Templates,
 }
 
 impl Table {
@@ -49,6 +50,7 @@ impl Table {
             Self::Organization => "organization",
             Self::KeyServices => "key_services",
             Self::Secrets => "secrets",
+            Self::Templates => "templates",
         }
     }
 

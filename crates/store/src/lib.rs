@@ -16,6 +16,7 @@ mod organization;
 mod providers;
 mod secrets;
 mod snapshot;
+mod templates;
 #[cfg(test)]
 mod testing;
 mod trouble;

@@ -28,7 +28,7 @@ pub(super) fn goes_inside(name: &str) -> bool {
     true
 }
 
-/// Puts everything of the data directory but the clusters' folders on a file system of its own with so many MiB.
+/// Puts everything of the data directory but what is the clusters' on a file system of its own with so many MiB.
 fn move_state_to_small_disk(cloud: &Cloud, mebibytes: u32) {
     let (data, real) = (cloud.data(), cloud.scratch().join("large"));
     fs::rename(&data, &real).expect("the same file system");
@@ -36,8 +36,10 @@ fn move_state_to_small_disk(cloud: &Cloud, mebibytes: u32) {
     let sized = format!("size={mebibytes}m,mode=0700");
     run(Command::new("mount").args(["-t", "tmpfs", "-o", &sized, "small"]).arg(&data)).ok();
     // The reserve has the size that its file system asks for, so the small one gets its own.
-    let steps = "cd \"$0\" && rm -f state.redb.reserve && for each in *; do [ \"$each\" = clusters ] || cp -a \"$each\" \"$1\"; done && \
-                 mkdir -m 700 \"$1/clusters\" && mount --bind clusters \"$1/clusters\"";
+    let steps = "cd \"$0\" && rm -f state.redb.reserve && for each in *; do case $each in \
+                   clusters | templates) mkdir -m 700 \"$1/$each\" && mount --bind \"$each\" \"$1/$each\" ;; \
+                   *) cp -a \"$each\" \"$1\" ;; \
+                 esac || exit; done";
     run(Command::new("sh").args(["-c", steps]).arg(&real).arg(&data)).ok();
 }
 

@@ -72,6 +72,49 @@ pub fn a_cluster_without_encryption_never_starts_without_the_operator_s_word() {
     eventually("the operator is told why", PATIENCE, said);
 }
 
+pub fn what_new_clusters_are_copied_from_is_believed_by_the_state_alone() {
+    let cloud = Cloud::plain();
+    cloud.cluster("first-copy", &[]);
+    let archive = || {
+        let mut found: Vec<PathBuf> = std::fs::read_dir(cloud.data().join("templates"))
+            .expect("there is a template")
+            .map(|entry| entry.expect("an entry").path())
+            .collect();
+        assert_eq!(found.len(), 1, "{found:?}");
+        let path = found.remove(0);
+        let made = std::fs::metadata(&path).expect("it is there").modified().expect("a time");
+        (path, made)
+    };
+    let (path, made) = archive();
+    cloud.stop();
+    cloud.boot();
+    cloud.cluster("second-copy", &[]).sign_in().value("select 1");
+    assert_eq!(archive(), (path.clone(), made), "it outlives a restart");
+    let changed = "what new clusters are copied from was changed on the disk";
+    assert!(!cloud.log().contains(changed));
+
+    // A superuser of the attacker's own in each new cluster: the internal one's name in `pg_authid`, and in whatever else has it.
+    cloud.stop();
+    let honest = std::fs::read(&path).expect("the archive");
+    let mut bytes = honest.clone();
+    let places: Vec<usize> =
+        bytes.windows(7).enumerate().filter(|(_, text)| text == b"chitin\0").map(|(at, _)| at).collect();
+    assert!(!places.is_empty(), "the internal superuser's name is in it");
+    for at in places {
+        bytes[at..at + 6].copy_from_slice(b"mallet");
+    }
+    std::fs::write(&path, &bytes).expect("the disk is theirs");
+    cloud.boot();
+    let third = cloud.cluster("third-copy", &[]);
+    assert_eq!(third.sign_in().value("select count(*) from pg_roles where rolname = 'mallet'"), "0");
+    assert!(cloud.log().contains(changed), "it is said");
+    let (path, _) = archive();
+    assert!(
+        std::fs::read(path).expect("the archive").windows(6).all(|text| text != b"mallet"),
+        "it is made anew"
+    );
+}
+
 pub fn an_older_copy_of_a_volume_starts_only_when_it_is_accepted() {
     let cloud = Cloud::start(Options::unencrypted(&[]));
     let one = cloud.cluster("restored", &[]);

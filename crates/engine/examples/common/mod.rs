@@ -1,14 +1,15 @@
 //! What the programs for benches share: a cluster, and a host's record of volumes.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
+use std::sync::Mutex;
 
-use model::{Checkpoint, Cluster, ClusterId, Plan, Power, Provider, VolumeId, Wish};
+use model::{Checkpoint, Cluster, ClusterId, Plan, Power, Provider, Template, VolumeId, Wish};
 use time::OffsetDateTime;
 
 /// A record of volumes for one that nobody else gets at.
-#[derive(Debug)]
-pub(crate) struct Nothing;
+#[derive(Debug, Default)]
+pub(crate) struct Nothing(Mutex<HashMap<u32, Template>>);
 
 impl engine::VolumeRecord for Nothing {
     fn check(&self, _: ClusterId, _: VolumeId) -> Result<(), String> {
@@ -17,6 +18,15 @@ impl engine::VolumeRecord for Nothing {
 
     fn checkpoint(&self, _: ClusterId) -> Option<Checkpoint> {
         None
+    }
+
+    fn template(&self, major: u32) -> Result<Option<Template>, String> {
+        Ok(self.0.lock().map_err(|cause| cause.to_string())?.get(&major).cloned())
+    }
+
+    fn keep_template(&self, major: u32, template: &Template) -> Result<(), String> {
+        self.0.lock().map_err(|cause| cause.to_string())?.insert(major, template.clone());
+        Ok(())
     }
 }
 

@@ -248,14 +248,18 @@ impl Unlocked {
         }
     }
 
-    /// Makes an empty volume ready for a copy of another: with room for all of it, whatever the limit, and with the log in its
-    /// part from the beginning.
-    pub(crate) fn receive(&self, folder: &Path, kind: Encryption, owner: Owner) -> Result<(), Error> {
-        space::begin(folder, kind, StorageLimit::MAX, false)?;
+    /// Makes an empty volume ready for a data directory, with its log in its own part from the beginning.
+    pub(crate) fn prepare_empty(&self, folder: &Path, owner: Owner) -> Result<(), Error> {
         if let Lock::Image(_) = self.lock {
             wal::make_folders(&self.base)?;
         }
         self.separate_wal(folder, owner)
+    }
+
+    /// Makes an empty volume ready for a copy of another, with room for all of it, whatever the limit.
+    pub(crate) fn receive(&self, folder: &Path, kind: Encryption, owner: Owner) -> Result<(), Error> {
+        space::begin(folder, kind, StorageLimit::MAX, false)?;
+        self.prepare_empty(folder, owner)
     }
 
     /// The files of its images, where it has some.
