@@ -131,11 +131,6 @@ impl Administration {
         dropped.map_err(|refused| named(refused, "database", name.as_str()))
     }
 
-    /// Whether there is a database of this name.
-    pub async fn has_database(&self, name: &str) -> Result<bool, Error> {
-        Ok(!self.query("SELECT FROM pg_database WHERE datname = $1", &[&name]).await?.is_empty())
-    }
-
     /// Writes a value that can be searched for on the disk, and makes sure that it is there.
     pub async fn write_canary(&self, value: &str) -> Result<(), Error> {
         self.batch(&format!(

@@ -1,6 +1,5 @@
 //! A folder in one file, of which each part is compared with what it was before anything in it is believed.
 
-use std::collections::HashMap;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek as _, Write};
@@ -17,8 +16,6 @@ use crate::places::Owner;
 
 /// What is read, compared and believed at once.
 const PART_BYTES: usize = 1 << 20;
-/// Folders of a data directory that are open at once while they are filled. PostgreSQL makes some thirty.
-const FOLDERS_MAX: usize = 256;
 
 /// Writes all files of a folder and of those in it into an archive, but not those that are left out; hands back the digests of
 /// its parts. Modes and owners are not kept.
@@ -87,20 +84,24 @@ pub(crate) fn check(archive: &mut File, digests: &[String]) -> io::Result<()> {
 pub(crate) fn unpack(archive: File, digests: &[String], folder: &Inside, owner: Owner) -> Result<(), Error> {
     let failed = || Error::file("copy into", folder.path());
     let mut archive = Archive::new(Checked::new(archive, digests));
-    let mut folders: HashMap<PathBuf, Inside> = HashMap::new();
+    // The folders on the way to where it is: an archive goes down into each before the next.
+    let mut way: Vec<(PathBuf, Inside)> = Vec::new();
     for entry in archive.entries().map_err(failed())? {
         let mut entry = entry.map_err(failed())?;
         let path = entry.path().map_err(failed())?.into_owned();
         let (above, name) = split(&path).ok_or_else(|| failed()(odd(&path)))?;
-        let within = if above.as_os_str().is_empty() {
-            folder
-        } else {
-            folders.get(above).ok_or_else(|| failed()(odd(&path)))?
+        while way.last().is_some_and(|(at, _)| at != above) {
+            way.pop();
+        }
+        let within = match way.last() {
+            Some((_, within)) => within,
+            None if above == Path::new("") => folder,
+            None => return Err(failed()(odd(&path))),
         };
         match entry.header().entry_type() {
-            EntryType::Directory if folders.len() < FOLDERS_MAX => {
+            EntryType::Directory => {
                 let made = within.make_folder(name, 0o700, owner)?;
-                folders.insert(path, made);
+                way.push((path, made));
             }
             EntryType::Regular => {
                 io::copy(&mut entry, &mut within.create(name, owner)?).map_err(failed())?;
@@ -283,6 +284,30 @@ mod tests {
         std::fs::write(archive.path(), &whole).unwrap();
         assert!(unpacked(archive.path(), &digests[1..]).is_err());
         unpacked(archive.path(), &digests).unwrap();
+    }
+
+    /// Reads half of what it has, and fails.
+    struct Failing(io::Cursor<Vec<u8>>);
+
+    impl Read for Failing {
+        fn read(&mut self, bytes: &mut [u8]) -> io::Result<usize> {
+            let half = self.0.get_ref().len() as u64 / 2;
+            if self.0.position() >= half {
+                return Err(io::ErrorKind::ConnectionReset.into());
+            }
+            self.0.read(bytes)
+        }
+    }
+
+    #[test]
+    fn after_an_error_no_byte_is_handed_out_that_was_not_compared() {
+        let digests = [sum(b"whole")];
+        let mut checked = Checked::new(Failing(io::Cursor::new(b"planted!".to_vec())), &digests);
+        for _ in 0..2 {
+            let mut bytes = [0; 16];
+            let read = checked.read(&mut bytes);
+            assert!(!matches!(read, Ok(1..)), "{read:?} {bytes:?}");
+        }
     }
 
     #[test]

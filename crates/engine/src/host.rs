@@ -120,7 +120,7 @@ pub struct Host {
     /// Places for engines, and how many there are, where they are bounded.
     engines: OnceLock<(Arc<Semaphore>, usize)>,
     /// Held while what new clusters are copied from is made.
-    templates: Mutex<()>,
+    templates: AsyncMutex<()>,
     /// The disk below has nothing left to give.
     is_frozen: AtomicBool,
     /// Before the claim: what follows on it waits until everything is locked.
@@ -197,7 +197,7 @@ impl Host {
             slots: Mutex::default(),
             deaths: broadcast::channel(DEATHS_BUFFERED).0,
             engines: OnceLock::new(),
-            templates: Mutex::default(),
+            templates: AsyncMutex::default(),
             is_frozen: AtomicBool::new(false),
             companion,
             _claim: claim,

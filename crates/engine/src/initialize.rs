@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::{ADMIN_ROLE, DEFAULT_DATABASE, INTERNAL_ROLE};
 
 use crate::Error;
-use crate::administration::{Administration, ensured_admin};
+use crate::administration::ensured_admin;
 use crate::jail::{Jail, Purpose};
 use crate::postgres::Postgres;
 use crate::process::{run, run_with};
@@ -14,14 +14,14 @@ use crate::process::{run, run_with};
 const SAFE_CREATEROLE_MAJOR: u32 = 16;
 
 /// For `initdb`, which writes some forty megabytes.
-const INITDB_MAX: Duration = Duration::from_secs(120);
+const INITDB_MAX: Duration = Duration::from_secs(60);
 /// PostgreSQL's single-user mode, which ends at the first error. Nothing of it has to be on the disk.
 const SINGLE: &[&str] =
     &["--single", "-j", "-D", "/volume/pg", "-c", "exit_on_error=on", "-c", "fsync=off", "postgres"];
 /// For that to copy a database.
-const FURNISH_MAX: Duration = Duration::from_secs(120);
+const FURNISH_MAX: Duration = Duration::from_secs(30);
 /// For `pg_resetwal`, which writes one segment.
-const RESET_LOG_MAX: Duration = Duration::from_secs(60);
+const RESET_LOG_MAX: Duration = Duration::from_secs(30);
 
 /// How `initdb` is told to work. The internal superuser has no password; it signs in by being the node. What is written is not on the
 /// disk yet: that is for the caller, who does it for all files at once instead of for each.
@@ -49,30 +49,26 @@ pub(crate) fn reset_log(jail: &Jail<'_>) -> Result<(), Error> {
     run("pg_resetwal", command, RESET_LOG_MAX)
 }
 
-/// What every cluster starts with, but for its database: statements that may be repeated.
-fn beginnings(postgres: &Postgres) -> Vec<String> {
+/// What makes the roles and the database that every cluster starts with: statements, each for itself.
+pub(crate) fn furnishing(postgres: &Postgres) -> String {
     let mut all = Vec::new();
     if postgres.major < SAFE_CREATEROLE_MAJOR {
         // Here whoever may create roles may also grant any role but a superuser's. These reach files and
         // programs, or read every catalog, verifiers included; so they must not exist at all.
         const TOO_MUCH: &str = "('pg_execute_server_program', 'pg_read_server_files', 'pg_write_server_files', 'pg_read_all_data')";
+        let too_much = format!("(SELECT oid FROM pg_authid WHERE rolname IN {TOO_MUCH})");
         all.extend([
             "SET allow_system_table_mods = on".to_owned(),
-            format!("DELETE FROM pg_auth_members WHERE roleid IN (SELECT oid FROM pg_authid WHERE rolname IN {TOO_MUCH})"),
+            format!("DELETE FROM pg_auth_members WHERE roleid IN {too_much}"),
             format!("DELETE FROM pg_authid WHERE rolname IN {TOO_MUCH}"),
             "RESET allow_system_table_mods".to_owned(),
         ]);
     }
     all.push(ensured_admin());
     all.push("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC".to_owned());
-    all
-}
-
-/// All that is said to the files of a template, each statement for itself.
-pub(crate) fn furnishing(postgres: &Postgres) -> String {
-    let database = format!("CREATE DATABASE {DEFAULT_DATABASE} OWNER {ADMIN_ROLE}");
+    all.push(format!("CREATE DATABASE {DEFAULT_DATABASE} OWNER {ADMIN_ROLE}"));
     // What ends a statement with the option -j (PostgreSQL's manual, postgres).
-    beginnings(postgres).into_iter().chain([database]).map(|statement| statement + ";\n\n").collect()
+    all.into_iter().map(|statement| statement + ";\n\n").collect()
 }
 
 /// Makes what every cluster starts with in files on which no engine runs.
@@ -80,13 +76,4 @@ pub(crate) fn furnish_files(jail: &Jail<'_>) -> Result<(), Error> {
     let command = jail.command(Purpose::Run, "postgres", SINGLE)?;
     let said = furnishing(jail.postgres);
     run_with("postgres --single", command, said.as_bytes(), FURNISH_MAX).map(drop)
-}
-
-/// Makes what every cluster starts with where it is not there. Safe to repeat.
-pub(crate) async fn furnish(administration: &Administration, postgres: &Postgres) -> Result<(), Error> {
-    administration.batch(&beginnings(postgres).join(";\n")).await?;
-    if !administration.has_database(DEFAULT_DATABASE).await? {
-        administration.batch(&format!("CREATE DATABASE {DEFAULT_DATABASE} OWNER {ADMIN_ROLE}")).await?;
-    }
-    administration.checkpoint().await
 }

@@ -56,9 +56,9 @@ impl Places {
         self.data.join("clusters")
     }
 
-    /// What new clusters are copied from.
+    /// What new clusters are copied from: on the disk of the clusters, for which room is kept.
     pub(crate) fn templates(&self) -> PathBuf {
-        self.data.join("templates")
+        self.clusters().join("templates")
     }
 
     /// Everything of one cluster.

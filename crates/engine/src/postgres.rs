@@ -34,7 +34,8 @@ impl Postgres {
         // Red Hat's layout.
         candidates.extend(MAJOR_VERSIONS.map(|major| PathBuf::from(format!("/usr/pgsql-{major}/bin"))));
         let path = std::env::var_os("PATH").unwrap_or_default();
-        candidates.extend(std::env::split_paths(&path));
+        // Not what lies in the working directory, where anybody may have put it.
+        candidates.extend(std::env::split_paths(&path).filter(|folder| folder.is_absolute()));
         candidates
             .iter()
             // Of two alike the first: a distribution's own layout before whatever PATH holds.

@@ -337,7 +337,7 @@ fn files_below(folder: &Path) -> Vec<PathBuf> {
 
 /// The archive that new clusters are copied from.
 fn archive(folder: &Path) -> PathBuf {
-    let found = files_below(&folder.join("templates"));
+    let found = files_below(&folder.join("clusters/templates"));
     assert_eq!(found.len(), 1, "one archive, and nothing of how it was made: {found:?}");
     found[0].clone()
 }
@@ -397,8 +397,10 @@ fn postgres_program(name: &str) -> PathBuf {
 async fn what_is_planted_in_a_template_is_in_no_new_cluster() {
     const PLANTED: &[u8] = b"planted-by-who-has-the-disk";
     let Place { folder, host } = place(Some(Encryption::None)).await;
-    host.create(&cluster(20)).await.unwrap();
-    host.destroy(&cluster(20)).await.unwrap();
+    let first = cluster(20);
+    host.create(&first).await.unwrap();
+    host.destroy(&first).await.unwrap();
+    assert!(host.on_disk().is_empty(), "what it was made in is gone");
     let made = std::fs::read(archive(folder.path())).unwrap();
     let written = |bytes: Option<Vec<u8>>| {
         let path = archive(folder.path());

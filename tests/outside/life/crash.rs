@@ -57,6 +57,7 @@ pub fn a_crashed_session_of_the_engine_is_survived() {
 
 pub fn kill_9_while_a_cluster_is_made_leaves_nothing_half_made() {
     let cloud = Cloud::plain();
+    let mut made = 0;
     for (round, wait) in [50, 300, 700, 1_200, 2_000].into_iter().enumerate() {
         let name = format!("half-made-{round}");
         let mut command = cloud.command(["cluster", "create", &name]);
@@ -81,6 +82,7 @@ pub fn kill_9_while_a_cluster_is_made_leaves_nothing_half_made() {
         });
         println!("  killed after {wait} ms: {}", if finished { "finished" } else { "unknown" });
         if finished {
+            made += 1;
             let password = cloud.user(&name, "maria");
             let url = cloud.chitin(["cluster", "url", &name, "maria"]).ok();
             let mut command = std::process::Command::new("psql");
@@ -88,6 +90,14 @@ pub fn kill_9_while_a_cluster_is_made_leaves_nothing_half_made() {
             assert_eq!(house::command::run(&mut command).ok(), "1\n");
         }
     }
+    // Nothing else is there, and of what new ones are copied from one archive.
+    let names = |folder: &str| {
+        let folder = std::fs::read_dir(cloud.data().join(folder)).expect("a folder").flatten();
+        folder.filter(|entry| entry.file_name() != "templates").count()
+    };
+    eventually("nothing is left", PATIENCE, || {
+        (names("clusters") == made && names("clusters/templates") <= 1).then_some(())
+    });
     cloud.stop();
 }
 

@@ -76,7 +76,7 @@ pub fn what_new_clusters_are_copied_from_is_believed_by_the_state_alone() {
     let cloud = Cloud::plain();
     cloud.cluster("first-copy", &[]);
     let archive = || {
-        let mut found: Vec<PathBuf> = std::fs::read_dir(cloud.data().join("templates"))
+        let mut found: Vec<PathBuf> = std::fs::read_dir(cloud.data().join("clusters/templates"))
             .expect("there is a template")
             .map(|entry| entry.expect("an entry").path())
             .collect();

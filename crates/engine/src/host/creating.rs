@@ -1,15 +1,16 @@
-//! New clusters: their volumes, their first files, and what every cluster starts with.
+//! New clusters: their volumes and their first files.
 
 use std::sync::Arc;
 
 use keys::{DataKey, WrappedKey};
-use model::{Cluster, Encryption, VolumeId};
+use model::{Cluster, Encryption};
 
-use super::{Host, Made, Slot, Started, blocking, to_its_end};
+use super::template::Source;
+use super::{Host, Made, Started, blocking, to_its_end};
+use crate::Error;
 use crate::inside::Inside;
 use crate::places::{Marker, Owner, make_folder};
 use crate::volume::{self, Unlocked};
-use crate::{Error, initialize};
 
 impl Host {
     /// Makes a cluster's volume and data directory and leaves its engine running. What a crash left half made is
@@ -31,12 +32,13 @@ impl Host {
         // Before there are files that would have to be removed again. Its start takes the place.
         self.place_for_engine()?;
         self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
+        let source = self.template().await?;
         let key = DataKey::random();
         let wrapped = self.keys.wrap(cluster, &key).await?;
         let (host, wanted) = (self.clone(), cluster.clone());
-        let volume = blocking(move || host.make_files(&wanted, kind, &key, &wrapped)).await?;
+        let volume = blocking(move || host.make_files(&wanted, source, kind, (&key, &wrapped))).await?;
         let marker = Marker { routing_id: cluster.routing_id, encryption: kind, generation: 0 };
-        let made = self.furnish(&slot, cluster, (marker.volume(), volume)).await;
+        let made = self.launch(&slot, cluster, (marker.volume(), volume), &[]).await;
         if made.is_err() {
             // Nothing half made stays; the next attempt begins at the beginning.
             self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
@@ -51,9 +53,9 @@ impl Host {
     fn make_files(
         &self,
         cluster: &Cluster,
+        source: Source,
         kind: Encryption,
-        key: &DataKey,
-        wrapped: &WrappedKey,
+        (key, wrapped): (&DataKey, &WrappedKey),
     ) -> Result<Unlocked, Error> {
         let owner = Owner::of(cluster);
         let folder = self.places.volume(cluster.id, 0);
@@ -69,7 +71,7 @@ impl Host {
             volume.prepare_empty(&folder, owner)?;
             let (run, etc) = self.prepare_run(cluster, owner)?;
             let group = self.limited(cluster)?;
-            self.copy_template(&self.jail(owner, &volume.base, (&run, &etc), group.as_ref()))?;
+            source.copy_into(&self.jail(owner, &volume.base, (&run, &etc), group.as_ref()))?;
             volume.sync(&folder)
         })();
         match made {
@@ -80,16 +82,5 @@ impl Host {
                 Err(cause)
             }
         }
-    }
-
-    async fn furnish(
-        self: &Arc<Self>,
-        slot: &Slot,
-        cluster: &Cluster,
-        volume: (VolumeId, Unlocked),
-    ) -> Result<(), Error> {
-        self.launch(slot, cluster, volume, &[]).await?;
-        let administration = self.administration(cluster.id).await?;
-        initialize::furnish(&administration, &self.postgres).await
     }
 }

@@ -9,31 +9,39 @@ use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use aws_lc_rs::digest::{self, digest};
-use model::Template;
+use keys::DataKey;
+use model::{ClusterId, Plan, StorageLimit, Template};
 use rustix::fs::renameat;
 use time::OffsetDateTime;
 
-use super::{Host, lock};
+use super::{Host, blocking};
 use crate::inside::{Inside, failed};
 use crate::jail::{Jail, libraries};
-use crate::places::{Owner, make_folder, remove_folder};
+use crate::places::{Owner, give, make_folder, remove_folder};
+use crate::volume;
 use crate::{Error, archive, control_file, initialize};
 
-/// The folder in which one is made. What is left of one that was broken off goes with the next.
-const MAKING: &str = "making";
+/// An archive that is being written.
+const BESIDE: &str = "new";
 /// Timeline and number of a part of the write-ahead log (PostgreSQL's `XLogFileName`).
 const SEGMENT_NAME_BYTES: usize = 24;
 /// By these libraries text is sorted, and so indexes are.
 const SORTING: &[&str] = &["libc.so.", "libicui18n.so.", "libicudata.so."];
 
-impl Host {
+/// A template and its archive.
+pub(super) struct Source {
+    template: Template,
+    archive: File,
+}
+
+impl Source {
     /// Fills the empty data directory of a new cluster, in whose jail PostgreSQL's own program finishes it.
-    pub(super) fn copy_template(&self, jail: &Jail<'_>) -> Result<(), Error> {
-        let (template, archive) = self.template()?;
+    pub(super) fn copy_into(self, jail: &Jail<'_>) -> Result<(), Error> {
         let data = Inside::open(jail.base, "pg")?;
-        archive::unpack(archive, &template.parts, &data, jail.owner)?;
+        archive::unpack(self.archive, &self.template.parts, &data, jail.owner)?;
         let global = data.below("global")?;
         let control = global.read_bytes("pg_control").unwrap_or_default();
         let renamed = control_file::renamed(&control, OffsetDateTime::now_utc());
@@ -45,74 +53,96 @@ impl Host {
         written.map_err(Error::file("write", &global.path().join("pg_control")))?;
         initialize::reset_log(jail)
     }
+}
 
-    /// The template of the PostgreSQL that runs here, and its archive as it is on record. It is made where there is none yet, or
-    /// one of something else.
-    fn template(&self) -> Result<(Template, File), Error> {
-        let major = self.postgres.major;
-        let _making = lock(&self.templates);
-        let made_with = self.made_with();
+impl Host {
+    /// What new clusters are copied from. It is made where there is none yet, or one of something else.
+    pub(super) async fn template(self: &Arc<Self>) -> Result<Source, Error> {
+        // One makes it, and the others wait for that here, not in threads that others need.
+        let _making = self.templates.lock().await;
+        let host = self.clone();
+        blocking(move || host.template_now()).await
+    }
+
+    fn template_now(&self) -> Result<Source, Error> {
+        let (major, made_with) = (self.postgres.major, self.made_with());
         let on_record = self.record.template(major).map_err(|reason| unrecorded("read", reason))?;
         if let Some(template) = on_record.filter(|kept| kept.made_with == made_with)
-            && let Some(mut archive) = self.archive(&template)?
+            && let Some(archive) = self.whole_archive(&template)
         {
-            let Err(cause) = archive::check(&mut archive, &template.parts) else {
-                return Ok((template, archive));
-            };
-            tracing::warn!(
-                %cause,
-                "what new clusters are copied from was changed on the disk; nothing of it is used, and it is made anew. If \
-                 nobody restored the data directory, look who can write to it"
-            );
+            return Ok(Source { template, archive });
         }
         let template = Template { made_with, parts: self.make_template()? };
         self.record.keep_template(major, &template).map_err(|reason| unrecorded("write", reason))?;
         let gone = || Error::file("read", &self.places.templates())(ErrorKind::NotFound.into());
-        let archive = self.archive(&template)?.ok_or_else(gone)?;
-        Ok((template, archive))
+        let archive = self.whole_archive(&template).ok_or_else(gone)?;
+        Ok(Source { template, archive })
     }
 
-    /// The archive of this template, where there is a plain file of its name.
-    fn archive(&self, template: &Template) -> Result<Option<File>, Error> {
-        match Inside::at(&self.places.templates()) {
-            Err(Error::File { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
-            opened => {
-                Ok(opened?.file(file_name(self.postgres.major, &template.parts))?.map(|(archive, _)| archive))
+    /// The archive of this template; none where it is not there, or another. Where it is another, that is told.
+    fn whole_archive(&self, template: &Template) -> Option<File> {
+        let folder = Inside::at(&self.places.templates()).ok()?;
+        let name = file_name(self.postgres.major, &template.parts);
+        folder.look(&name).ok()??;
+        let read = folder.file(&name).map_err(|cause| cause.to_string()).and_then(|found| {
+            let (mut archive, _) = found.ok_or("it is no plain file")?;
+            match archive::check(&mut archive, &template.parts) {
+                Err(cause) if cause.kind() != ErrorKind::InvalidData => {
+                    tracing::warn!(%cause, "what new clusters are copied from cannot be read, so it is made anew");
+                    Ok(None)
+                }
+                checked => checked.map(|()| Some(archive)).map_err(|cause| cause.to_string()),
             }
-        }
+        });
+        read.unwrap_or_else(|cause| {
+            tracing::warn!(
+                cause,
+                "what new clusters are copied from was changed on the disk; nothing of it is used, and it is made anew. If \
+                 nobody restored the data directory, look who can write to it"
+            );
+            None
+        })
     }
 
-    /// Makes the archive, instead of all that there are of this major version, and says what its parts are.
+    /// Makes the archive, instead of all that there are, and says what its parts are.
     fn make_template(&self) -> Result<Vec<String>, Error> {
-        let (folder, owner) = (self.places.templates(), Owner::of_templates());
-        make_folder(&folder, 0o700)?;
-        let making = folder.join(MAKING);
-        remove_folder(&making)?;
-        let [base, run, etc] = ["volume", "run", "etc"].map(|name| making.join(name));
-        for place in [&making, &base, &run, &etc] {
-            make_folder(place, 0o711)?;
+        make_folder(&self.places.templates(), 0o700)?;
+        let folder = Inside::at(&self.places.templates())?;
+        folder.names()?.iter().try_for_each(|name| folder.remove_tree(name).map(drop))?;
+        // A cluster that was never completely made, so what a kill leaves of it goes with the others of its kind.
+        let id = ClusterId::random();
+        let made = self.make_in_volume(id, &folder);
+        let put_away = volume::destroy_all(&self.places, id);
+        if made.is_err() {
+            folder.remove_tree(BESIDE)?;
         }
-        let volume = Inside::at(&base)?;
-        volume.give(owner)?;
-        Inside::at(&run)?.give(owner)?;
-        let data = volume.make_folder("pg", 0o700, owner)?;
-        let jail = self.jail(owner, &base, (&run, &etc), None);
-        initialize::initdb(&jail)?;
-        initialize::furnish_files(&jail)?;
+        made.and_then(|parts| put_away.map(|()| parts))
+    }
 
-        let folder = Inside::at(&folder)?;
-        let prefix = format!("{}-", self.postgres.major);
-        for name in folder.names()? {
-            if name.to_str().is_some_and(|name| name.starts_with(&prefix)) {
-                folder.remove_tree(&name)?;
-            }
-        }
-        let beside = format!("{prefix}new");
-        let parts = archive::pack(&data, &mut folder.create(&beside, Owner::own())?, is_log)?;
-        let renamed = renameat(&folder, &beside, &folder, file_name(self.postgres.major, &parts));
-        renamed.map_err(failed("rename", &folder.path().join(&beside)))?;
-        remove_folder(&making)?;
-        Ok(parts)
+    /// Makes it in a volume that is encrypted as the clusters' are, with a key that nobody keeps: whoever writes to the disk has no
+    /// more of what `initdb` writes there before it is in the archive than of any cluster.
+    fn make_in_volume(&self, id: ClusterId, folder: &Inside) -> Result<Vec<String>, Error> {
+        let (place, owner, run) =
+            (self.places.cluster(id), Owner::of_templates(), self.places.run_of_probe());
+        make_folder(&place, 0o711)?;
+        let (kind, limit) = (self.posture.encryption_of_new()?, StorageLimit::of_plan(Plan::Serverless));
+        let key = DataKey::random();
+        let volume = volume::create(&self.companion, &place, kind, &key, owner, (limit, 0))?;
+        let made = (|| {
+            make_folder(&run, 0o700)?;
+            give(&run, owner)?;
+            let data = Inside::at(&volume.base)?.make_folder("pg", 0o700, owner)?;
+            let etc = self.etc(id);
+            let jail = self.jail(owner, &volume.base, (&run, &etc), None);
+            initialize::initdb(&jail)?;
+            initialize::furnish_files(&jail)?;
+            let parts = archive::pack(&data, &mut folder.create(BESIDE, Owner::own())?, is_log)?;
+            let renamed = renameat(folder, BESIDE, folder, file_name(self.postgres.major, &parts));
+            renamed.map_err(failed("rename", &folder.path().join(BESIDE)))?;
+            Ok(parts)
+        })();
+        let cleared = volume.lock().and(remove_folder(&run));
+        made.and_then(|parts| cleared.map(|()| parts))
     }
 
     /// What decides how the files look: PostgreSQL's programs, what they are told, and what sorts text.
