@@ -2,11 +2,15 @@
 
 use std::ffi::OsString;
 use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::AsRawFd;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use api::Cluster;
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use rustix::fs::MemfdFlags;
 use rustix::io::{FdFlags, fcntl_setfd};
 
 use crate::cloud::Cloud;
@@ -25,11 +29,36 @@ pub async fn prepare(cloud: &Cloud, sql: Sql) -> Result<Command, Failure> {
     let answer = cloud.api.connection_string(cluster.id, Some(&user), Some(&sql.database)).await?;
     let root = match &cloud.root {
         // The file that was read, and not what lies at its path by then.
-        Some(root) => inherited(&root.file)?.into(),
-        // libpq 16 and newer: the machine's own trust anchors.
-        None => "system".into(),
+        Some(root) => inherited(&root.file)?,
+        // libpq before 16 takes `system` for the name of a file in the working directory, where anybody may have put one.
+        None => inherited(&trust_anchors()?)?,
     };
-    Ok(psql(&sql, &cluster, &user, &answer.params, root))
+    Ok(psql(&sql, &cluster, &user, &answer.params, root.into()))
+}
+
+/// The machine's own trust anchors, by which the API was believed too, in a file in memory.
+fn trust_anchors() -> Result<File, Failure> {
+    let found = rustls_native_certs::load_native_certs().certs;
+    if found.is_empty() {
+        return Err(Failure::new(
+            Kind::Failed,
+            "this machine has no root certificates to check the cloud's by",
+        )
+        .next("install them (apt-get install ca-certificates), or name the cloud's own with --ca FILE"));
+    }
+    let in_memory = rustix::fs::memfd_create("trust-anchors", MemfdFlags::empty());
+    let mut file = File::from(in_memory.map_err(std::io::Error::from)?);
+    for certificate in found {
+        write!(file, "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines_of(&certificate))?;
+    }
+    Ok(file)
+}
+
+/// Base64 in lines as PEM has them (RFC 7468).
+fn lines_of(der: &[u8]) -> String {
+    let text = STANDARD.encode(der);
+    let lines = text.as_bytes().chunks(64).map(|line| String::from_utf8_lossy(line).into_owned());
+    lines.collect::<Vec<String>>().join("\n")
 }
 
 /// A name for an open file that holds in the program that we become, and in those that it starts.
@@ -85,6 +114,8 @@ pub fn become_psql(mut psql: Command) -> Failure {
 
 #[cfg(test)]
 mod tests {
+    use rustls_pki_types::pem::PemObject as _;
+
     use super::*;
     use crate::command::Hidden;
 
@@ -100,6 +131,21 @@ mod tests {
         // In another program, as psql is.
         let read = Command::new("cat").arg(root).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&read.stdout), "ours");
+    }
+
+    #[test]
+    fn psql_gets_the_machine_s_trust_anchors_whatever_lies_in_the_working_directory() {
+        let name = inherited(&trust_anchors().unwrap()).unwrap();
+        assert!(
+            name.starts_with("/proc/self/fd/"),
+            "libpq before 16 reads `system` in the working directory: {name}"
+        );
+        let anchors = trust_anchors().unwrap();
+        let read = Command::new("cat").arg(inherited(&anchors).unwrap()).output().unwrap();
+        let mut pem = read.stdout.as_slice();
+        let found = rustls_pki_types::CertificateDer::pem_reader_iter(&mut pem);
+        let found: Vec<_> = found.map(Result::unwrap).collect();
+        assert_eq!(found, rustls_native_certs::load_native_certs().certs);
     }
 
     #[test]
