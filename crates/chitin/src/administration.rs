@@ -282,13 +282,15 @@ impl control::Administration for Administrator {
             let (_errand, engine) = self.open(id).await?;
             self.keep_roles(id, &engine).await.map_err(|_| refusal)?;
         }
-        if force {
-            let store = self.store.clone();
-            let written = blocking(move || store.note(id, |seen| seen.roles.is_given_up = true)).await;
-            written.map_err(|cause| Refusal::wrong_state(cause.to_string()))?;
-        }
         let (store, now) = (self.store.clone(), self.clock.now());
-        blocking(move || store.wish(id, Wish::Exists(Power::Asleep), now)).await?;
+        blocking(move || {
+            if force {
+                store.wish_asleep_without_roles(id, now)
+            } else {
+                store.wish(id, Wish::Exists(Power::Asleep), now)
+            }
+        })
+        .await?;
         self.presence.cut(|facts| (facts.cluster == id).then_some(Cut::Asleep));
         let asleep = async {
             let mut changes = self.store.changes();

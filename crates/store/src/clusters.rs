@@ -183,6 +183,28 @@ impl Store {
         })
     }
 
+    /// Wishes that a cluster sleeps although the copy of its roles could not be kept, which is noted: both, or neither.
+    pub fn wish_asleep_without_roles(&self, id: ClusterId, now: OffsetDateTime) -> Result<(), Error> {
+        let _writer = self.write();
+        let mut next = (*self.snapshot()).clone();
+        let entry = next.get(&id).ok_or(Error::NotFound(id))?;
+        if entry.cluster.wish == Wish::Deleted {
+            return Err(Error::NotFound(id));
+        }
+        let mut edited = Entry::clone(entry);
+        edited.seen.roles.is_given_up = true;
+        edited.cluster.wish = Wish::Exists(Power::Asleep);
+        edited.cluster.revision += 1;
+        edited.cluster.updated_at = to_microseconds(now);
+        let (mut batch, key) = (Batch::default(), id.to_string());
+        self.file.put(&mut batch, Table::Clusters, &key, &edited.cluster)?;
+        self.file.put(&mut batch, Table::Observations, &key, &edited.seen)?;
+        self.file.commit(batch)?;
+        next.insert(edited);
+        self.publish(next);
+        Ok(())
+    }
+
     /// Writes what was last seen true of a cluster's engine and volume. Its network is [`Self::observe_network`]'s, its
     /// keys are [`Self::observe_keys`]'s.
     pub fn observe(&self, id: ClusterId, seen: Observation) -> Result<(), Error> {

@@ -60,6 +60,27 @@ fn a_failed_write_stops_nothing_once_the_disk_is_well_again() {
 }
 
 #[test]
+fn what_is_put_to_sleep_without_its_roles_is_that_in_both_places_or_in_none() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let (kept, now) = (make(&store, "before").unwrap(), OffsetDateTime::now_utc());
+    let both = |store: &Store| {
+        let entry = store.snapshot().get(&kept.id).cloned().unwrap();
+        (entry.cluster.wish == Wish::Exists(Power::Asleep), entry.seen.roles.is_given_up)
+    };
+    store.with_medium(|medium| medium.faults.writes.store(true, Ordering::Relaxed));
+    assert!(store.wish_asleep_without_roles(kept.id, now).is_err());
+    store.with_medium(|medium| medium.faults.writes.store(false, Ordering::Relaxed));
+    until_well(&store);
+    drop(store);
+    let store = open(folder.path());
+    assert_eq!(both(&store), (false, false));
+    store.wish_asleep_without_roles(kept.id, now).unwrap();
+    drop(store);
+    assert_eq!(both(&open(folder.path())), (true, true));
+}
+
+#[test]
 fn a_change_that_got_to_the_disk_before_it_failed_is_undone_where_it_was_said_to_have_failed() {
     let (mut undone, mut reached) = (0, 0);
     for syncs in 1..=4 {
@@ -229,4 +250,26 @@ fn some_room_is_kept_for_what_cannot_wait() {
     fs::remove_file(&reserve).unwrap();
     store.look_after();
     assert_eq!(fs::metadata(&reserve).unwrap().len(), kept.len(), "it is made anew");
+}
+
+#[test]
+fn a_write_that_finds_no_room_has_that_of_the_reserve_where_it_cannot_wait_and_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = open(folder.path());
+    let reserve = folder.path().join("state.redb.reserve");
+    let is_kept = || reserve.exists();
+    // As long as the reserve takes the room, there is none.
+    let write = || if is_kept() { Err(std::io::ErrorKind::StorageFull.into()) } else { Ok(()) };
+    store.with_medium(|medium| {
+        assert!(is_kept());
+        medium.permit_reserve(false);
+        assert!(medium.with_room(write).is_err() && is_kept(), "what can wait does not use it");
+        medium.permit_reserve(true);
+        let other = || Err(std::io::Error::from_raw_os_error(5));
+        assert!(medium.with_room(other).is_err() && is_kept(), "another failure does not use it");
+        medium.with_room(write).unwrap();
+        assert!(!is_kept());
+        let none_left = || Err(std::io::ErrorKind::StorageFull.into());
+        assert!(medium.with_room(none_left).is_err(), "it is used once");
+    });
 }

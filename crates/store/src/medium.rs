@@ -157,7 +157,7 @@ impl Medium {
     }
 
     /// Writes; where there is no room, once more with that of the reserve.
-    fn with_room(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
+    pub(crate) fn with_room(&self, write: impl Fn() -> io::Result<()>) -> io::Result<()> {
         match write() {
             Err(full) if is_full(&full) && self.may_use_reserve.load(Ordering::Relaxed) => {
                 if self.release_reserve() {
