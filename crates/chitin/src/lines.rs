@@ -135,7 +135,7 @@ impl Lines {
                     inner.is_asking = false;
                     return;
                 }
-                let count = inner.waiting.len().min(USERS_MAX);
+                let count = inner.waiting.len().min(if cluster.is_some() { USERS_MAX } else { usize::MAX });
                 let is_old = inner.forms.as_ref().is_none_or(|(at, _)| at.elapsed() >= FORMS_EVERY);
                 (inner.waiting.drain(..count).collect::<Vec<_>>(), is_old)
             };
