@@ -287,20 +287,7 @@ impl Cloud {
 
     /// What the API answers to the local administrator.
     pub fn get(&self, path: &str) -> Value {
-        let key = fs::read_to_string(self.data().join("admin-key")).expect("the administrator's key");
-        let mut command = self.program("curl");
-        command
-            .args(["-sS", "--fail-with-body", "--max-time", "30", "--cacert"])
-            .arg(self.root_certificate());
-        command.args(["-H", &format!("Authorization: Bearer {}", key.trim())]);
-        command.arg(format!("https://localhost:{}{path}", self.http.port()));
-        // Tests that wait for something ask more often than an administrator may; they wait as a client would.
-        let answer = eventually("the API's rate limit lets us in", PATIENCE, || {
-            let answer = run(&mut command);
-            (!answer.stdout.contains("rate limit exceeded")).then_some(answer)
-        });
-        let answer = answer.ok();
-        serde_json::from_str(&answer).unwrap_or_else(|error| panic!("{error} in: {answer}"))
+        self.call("GET", path, None).ok()
     }
 
     /// Creates a cluster, with the arguments after its name, and a user `maria` in it.

@@ -14,7 +14,7 @@ fn segment(id: &str) -> String {
 
 impl Cluster<'_> {
     fn networking(&self, method: &str, path: &str, body: Option<&Value>) -> Answer {
-        self.cloud.call_at_once(method, &format!("/api/v1/clusters/{}/networking/{path}", self.id), body)
+        self.cloud.call(method, &format!("/api/v1/clusters/{}/networking/{path}", self.id), body)
     }
 
     /// Lets a range in to SQL alone, with more or other fields; a refusal is an answer.

@@ -95,14 +95,14 @@ pub fn a_request_in_flight_at_a_stop_is_answered_and_a_new_one_is_refused_in_wor
     let user = json!({"name": "late", "password": "a long enough password"});
     cloud.ask(&mut in_flight, "POST", &path, Some(&user)).expect("it is read");
     // Another request after it has been answered.
-    cloud.call_at_once("GET", "/api/v1/clusters", None).ok();
+    cloud.call("GET", "/api/v1/clusters", None).ok();
     cloud.signal(Signal::TERM);
     await_log(&cloud, "stopping: open sessions and requests may finish");
 
     for (method, path) in
         [("GET", "/api/v1/clusters"), ("POST", "/api/v1/clusters"), ("GET", "/api/v1/chitin/status")]
     {
-        let new = cloud.call_at_once(method, path, Some(&json!({})));
+        let new = cloud.call(method, path, Some(&json!({})));
         assert_eq!(new.status, 503, "{}", new.text);
         assert!(
             new.text.contains("Chitin is stopping") && new.text.contains("nothing was changed"),

@@ -259,7 +259,9 @@ pub fn t70_made_up_names_cost_no_memory_and_flush_nothing() {
     let line =
         shown.iter().find(|line| line["address"] == attacker.to_string() && line["cluster"] == one.handle);
     assert!(line.is_some(), "the attacker has flushed its own line");
-    assert_eq!(guess(&one, attacker).message, REFUSED);
+    // Its pause may have passed by now. One that was flushed would have four guesses again.
+    let again = [guess(&one, attacker).message, guess(&one, attacker).message];
+    assert!(again.iter().any(|message| message == REFUSED), "{again:?}");
     one.welcome(&Caller::with(&one.password).from(fresh_address()));
 }
 
