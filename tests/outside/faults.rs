@@ -5,6 +5,7 @@ mod clocks;
 mod descriptors;
 mod disk;
 mod many;
+mod memory;
 mod processes;
 mod room;
 mod stopped;
@@ -13,9 +14,16 @@ mod vanished;
 use house::runner::Suite;
 use house::tests;
 
+/// How often a fault is repeated whose moment is chance: once, or as often as `tests/faults/run` says.
+fn rounds() -> std::ops::Range<u32> {
+    let said = std::env::var("CHITIN_FAULT_ROUNDS").ok();
+    0..said.map_or(1, |rounds| rounds.parse().expect("CHITIN_FAULT_ROUNDS is a number"))
+}
+
 /// Its tests.
 pub(crate) fn suite() -> Suite {
-    Suite::new("faults").beside(tests![
+    Suite::new("faults")
+        .beside(tests![
         clocks::a_clock_that_is_put_right_again_locks_nobody_out,
         clocks::a_start_some_hours_ahead_that_is_corrected_locks_nobody_out,
         descriptors::a_limit_on_open_files_that_is_too_low_is_said_at_the_start,
@@ -33,4 +41,5 @@ pub(crate) fn suite() -> Suite {
         processes::a_start_without_enough_threads_is_refused_with_the_limit_that_is_reached,
         processes::where_no_thread_can_be_started_nothing_breaks_and_what_was_refused_succeeds_later,
     ])
+        .alone(tests![memory::the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour])
 }

@@ -14,7 +14,6 @@ mod power;
 mod program;
 mod resources;
 mod roles;
-mod shortage;
 mod silent;
 mod stops;
 mod storage;
@@ -103,7 +102,6 @@ pub(crate) fn suite() -> Suite {
             silent::clients_that_do_nothing_hold_up_no_stop,
         ])
         .alone(tests![
-            shortage::the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour,
             resources::a_cluster_that_eats_memory_loses_its_own_sessions_and_says_so,
             resources::a_cluster_that_never_rests_has_no_more_processors_than_its_own,
             resources::a_cluster_that_writes_without_end_has_no_more_of_the_disk_than_its_own,

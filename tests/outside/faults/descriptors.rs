@@ -7,6 +7,7 @@ use std::process::Command;
 use house::api::curl;
 use house::cloud::{Cluster, PATIENCE, program};
 use house::command::{eventually, run, run_with};
+use house::ledger::Ledger;
 use house::machine::open_descriptors;
 use house::{Cloud, Options, Wire};
 
@@ -135,7 +136,11 @@ pub fn equal_warnings_are_counted_and_everything_goes_on_when_files_can_be_opene
     let mut session = one.sign_in();
     let backend = session.value("select pg_backend_pid()");
     let before = cloud.log().len();
-    limit(cloud.pid(), 3);
+    let ledger = Ledger::open(&one);
+    ledger.during(|| {
+        limit(cloud.pid(), 3);
+        ledger.goes_on();
+    });
     let waiting: Vec<Wire> = (0..4).map(|_| Wire::tcp(cloud.sql_address())).collect();
     let said = "a connection could not be accepted cause=";
     let since = || cloud.log()[before..].to_owned();
@@ -151,6 +156,7 @@ pub fn equal_warnings_are_counted_and_everything_goes_on_when_files_can_be_opene
     api_answers(&cloud);
     cloud.chitin(["status"]).ok();
     assert_eq!(session.value("select pg_backend_pid()"), backend, "its engine is the same");
+    ledger.is_kept();
     for harm in ["panicked", "was lost", "does not answer any more"] {
         assert!(!since().contains(harm), "{}", since());
     }

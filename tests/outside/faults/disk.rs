@@ -6,6 +6,7 @@ use std::process::Command;
 
 use house::cloud::{Cluster, PATIENCE};
 use house::command::{eventually, run, run_with};
+use house::ledger::Ledger;
 use house::runner::skip;
 use house::{Cloud, Options};
 use serde_json::Value;
@@ -24,11 +25,12 @@ pub(super) fn goes_inside(name: &str) -> bool {
     let mut command = Command::new("unshare");
     command.args(["--mount", "--propagation", "slave"]).arg(std::env::current_exe().expect("this program"));
     command.args(["--exact", name]).env(INSIDE, "1");
-    run_with(&mut command, b"", 6 * PATIENCE).ok();
+    let said = run_with(&mut command, b"", 6 * PATIENCE).ok();
+    assert!(said.contains("1 passed"), "it did not run there: {said}");
     true
 }
 
-/// Puts everything of the data directory but what is the clusters' on a file system of its own with so many MiB.
+/// Puts everything of the data directory but the clusters' folders on a file system of its own with so many MiB.
 fn move_state_to_small_disk(cloud: &Cloud, mebibytes: u32) {
     let (data, real) = (cloud.data(), cloud.scratch().join("large"));
     fs::rename(&data, &real).expect("the same file system");
@@ -36,10 +38,8 @@ fn move_state_to_small_disk(cloud: &Cloud, mebibytes: u32) {
     let sized = format!("size={mebibytes}m,mode=0700");
     run(Command::new("mount").args(["-t", "tmpfs", "-o", &sized, "small"]).arg(&data)).ok();
     // The reserve has the size that its file system asks for, so the small one gets its own.
-    let steps = "cd \"$0\" && rm -f state.redb.reserve && for each in *; do case $each in \
-                   clusters | templates) mkdir -m 700 \"$1/$each\" && mount --bind \"$each\" \"$1/$each\" ;; \
-                   *) cp -a \"$each\" \"$1\" ;; \
-                 esac || exit; done";
+    let steps = "cd \"$0\" && rm -f state.redb.reserve && for each in *; do [ \"$each\" = clusters ] || cp -a \"$each\" \"$1\"; done && \
+                 mkdir -m 700 \"$1/clusters\" && mount --bind clusters \"$1/clusters\"";
     run(Command::new("sh").args(["-c", steps]).arg(&real).arg(&data)).ok();
 }
 
@@ -176,40 +176,51 @@ pub fn a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_o
 pub fn a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost() {
     let cloud = Cloud::start(Options::unencrypted(&[]));
     let cluster = cloud.cluster("stays-here", &[]);
+    let ledger = Ledger::open(&cluster);
+    ledger.during(|| remove_and_bring_back(&cloud, &cluster));
+    cloud.cluster("not-lost-now", &[]);
+    cloud.stop();
+    cloud.boot();
+    ledger.is_kept();
+    assert_eq!(cloud.json(["status"])["clusters"], 2);
+}
+
+/// Removes the state, and brings it back as the alarm says it.
+fn remove_and_bring_back(cloud: &Cloud, cluster: &Cluster<'_>) {
     let (state, aside) = (cloud.data().join("state.redb"), cloud.data().join("aside"));
     fs::rename(&state, &aside).expect("the state");
     let refused = cloud.chitin(["cluster", "create", "would-be-lost"]).refused();
     assert!(refused.contains("removed or replaced") && refused.contains("nothing was changed"), "{refused}");
-    assert!(alerts(&cloud).contains("removed or replaced"), "{}", alerts(&cloud));
+    assert!(alerts(cloud).contains("removed or replaced"), "{}", alerts(cloud));
     cluster.sign_in();
     fs::remove_file(&aside).expect("the state");
     // As the alarm says it.
-    let said = alerts(&cloud);
+    let said = alerts(cloud);
     let (_, after) = said.split_once("cp /proc/").expect("the next step");
     let from = format!("/proc/{}", after.split(' ').next().expect("a path"));
     run(Command::new("cp").arg(from).arg(&state)).ok();
-    eventually("the alarm ends", PATIENCE, || alerts(&cloud).is_empty().then_some(()));
-    cloud.cluster("not-lost-now", &[]);
-    cloud.stop();
-    cloud.boot();
-    cluster.sign_in();
-    assert_eq!(cloud.json(["status"])["clusters"], 2);
+    eventually("the alarm ends", PATIENCE, || alerts(cloud).is_empty().then_some(()));
 }
 
 pub fn an_older_state_than_the_clusters_on_the_disk_is_an_alarm() {
     let cloud = Cloud::start(Options::unencrypted(&[]));
     let known = cloud.cluster("known-to-both", &[]);
+    let ledger = Ledger::open(&known);
+    ledger.during(|| {});
     cloud.stop();
     let (state, older) = (cloud.data().join("state.redb"), cloud.scratch().join("older"));
     fs::copy(&state, &older).expect("a copy");
     cloud.boot();
     assert!(alerts(&cloud).is_empty(), "{}", alerts(&cloud));
+    cloud.chitin(["allowlist", "add", "known-to-both", "10.9.8.0/24"]).ok();
+    ledger.during(|| {});
     let newer = cloud.cluster("newer-than-it", &[]);
     cloud.stop();
     fs::copy(&older, &state).expect("the older state");
     cloud.boot();
     let shown = alerts(&cloud);
     assert!(shown.contains("older than what lies on the disk") && shown.contains(&newer.id), "{shown}");
+    assert!(shown.contains("known-to-both"), "one that it knows has changed since: {shown}");
     assert!(cloud.log().contains("the state is older than what lies on the disk"));
     assert!(
         cloud.data().join("clusters").join(&newer.id).join("complete.json").exists(),
@@ -220,5 +231,5 @@ pub fn an_older_state_than_the_clusters_on_the_disk_is_an_alarm() {
     let number =
         |of: &Cluster<'_>| of.handle.rsplit_once('-').expect("a number").1.parse::<u32>().expect("a number");
     assert!(number(&other) > number(&newer), "{} and {}", other.handle, newer.handle);
-    known.sign_in();
+    ledger.is_kept();
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use house::cloud::PATIENCE;
 use house::command::eventually;
+use house::ledger::Ledger;
 use house::machine::descendants;
 use house::runner::skip;
 use house::{Cloud, Options};
@@ -67,7 +68,8 @@ pub fn the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour
     let cloud = Cloud::start(Options::unencrypted(&[]));
     let (greedy, neighbour) = (cloud.cluster("takes-memory", &[]), cloud.cluster("has-a-session", &[]));
     greedy.sign_in().query("create table kept as select 42 as x").expect("a table");
-    let mut beside = neighbour.sign_in();
+    let (mut beside, ledger) = (neighbour.sign_in(), Ledger::open(&neighbour));
+    let postmaster = greedy.postmaster();
     let backend = beside.value("select pg_backend_pid()");
     machine.move_in(&cloud);
     let ours = score(cloud.pid());
@@ -83,11 +85,14 @@ pub fn the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour
         // What grows without end, in memory that no limit of PostgreSQL's counts.
         let eat =
             "select length(string_agg(repeat(md5(g::text), 31250), '')) from generate_series(1, 1000) g";
-        std::thread::scope(|scope| {
-            for _ in 0..3 {
-                scope.spawn(|| greedy.try_sign_in().ok().map(|mut wire| wire.query(eat).is_ok()));
-            }
+        ledger.during(|| {
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(|| greedy.try_sign_in().ok().map(|mut wire| wire.query(eat).is_ok()));
+                }
+            });
         });
+        ledger.is_kept();
         assert!(machine.ended() > before, "the kernel ended nothing");
         assert_eq!(
             beside.value("select pg_backend_pid()"),
@@ -96,6 +101,8 @@ pub fn the_session_that_takes_all_memory_goes_and_neither_chitin_nor_a_neighbour
         );
         let mut back = eventually("it comes back", PATIENCE, || greedy.try_sign_in().ok());
         assert_eq!(back.value("select x from kept"), "42");
+        // Where Chitin could lower its own, it was a session that went, and not its engine.
+        assert!(ours >= 0 || postmaster.is_alive(), "the engine itself was ended ({number})");
     }
     // It is our child, so it would still be there as one that has ended.
     assert_eq!(score(cloud.pid()), ours, "Chitin is the same");

@@ -5,6 +5,7 @@ use std::process::Command;
 
 use house::cloud::{PATIENCE, program};
 use house::command::{eventually, run_with};
+use house::ledger::Ledger;
 use house::machine::descendants;
 use house::runner::skip;
 use house::{Cloud, Options};
@@ -64,9 +65,11 @@ pub fn a_failed_fork_in_an_engine_is_said_as_that() {
     let cloud = Cloud::start(Options::unencrypted(&[]));
     let (full, neighbour) = (cloud.cluster("is-full", &[]), cloud.cluster("is-not", &[]));
     let mut session = full.sign_in();
+    let ledger = Ledger::open(&neighbour);
     few.move_in(full.engine_processes()[0].pid);
     few.close();
-    let refused = full.try_sign_in().err().expect("there is no process for it");
+    let refused = ledger.during(|| full.try_sign_in().err().expect("there is no process for it"));
+    ledger.is_kept();
     assert_eq!(refused.code, "53000", "{refused:?}");
     assert!(refused.message.contains("could not start a process for the session"), "{refused:?}");
     assert!(refused.fields.contains_key(&'H'), "it says what to do: {refused:?}");
@@ -90,9 +93,12 @@ pub fn where_no_thread_can_be_started_nothing_breaks_and_what_was_refused_succee
     asleep.sleep();
     let mut session = awake.sign_in();
     let backend = session.value("select pg_backend_pid()");
-    few.move_in(cloud.pid());
-    few.close();
-    let refused = asleep.try_sign_in().err().expect("its engine cannot be started");
+    let ledger = Ledger::open(&awake);
+    let refused = ledger.during(|| {
+        few.move_in(cloud.pid());
+        few.close();
+        asleep.try_sign_in().err().expect("its engine cannot be started")
+    });
     assert_eq!(refused.code, "57P03", "{refused:?}");
     let said = "a limit on processes and threads is reached";
     eventually("the log says why", PATIENCE, || cloud.log().contains(said).then_some(()));
@@ -102,6 +108,7 @@ pub fn where_no_thread_can_be_started_nothing_breaks_and_what_was_refused_succee
     let mut back = eventually("it wakes", PATIENCE, || asleep.try_sign_in().ok());
     assert_eq!(back.value("select 1"), "1");
     assert_eq!(session.value("select pg_backend_pid()"), backend, "the other's engine is the same");
+    ledger.is_kept();
     assert!(!cloud.log().contains("panicked"), "{}", cloud.log_end());
     drop(cloud);
     eventually("the group is empty", PATIENCE, || few.is_empty().then_some(()));

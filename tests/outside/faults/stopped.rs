@@ -10,19 +10,21 @@ use rustix::process::Signal;
 /// Longer than any look at an engine that somebody waits for.
 const STILL: Duration = Duration::from_secs(3);
 
-/// Stops these processes, does something meanwhile, and lets them go on.
+/// Stops these processes, does something meanwhile, and lets them go on. Of an engine's some may end by themselves before.
 fn while_still(processes: &[Process], meanwhile: impl FnOnce()) {
-    for process in processes {
-        process.signal(Signal::STOP);
-    }
+    let signal =
+        |signal| processes.iter().filter(|process| process.is_alive()).for_each(|one| one.signal(signal));
+    signal(Signal::STOP);
     meanwhile();
     std::thread::sleep(STILL);
-    for process in processes {
-        process.signal(Signal::CONT);
-    }
+    signal(Signal::CONT);
 }
 
 pub fn what_stands_still_for_a_while_loses_nothing_goes_on_and_holds_up_nobody_else() {
+    super::rounds().for_each(|_| stand_still());
+}
+
+fn stand_still() {
     let cloud = Cloud::plain();
     let (victim, neighbour) = (cloud.cluster("stands-still", &[]), cloud.cluster("goes-on", &[]));
     let (of_victim, of_neighbour) = (Ledger::open(&victim), Ledger::open(&neighbour));
@@ -31,14 +33,25 @@ pub fn what_stands_still_for_a_while_loses_nothing_goes_on_and_holds_up_nobody_e
     let chitin = Process::of(cloud.pid()).expect("it runs");
     of_victim.during(|| {
         of_neighbour.during(|| {
-            let engine = || descendants(victim.engine_processes()[0].pid);
+            // What starts others first, so that the rest are all there are.
+            let engine = || {
+                let mut all = descendants(victim.engine_processes()[0].pid);
+                all.sort_by_key(|process| process.started_ticks);
+                all
+            };
             let companion = cloud.companion();
-            for (what, processes) in [
-                ("the first process of its engine", vec![postmaster]),
-                ("the process of a session", vec![victim.process_of(&mut session)]),
-                ("its whole engine", engine()),
-                ("the companion", vec![companion]),
+            for what in [
+                "the first process of its engine",
+                "the process of a session",
+                "its whole engine",
+                "the companion",
             ] {
+                let processes = match what {
+                    "the first process of its engine" => vec![postmaster],
+                    "the process of a session" => vec![victim.process_of(&mut session)],
+                    "its whole engine" => engine(),
+                    _ => vec![companion],
+                };
                 while_still(&processes, || of_neighbour.goes_on());
                 of_victim.goes_on();
                 assert!(cloud.companion() == companion && postmaster.is_alive(), "{what} was started again");
