@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use keys::{Authority, RootKey, Sealer, WrappedKey};
-use model::KeyType;
+use model::{ClusterId, KeyType};
 use store::Store;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep};
@@ -191,8 +191,11 @@ fn versions_under(clusters: &Path) -> Option<BTreeSet<u32>> {
         Err(_) => return None,
     };
     for cluster in entries {
-        let folder = cluster.ok()?.path();
-        if !folder.is_dir() {
+        let cluster = cluster.ok()?;
+        // What is not named as a cluster is none, and has no key.
+        let is_one = cluster.file_name().to_str().is_some_and(|name| name.parse::<ClusterId>().is_ok());
+        let folder = cluster.path();
+        if !is_one || !folder.is_dir() {
             continue;
         }
         note_version(&folder, &mut needed)?;
