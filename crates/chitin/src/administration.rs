@@ -133,6 +133,14 @@ impl Administrator {
         row(AT_REST, claim, outcome, &format!("{}: {}", state.encryption.as_str(), state.evidence))
     }
 
+    fn record_row(&self, id: ClusterId) -> ProofRow {
+        let claim = "the cluster's folder names the volume that is on record in the sealed state";
+        match self.host.check_volume(id) {
+            Ok(()) => row(AT_REST, claim, Outcome::Proven, "complete.json agrees with the state"),
+            Err(refused) => failed(AT_REST, claim, &refused.to_string()),
+        }
+    }
+
     /// Writes a row, and looks for it in what a thief of the disk would have.
     async fn canary_row(&self, id: ClusterId, engine: &Engine) -> ProofRow {
         let claim = "a row that was just written is not found in the raw bytes of the volume";
@@ -466,7 +474,7 @@ impl control::Administration for Administrator {
 
     async fn prove(&self, id: ClusterId) -> Result<Vec<ProofRow>, Refusal> {
         let (_errand, engine) = self.open(id).await?;
-        let mut rows = vec![self.volume_row(id), self.canary_row(id, &engine).await];
+        let mut rows = vec![self.volume_row(id), self.record_row(id), self.canary_row(id, &engine).await];
         rows.extend(self.sandbox_rows(id).await);
         rows.push(crate::storage::row(&self.host, &self.store, id));
         rows.push(passwords_row(&within(engine.roles()).await?));

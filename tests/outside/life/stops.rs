@@ -1,6 +1,7 @@
 //! A stop in good order: what clients of the API hear, what a second signal does, and the last words.
 
 use std::fs::File;
+use std::process::Stdio;
 
 use house::api::read_answer;
 use house::cloud::PATIENCE;
@@ -163,6 +164,35 @@ pub fn a_second_signal_is_no_error_and_does_not_wait_for_sessions() {
         cloud.boot();
         assert_eq!(one.sign_in().value("select x from t"), "42");
     }
+}
+
+pub fn a_cluster_whose_volume_somebody_holds_is_not_asleep_until_it_is_locked() {
+    let cloud = Cloud::plain();
+    let one = cloud.cluster("held-awake", &[]);
+    one.sign_in().query("create table t as select 42 as x").expect("a table");
+    let volume = cloud.data().join("clusters").join(&one.id);
+    if !volume.join("image").exists() {
+        skip("no volume of this machine has a file system of its own");
+    }
+    let inside = format!("/proc/{}/root{}/files/v/pg/PG_VERSION", cloud.pid(), volume.display());
+    let held = File::open(&inside).unwrap_or_else(|cause| panic!("{inside}: {cause}"));
+    let before = cloud.log().len();
+    let mut sleeping = cloud.command(["cluster", "sleep", &one.name]);
+    let mut sleeping = sleeping.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
+    let since = || cloud.log()[before..].to_owned();
+    eventually("it is tried again", PATIENCE, || {
+        (since().matches("could not be put to sleep; it is tried again").count() >= 2).then_some(())
+    });
+    assert!(!since().contains("its key has left the kernel"), "{}", since());
+    assert_ne!(one.phase(), "asleep");
+    let shown = cloud.get(&format!("/api/v1/chitin/clusters/{}", one.id));
+    assert!(shown.to_string().contains("\"is_unlocked\":true"), "{shown}");
+    drop(held);
+    eventually("it sleeps", PATIENCE, || (one.phase() == "asleep").then_some(()));
+    assert!(since().contains("its key has left the kernel"), "{}", since());
+    sleeping.wait().expect("ours");
+    assert_eq!(one.sign_in().value("select x from t"), "42");
+    cloud.stop();
 }
 
 pub fn a_stop_that_cannot_lock_a_volume_says_so_and_ends_with_an_error() {

@@ -2,10 +2,11 @@
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::time::Duration;
 
 use house::cloud::PATIENCE;
 use house::command::{eventually, run};
-use house::{Cloud, Options};
+use house::{Cloud, Cluster, Options};
 
 /// The folder of a cluster.
 fn folder(cloud: &Cloud, id: &str) -> PathBuf {
@@ -55,6 +56,66 @@ pub fn a_folder_that_names_another_volume_is_refused_and_alarms() {
         cloud.stop();
         cloud.boot();
     }
+}
+
+/// The row of `verify` that says so, of those that only the inside can prove.
+fn proof(one: &Cluster<'_>, claim: &str) -> serde_json::Value {
+    let proof = one.cloud.call("POST", &format!("/api/v1/chitin/clusters/{}/proof", one.id), None).ok();
+    let rows = proof["rows"].as_array().expect("rows").iter();
+    let mut found = rows.filter(|row| row["claim"].as_str().is_some_and(|text| text.contains(claim)));
+    found.next().cloned().unwrap_or_else(|| panic!("no row says {claim}: {proof}"))
+}
+
+pub fn a_folder_that_names_another_volume_while_its_engine_runs_is_told_and_the_engine_goes_on() {
+    let cloud = Cloud::plain();
+    let one = cloud.cluster("re-marked", &[]);
+    let mut session = one.sign_in();
+    session.query("create table t as select 42 as x").expect("a table");
+    let (record, files) = ("names the volume that is on record", "lie in an encrypted volume");
+    for claim in [record, files] {
+        assert_eq!(proof(&one, claim)["outcome"], "proven", "{claim}");
+    }
+    let marker = folder(&cloud, &one.id).join("complete.json");
+    let honest = std::fs::read_to_string(&marker).expect("a marker");
+    let lie = honest.replace("\"generation\":0", "\"generation\":7");
+    assert_ne!(lie, honest);
+    std::fs::write(&marker, lie).expect("the disk is theirs");
+    for claim in [record, files] {
+        let row = proof(&one, claim);
+        assert_eq!(row["outcome"], "failed", "{row}");
+        assert!(row["evidence"].as_str().is_some_and(|said| said.contains("sealed state another")), "{row}");
+    }
+    eventually("the alarm is shown", PATIENCE, || {
+        cloud.json(["status"])["alerts"].to_string().contains("sealed state another").then_some(())
+    });
+    let shown = cloud.json(["key", "list", &one.name]).to_string();
+    assert!(shown.contains("sealed state another"), "{shown}");
+    assert_eq!(session.value("select x from t"), "42", "what runs goes on");
+    std::fs::write(&marker, &honest).expect("it is put back");
+    assert_eq!(proof(&one, record)["outcome"], "proven");
+}
+
+pub fn an_older_copy_of_a_volume_is_told_also_when_it_never_slept() {
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    let one = cloud.cluster("put-back", &[]);
+    one.sign_in().query("create table t as select 1 as x").expect("a table");
+    let (files, older) = (folder(&cloud, &one.id).join("files"), cloud.scratch().join("older"));
+    cloud.kill();
+    copy(&files, &older);
+    cloud.boot();
+    one.sign_in().query("insert into t values (2)").expect("a row");
+    // Its checkpoint is read every five seconds while it runs. That of its recovery is newer than the copy.
+    std::thread::sleep(Duration::from_secs(12));
+    cloud.kill();
+    std::fs::rename(&files, cloud.scratch().join("newest")).expect("it is taken away");
+    copy(&older, &files);
+    cloud.boot();
+    assert_eq!(one.try_sign_in().err().expect("an older copy does not start").code, "57P03");
+    let said = || {
+        let alerts = cloud.json(["status"])["alerts"].to_string();
+        alerts.contains("an older copy was put in its place").then_some(())
+    };
+    eventually("the operator is told", PATIENCE, said);
 }
 
 pub fn a_cluster_without_encryption_never_starts_without_the_operator_s_word() {

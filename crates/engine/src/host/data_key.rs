@@ -30,18 +30,18 @@ impl From<keys::WrappedKey> for KeyUse {
 
 impl Host {
     /// What the data key on the disk says of itself. Asks no service.
-    pub async fn key_use(&self, id: ClusterId) -> Result<KeyUse, Error> {
+    pub async fn key_use(self: &Arc<Self>, id: ClusterId) -> Result<KeyUse, Error> {
         self.wrapped_key(id).await.map(Into::into)
     }
 
     /// The wrapped data key of the volume in use.
-    pub async fn wrapped_key(&self, id: ClusterId) -> Result<keys::WrappedKey, Error> {
-        let places = self.places.clone();
-        blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await
+    pub async fn wrapped_key(self: &Arc<Self>, id: ClusterId) -> Result<keys::WrappedKey, Error> {
+        let host = self.clone();
+        blocking(move || volume::wrapped_key(&host.current_volume(id)?)).await
     }
 
     /// Whether the data key could be unwrapped at this moment; what was unwrapped is thrown away.
-    pub async fn try_key(&self, id: ClusterId) -> Result<(), Error> {
+    pub async fn try_key(self: &Arc<Self>, id: ClusterId) -> Result<(), Error> {
         let wrapped = self.wrapped_key(id).await?;
         self.keys.unwrap(id, &wrapped).await?;
         Ok(())
@@ -55,17 +55,16 @@ impl Host {
         to_its_end(async move {
             let slot = host.slot(cluster.id);
             let _turn = slot.turn.lock().await;
-            let places = host.places.clone();
             let id = cluster.id;
-            let old = blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await?;
+            let old = host.wrapped_key(id).await?;
             let key = host.keys.unwrap(id, &old).await?;
             fail::fail_point!("rewrap-unwrapped");
             let new = host.keys.wrap(&cluster, &key).await?;
             // A key that was wrapped and cannot be unwrapped would cost the data.
             host.keys.unwrap(id, &new).await?;
             fail::fail_point!("rewrap-wrapped");
-            let (places, kept) = (host.places.clone(), new.clone());
-            blocking(move || volume::keep_wrapped_key(&places.current_volume(id)?, &kept)).await?;
+            let (keeper, kept) = (host.clone(), new.clone());
+            blocking(move || volume::keep_wrapped_key(&keeper.current_volume(id)?, &kept)).await?;
             fail::fail_point!("rewrap-written");
             host.rewrap_next(&slot, &cluster).await?;
             Ok(new.into())

@@ -1,5 +1,6 @@
 //! What is seen of clusters from outside: what lies on the disk, what runs, and what the kernel says of it.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -85,6 +86,15 @@ impl Host {
             (state.is_proven, state.evidence) = (false, format!("{refused}; {}", state.evidence));
         }
         Some(state)
+    }
+
+    /// The folder of the volume that counts: of a running engine the one that it was started on, whatever the cluster's folder says by
+    /// now.
+    pub(super) fn current_volume(&self, id: ClusterId) -> Result<PathBuf, Error> {
+        if let Ok(running) = self.running(id) {
+            return Ok(self.places.volume(id, running.on.generation));
+        }
+        self.places.current_volume(id)
     }
 
     /// Whether the cluster's folder names the volume that is on record. A folder that does not name one is not completely made.

@@ -140,7 +140,7 @@ impl Host {
         Ok(())
     }
 
-    async fn copy_keys(&self, slot: &Slot, cluster: &Cluster) -> Result<CopyKeys, Error> {
+    async fn copy_keys(self: &Arc<Self>, slot: &Slot, cluster: &Cluster) -> Result<CopyKeys, Error> {
         let id = cluster.id;
         let next = lock(&slot.next).clone();
         let mut kept = None;
@@ -169,8 +169,7 @@ impl Host {
         let source = if self.is_running(id) {
             None
         } else {
-            let places = self.places.clone();
-            let wrapped = blocking(move || volume::wrapped_key(&places.current_volume(id)?)).await?;
+            let wrapped = self.wrapped_key(id).await?;
             Some(self.keys.unwrap(id, &wrapped).await?)
         };
         Ok(CopyKeys { source, target, wrapped })
