@@ -316,6 +316,33 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn t53_where_all_are_taken_the_most_crowded_cluster_gives_way_and_no_other() {
+        const OTHERS: usize = 98;
+        let tickets = Tickets::<()>::new();
+        let open = |cluster: ClusterId, number: usize, net: usize| {
+            let address: IpAddr = format!("10.{net}.{}.1", number / PER_ADDRESS_MAX).parse().unwrap();
+            let facts = TicketFacts { origin: Origin::public(address), ..facts(cluster) };
+            tickets.open(facts, NOW).unwrap()
+        };
+        let crowded = ClusterId::random();
+        let mut of_crowded: Vec<_> = (0..PER_CLUSTER_MAX).map(|number| open(crowded, number, 200)).collect();
+        let each = (TICKETS_MAX - PER_CLUSTER_MAX) / OTHERS;
+        let others: Vec<_> = (0..OTHERS)
+            .map(|net| (ClusterId::random(), net))
+            .flat_map(|(cluster, net)| (0..each).map(move |number| (cluster, number, net)))
+            .map(|(cluster, number, net)| open(cluster, number, net))
+            .collect();
+        assert_eq!(tickets.count(), TICKETS_MAX);
+        let newcomer = open(ClusterId::random(), 0, 99);
+        assert_eq!(tickets.count(), TICKETS_MAX);
+        let is_open = |one: &Opened<()>| tickets.look(one.id.as_str(), NOW).is_some();
+        assert!(is_open(&newcomer) && others.iter().all(is_open), "nobody else gives way");
+        let gone: Vec<usize> = (0..of_crowded.len()).filter(|&at| !is_open(&of_crowded[at])).collect();
+        assert_eq!(gone, [0], "the oldest of the most crowded");
+        assert_eq!(of_crowded.remove(0).ticket.await, Err(Gone), "and whoever waits hears it");
+    }
+
+    #[tokio::test]
     async fn t53_a_ticket_counts_once() {
         let tickets = Tickets::new();
         let opened = tickets.open(facts(ClusterId::random()), NOW).unwrap();
