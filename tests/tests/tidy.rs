@@ -113,9 +113,37 @@ fn unsafe_code_lives_in_one_file() {
     }
 }
 
+/// What of a file is in the program; `None` of a file for tests only. A single item for tests counts as in the program.
+fn shipped<'text>(path: &Path, text: &'text str) -> Option<&'text str> {
+    let name = path.file_name()?.to_str()?;
+    let is_of_tests = ["tests.rs", "testing.rs", "false_engine.rs"].iter().any(|end| name.ends_with(end));
+    let begins = ["#[cfg(test)]\nmod tests {", "#[cfg(test)]\npub(crate) mod tests {"];
+    let end = begins.iter().filter_map(|begin| text.find(begin)).min().unwrap_or(text.len());
+    (!is_of_tests).then(|| &text[..end])
+}
+
+#[test]
+fn what_is_in_the_program_is_told_from_its_tests() {
+    let text =
+        "fn a() {}\n#[cfg(test)]\nfn b() {}\nfn planted() {}\n#[cfg(test)]\nmod tests {\n    fn c() {}\n}\n";
+    let kept = shipped(Path::new("crates/x/src/y.rs"), text).expect("it is in the program");
+    assert!(kept.contains("planted") && !kept.contains("fn c"), "{kept}");
+    assert!(shipped(Path::new("crates/x/src/y/tests.rs"), text).is_none());
+}
+
 #[test]
 fn one_file_connects_to_engines() {
-    let ways = ["UnixStream::connect", "UnixDatagram", "host_path(", "SocketAddrUnix", ".s.PGSQL"];
+    let ways = [
+        "UnixStream::connect",
+        "UnixDatagram",
+        "UnixAddr",
+        "from_pathname",
+        "SockAddr::unix",
+        "host_path(",
+        ".host(\"/",
+        "SocketAddrUnix",
+        ".s.PGSQL",
+    ];
     let mut is_there = false;
     for (path, text) in sources() {
         // The operator's own socket; and the peer that a measurement has beside the connector.
@@ -127,7 +155,7 @@ fn one_file_connects_to_engines() {
         {
             continue;
         }
-        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        let Some(code) = shipped(&path, &text) else { continue };
         let way = ways.iter().find(|way| code.contains(**way));
         if path.ends_with("engine/src/connector.rs") {
             is_there = way.is_some();
@@ -280,9 +308,6 @@ const BY_PATH_ALLOWED: &[(&str, &str, &str)] = &[
     ("volume/watched.rs", "facts.is_file()", "what was found of an open file"),
 ];
 
-/// Files for tests only.
-const OF_TESTS: &[&str] = &["tests.rs", "false_engine.rs"];
-
 #[test]
 fn what_an_engine_can_write_is_reached_by_descriptor_only() {
     let room = root().join("crates/engine/src");
@@ -292,10 +317,7 @@ fn what_an_engine_can_write_is_reached_by_descriptor_only() {
             continue;
         };
         let name = name.to_string_lossy();
-        if OF_TESTS.iter().any(|file| path.ends_with(file)) {
-            continue;
-        }
-        let code = text.split("#[cfg(test)]\nmod tests {").next().unwrap_or("");
+        let Some(code) = shipped(&path, &text) else { continue };
         for (number, line) in code.lines().enumerate() {
             let line = line.split("//").next().unwrap_or("");
             if line.trim_start().starts_with("use ") || !BY_PATH.iter().any(|way| line.contains(way)) {
@@ -331,7 +353,7 @@ fn only_the_engine_s_room_goes_into_a_cluster_s_folder() {
         };
         let is_elsewhere =
             !name.starts_with("engine") && !name.components().any(|part| part.as_os_str() == "tests");
-        let code = text.split("#[cfg(test)]").next().unwrap_or("");
+        let Some(code) = shipped(&path, &text) else { continue };
         let code: String = code.lines().filter_map(|line| line.split("//").next()).collect();
         let goes = ["clusters()).", "join(\"clusters\")", "(\"complete.json\"", "(\"key.json\""];
         let way = goes.iter().find(|way| code.contains(**way));
