@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::fs::File;
 use std::io::Write as _;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, IntoRawFd};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -30,8 +30,7 @@ pub async fn prepare(cloud: &Cloud, sql: Sql) -> Result<Command, Failure> {
     let root = match &cloud.root {
         // The file that was read, and not what lies at its path by then.
         Some(root) => inherited(&root.file)?,
-        // libpq before 16 takes `system` for the name of a file in the working directory, where anybody may have put one.
-        None => inherited(&trust_anchors()?)?,
+        None => machine_s_root()?,
     };
     Ok(psql(&sql, &cluster, &user, &answer.params, root.into()))
 }
@@ -52,6 +51,16 @@ fn trust_anchors() -> Result<File, Failure> {
         write!(file, "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n", lines_of(&certificate))?;
     }
     Ok(file)
+}
+
+/// The file's name for psql, which has it open when it begins. libpq before 16 takes `system` for the name of a file in the working
+/// directory, where anybody may have put one.
+fn machine_s_root() -> Result<String, Failure> {
+    let anchors = trust_anchors()?;
+    let name = inherited(&anchors)?;
+    // It stays open until this program becomes psql, or ends.
+    let _ = anchors.into_raw_fd();
+    Ok(name)
 }
 
 /// Base64 in lines as PEM has them (RFC 7468).
@@ -135,13 +144,13 @@ mod tests {
 
     #[test]
     fn psql_gets_the_machine_s_trust_anchors_whatever_lies_in_the_working_directory() {
-        let name = inherited(&trust_anchors().unwrap()).unwrap();
+        let name = machine_s_root().unwrap();
         assert!(
             name.starts_with("/proc/self/fd/"),
             "libpq before 16 reads `system` in the working directory: {name}"
         );
-        let anchors = trust_anchors().unwrap();
-        let read = Command::new("cat").arg(inherited(&anchors).unwrap()).output().unwrap();
+        // In another program, as psql is.
+        let read = Command::new("cat").arg(name).output().unwrap();
         let mut pem = read.stdout.as_slice();
         let found = rustls_pki_types::CertificateDer::pem_reader_iter(&mut pem);
         let found: Vec<_> = found.map(Result::unwrap).collect();
