@@ -190,15 +190,13 @@ impl<R: Read> Read for Checked<'_, R> {
             let Some(wanted) = self.digests.next() else {
                 return Ok(0);
             };
-            (self.part, self.at) = (Vec::with_capacity(PART_BYTES), 0);
-            (&mut self.archive).take(PART_BYTES as u64).read_to_end(&mut self.part)?;
-            if sum(&self.part) != *wanted {
-                self.part.clear();
-                return Err(io::Error::new(
-                    io::ErrorKind::InvalidData,
-                    "the archive is not the one that was made",
-                ));
+            let mut part = Vec::with_capacity(PART_BYTES);
+            (&mut self.archive).take(PART_BYTES as u64).read_to_end(&mut part)?;
+            if sum(&part) != *wanted {
+                let another = "the archive is not the one that was made";
+                return Err(io::Error::new(io::ErrorKind::InvalidData, another));
             }
+            (self.part, self.at) = (part, 0);
         }
         let count = bytes.len().min(self.part.len() - self.at);
         bytes[..count].copy_from_slice(&self.part[self.at..self.at + count]);

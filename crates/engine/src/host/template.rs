@@ -21,8 +21,7 @@ use super::{Host, blocking};
 use crate::inside::{Inside, failed};
 use crate::jail::{Jail, libraries};
 use crate::places::{Owner, give, make_folder, remove_folder};
-use crate::volume;
-use crate::{Error, archive, control_file, initialize};
+use crate::{Error, archive, control_file, initialize, leftovers, volume};
 
 /// An archive that is being written.
 const BESIDE: &str = "new";
@@ -84,24 +83,26 @@ impl Host {
         let folder = Inside::at(&self.places.templates()).ok()?;
         let name = file_name(self.postgres.major, &template.parts);
         folder.look(&name).ok()??;
-        let read = folder.file(&name).map_err(|cause| cause.to_string()).and_then(|found| {
-            let (mut archive, _) = found.ok_or("it is no plain file")?;
-            match archive::check(&mut archive, &template.parts) {
-                Err(cause) if cause.kind() != ErrorKind::InvalidData => {
-                    tracing::warn!(%cause, "what new clusters are copied from cannot be read, so it is made anew");
-                    Ok(None)
-                }
-                checked => checked.map(|()| Some(archive)).map_err(|cause| cause.to_string()),
+        let checked = match folder.file(&name) {
+            Ok(Some((mut archive, _))) => archive::check(&mut archive, &template.parts).map(|()| archive),
+            Ok(None) => Err(std::io::Error::new(ErrorKind::InvalidData, "it is no plain file")),
+            Err(cause) => Err(std::io::Error::other(cause.to_string())),
+        };
+        match checked {
+            Ok(archive) => Some(archive),
+            Err(cause) if cause.kind() == ErrorKind::InvalidData => {
+                tracing::warn!(
+                    %cause,
+                    "what new clusters are copied from was changed on the disk; nothing of it is used, and it is made anew. If \
+                     nobody restored the data directory, look who can write to it"
+                );
+                None
             }
-        });
-        read.unwrap_or_else(|cause| {
-            tracing::warn!(
-                cause,
-                "what new clusters are copied from was changed on the disk; nothing of it is used, and it is made anew. If \
-                 nobody restored the data directory, look who can write to it"
-            );
-            None
-        })
+            Err(cause) => {
+                tracing::warn!(%cause, "what new clusters are copied from cannot be read, so it is made anew");
+                None
+            }
+        }
     }
 
     /// Makes the archive, instead of all that there are, and says what its parts are.
@@ -112,7 +113,12 @@ impl Host {
         // A cluster that was never completely made, so what a kill leaves of it goes with the others of its kind.
         let id = ClusterId::random();
         let made = self.make_in_volume(id, &folder);
+        let place = self.places.cluster(id);
+        if made.is_err() {
+            leftovers::end_processes_of(&place);
+        }
         let put_away = volume::destroy_all(&self.places, id);
+        self.companion.forget(&place);
         if made.is_err() {
             folder.remove_tree(BESIDE)?;
         }
