@@ -79,6 +79,16 @@ pub fn read_answer(wire: &mut Wire) -> io::Result<Answer> {
     }
 }
 
+impl Cluster<'_> {
+    /// The row of `chitin verify` with this claim, of those that only the inside can prove.
+    pub fn proof(&self, claim: &str) -> Value {
+        let proof = self.cloud.call("POST", &format!("/api/v1/chitin/clusters/{}/proof", self.id), None).ok();
+        let rows = proof["rows"].as_array().expect("rows").iter();
+        let mut found = rows.filter(|row| row["claim"].as_str().is_some_and(|text| text.contains(claim)));
+        found.next().cloned().unwrap_or_else(|| panic!("no row says {claim}: {proof}"))
+    }
+}
+
 impl Cloud {
     /// Begins a call and leaves it: for one that is not answered.
     pub fn begin_call(&self, method: &str, path: &str, body: &Value) -> std::process::Child {

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use model::{Checkpoint, ClusterId};
+use model::{Checkpoint, ClusterId, Wish};
 use tokio::task::{JoinHandle, spawn_blocking};
 use tokio_util::sync::CancellationToken;
 
@@ -70,7 +70,9 @@ async fn compare(house: &Reconciler, id: ClusterId) {
     let host = house.host.clone();
     let looked = spawn_blocking(move || host.check_volume(id)).await;
     let alarm = looked.ok().and_then(Result::err).map(|refused| refused.to_string());
-    let known = house.store.snapshot().get(&id).map(|entry| entry.seen.volume.alarm.clone());
+    // Looked at afterwards: the folder of one that is being deleted names nothing.
+    let exists = |entry: &&Arc<store::Entry>| entry.cluster.wish != Wish::Deleted;
+    let known = house.store.snapshot().get(&id).filter(exists).map(|entry| entry.seen.volume.alarm.clone());
     if known.is_none_or(|known| known == alarm) {
         return;
     }

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use house::cloud::PATIENCE;
 use house::command::{eventually, run};
-use house::{Cloud, Cluster, Options};
+use house::{Cloud, Options};
 
 /// The folder of a cluster.
 fn folder(cloud: &Cloud, id: &str) -> PathBuf {
@@ -58,14 +58,6 @@ pub fn a_folder_that_names_another_volume_is_refused_and_alarms() {
     }
 }
 
-/// The row of `verify` that says so, of those that only the inside can prove.
-fn proof(one: &Cluster<'_>, claim: &str) -> serde_json::Value {
-    let proof = one.cloud.call("POST", &format!("/api/v1/chitin/clusters/{}/proof", one.id), None).ok();
-    let rows = proof["rows"].as_array().expect("rows").iter();
-    let mut found = rows.filter(|row| row["claim"].as_str().is_some_and(|text| text.contains(claim)));
-    found.next().cloned().unwrap_or_else(|| panic!("no row says {claim}: {proof}"))
-}
-
 pub fn a_folder_that_names_another_volume_while_its_engine_runs_is_told_and_the_engine_goes_on() {
     let cloud = Cloud::plain();
     let one = cloud.cluster("re-marked", &[]);
@@ -73,7 +65,7 @@ pub fn a_folder_that_names_another_volume_while_its_engine_runs_is_told_and_the_
     session.query("create table t as select 42 as x").expect("a table");
     let (record, files) = ("names the volume that is on record", "lie in an encrypted volume");
     for claim in [record, files] {
-        assert_eq!(proof(&one, claim)["outcome"], "proven", "{claim}");
+        assert_eq!(one.proof(claim)["outcome"], "proven", "{claim}");
     }
     let marker = folder(&cloud, &one.id).join("complete.json");
     let honest = std::fs::read_to_string(&marker).expect("a marker");
@@ -81,7 +73,7 @@ pub fn a_folder_that_names_another_volume_while_its_engine_runs_is_told_and_the_
     assert_ne!(lie, honest);
     std::fs::write(&marker, lie).expect("the disk is theirs");
     for claim in [record, files] {
-        let row = proof(&one, claim);
+        let row = one.proof(claim);
         assert_eq!(row["outcome"], "failed", "{row}");
         assert!(row["evidence"].as_str().is_some_and(|said| said.contains("sealed state another")), "{row}");
     }
@@ -91,8 +83,12 @@ pub fn a_folder_that_names_another_volume_while_its_engine_runs_is_told_and_the_
     let shown = cloud.json(["key", "list", &one.name]).to_string();
     assert!(shown.contains("sealed state another"), "{shown}");
     assert_eq!(session.value("select x from t"), "42", "what runs goes on");
+    std::fs::write(&marker, "nonsense").expect("the disk is theirs");
+    assert_eq!(one.proof(record)["outcome"], "failed");
+    std::fs::remove_file(&marker).expect("the disk is theirs");
+    assert_eq!(one.proof(record)["outcome"], "failed");
     std::fs::write(&marker, &honest).expect("it is put back");
-    assert_eq!(proof(&one, record)["outcome"], "proven");
+    assert_eq!(one.proof(record)["outcome"], "proven");
 }
 
 pub fn an_older_copy_of_a_volume_is_told_also_when_it_never_slept() {
@@ -104,8 +100,9 @@ pub fn an_older_copy_of_a_volume_is_told_also_when_it_never_slept() {
     copy(&files, &older);
     cloud.boot();
     one.sign_in().query("insert into t values (2)").expect("a row");
-    // Its checkpoint is read every five seconds while it runs. That of its recovery is newer than the copy.
-    std::thread::sleep(Duration::from_secs(12));
+    // Its checkpoint is read every five seconds while it runs, and kept at the next reading. That of its recovery is newer than
+    // the copy.
+    std::thread::sleep(Duration::from_secs(30));
     cloud.kill();
     std::fs::rename(&files, cloud.scratch().join("newest")).expect("it is taken away");
     copy(&older, &files);

@@ -97,9 +97,16 @@ impl Host {
         self.places.current_volume(id)
     }
 
-    /// Whether the cluster's folder names the volume that is on record. A folder that does not name one is not completely made.
+    /// Whether the folder of a cluster that was completely made names the volume that is on record.
     pub fn check_volume(&self, id: ClusterId) -> Result<(), Error> {
-        self.marker(id).map(drop)
+        let none = || {
+            Error::VolumeRefused {
+            reason: "complete.json, which names the cluster's volume, is not there or cannot be read: put it back from a backup \
+                     before Chitin starts again"
+                .to_owned(),
+        }
+        };
+        self.marker(id)?.map(drop).ok_or_else(none)
     }
 
     /// Up to where everything is on the disk: of a running engine now, of one that was stopped then. The files are the
