@@ -19,7 +19,7 @@ const READ_MAX: Duration = Duration::from_secs(2);
 /// a little later. It costs nobody anything, since no answer goes out before [`gateway::Settings::lookup_levelled`].
 const GATHERED: Duration = Duration::from_millis(5);
 /// Users that one question looks up at the most.
-const USERS_MAX: usize = 256;
+const USERS_MAX: usize = 2_048;
 /// How old the forms of verifiers may be that stand-ins take. It bounds for how long a new form stands out.
 const FORMS_EVERY: Duration = Duration::from_secs(5);
 
@@ -135,7 +135,7 @@ impl Lines {
                     inner.is_asking = false;
                     return;
                 }
-                let count = inner.waiting.len().min(if cluster.is_some() { USERS_MAX } else { usize::MAX });
+                let count = inner.waiting.len().min(USERS_MAX);
                 let is_old = inner.forms.as_ref().is_none_or(|(at, _)| at.elapsed() >= FORMS_EVERY);
                 (inner.waiting.drain(..count).collect::<Vec<_>>(), is_old)
             };
