@@ -179,7 +179,7 @@ fn without_root_nothing_stays_unlocked_either() {
     std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
     // On machines where FUSE is root's alone, a device of their own for the user's processes; and none of the mounts that the
     // tests beside this one have, or they could not be taken down.
-    let steps = r#"cut -d' ' -f5 /proc/self/mountinfo | grep '^/tmp/ce' | while read -r place; do umount -l "$place"; done
+    let steps = r#"cut -d' ' -f5 /proc/self/mountinfo | grep "^${TMPDIR:-/tmp}/ce" | while read -r place; do umount -l "$place"; done
         mknod -m 666 "$0" c 10 229 && mount --bind "$0" /dev/fuse && exec "$@""#;
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", steps]).arg(folder.path().join("fuse"));

@@ -46,8 +46,14 @@ pub fn a_full_cluster_is_told_refuses_what_grows_and_grows_when_it_may() {
     eventually("a larger limit counts on the living cluster", PATIENCE, grown);
     eventually("the alert is gone", PATIENCE, || (!alerts(&cloud).contains("is refused")).then_some(()));
     session.query("truncate t").expect("it goes on");
-    let proof = cloud.chitin(["cluster", "show", "filled"]).ok();
-    assert!(proof.contains("at most 3072 MiB, enforced"), "{proof}");
+    let shown = cloud.chitin(["cluster", "show", "filled"]).ok();
+    assert!(shown.contains("at most 3072 MiB, enforced"), "{shown}");
+    let row = one.proof("cannot take the disk of the others");
+    assert_eq!(row["outcome"], "proven", "{row}");
+    assert!(
+        row["evidence"].as_str().is_some_and(|said| said.starts_with("enforced by its own file system")),
+        "{row}"
+    );
 }
 
 /// Where nothing holds a volume back, it is watched: first it is read-only for who does not insist, then it is stopped.
@@ -80,6 +86,9 @@ pub fn a_cluster_that_no_file_system_holds_back_is_stopped_from_writing_in_time(
     cloud.chitin(["cluster", "update", "watched", "--storage", "4"]).ok();
     let mut session = eventually("it comes back with a larger limit", PATIENCE, || one.try_sign_in().ok());
     session.query("truncate t").expect("it writes as before");
+    let row = one.proof("cannot take the disk of the others");
+    assert_eq!(row["outcome"], "missing", "{row}");
+    assert!(row["evidence"].as_str().is_some_and(|said| said.starts_with("watched, not enforced")), "{row}");
     let taken = run(std::process::Command::new("du").arg("-sm").arg(cloud.data())).ok();
     let mib: u64 = taken.split_whitespace().next().and_then(|text| text.parse().ok()).expect("a number");
     assert!(mib < 2_500, "it took {mib} MiB");
