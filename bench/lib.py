@@ -141,10 +141,10 @@ def stop(process, how=signal.SIGTERM, seconds=60):
 class Place:
     """Where a client connects: environment for libpq, and what our own client needs."""
 
-    def __init__(self, name, port, database, ca, password, pid=None, binding="prefer", socket_folder=None, more=None,
+    def __init__(self, name, port, database, ca, password, pid=None, binding="prefer", more=None,
                  source="127.0.0.1", header=b""):
         self.name, self.port, self.database, self.ca, self.password = name, port, database, ca, password
-        self.pid, self.binding, self.socket_folder = pid, binding, socket_folder
+        self.pid, self.binding = pid, binding
         # Further environment for libpq, as a client certificate.
         self.more = more or {}
         # For our own client: the address to come from, and what a balancer would say before the first byte.
@@ -153,12 +153,9 @@ class Place:
 
     def environment(self):
         plain = {key: value for key, value in os.environ.items() if not key.startswith("PG")}
-        if self.socket_folder:
-            own = {"PGHOST": str(self.socket_folder), "PGPORT": str(self.port)}
-        else:
-            own = {"PGHOST": "localhost", "PGHOSTADDR": "127.0.0.1", "PGPORT": str(self.port), "PGSSLMODE": "verify-full",
-                   "PGSSLROOTCERT": str(self.ca), "PGCHANNELBINDING": self.binding, "PGPASSWORD": self.password,
-                   "PGSSLMINPROTOCOLVERSION": "TLSv1.3"}
+        own = {"PGHOST": "localhost", "PGHOSTADDR": "127.0.0.1", "PGPORT": str(self.port), "PGSSLMODE": "verify-full",
+               "PGSSLROOTCERT": str(self.ca), "PGCHANNELBINDING": self.binding, "PGPASSWORD": self.password,
+               "PGSSLMINPROTOCOLVERSION": "TLSv1.3"}
         return {**plain, **own, **self.more, "PGUSER": USER, "PGDATABASE": self.database, "PGGSSENCMODE": "disable",
                 "PGCONNECT_TIMEOUT": "60"}
 
@@ -302,10 +299,6 @@ class Cloud:
         if done.returncode != 0:
             raise RuntimeError(f"chitin {' '.join(words)}: {done.stderr.strip()}")
         return done.stdout
-
-    def bare_place(self):
-        """The engine's socket without the gateway, for what concerns the engine alone."""
-        return Place("engine socket", 5432, DATABASE, None, None, socket_folder=self.socket_folder)
 
     def stop(self):
         stop(self.process)
