@@ -14,12 +14,6 @@ mod vanished;
 use house::runner::Suite;
 use house::tests;
 
-/// How often a fault is repeated whose moment is chance: once, or as often as `tests/faults/run` says.
-fn rounds() -> std::ops::Range<u32> {
-    let said = std::env::var("CHITIN_FAULT_ROUNDS").ok();
-    0..said.map_or(1, |rounds| rounds.parse().expect("CHITIN_FAULT_ROUNDS is a number"))
-}
-
 /// Its tests.
 pub(crate) fn suite() -> Suite {
     Suite::new("faults")

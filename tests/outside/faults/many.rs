@@ -90,10 +90,6 @@ fn is_as_they_left_it(cloud: &Cloud, busy: &Cluster<'_>) {
     }
 }
 
-pub fn many_operations_at_once_do_what_they_say_and_leave_nothing() {
-    super::rounds().for_each(|_| many_at_once());
-}
-
 /// What the machine shows of a cloud: its mounts, loop devices, clusters' folders and sockets' folders.
 fn shown(cloud: &Cloud) -> [usize; 4] {
     let count = |folder: &str| {
@@ -114,7 +110,7 @@ fn shows_only(cloud: &Cloud, of_one: [usize; 4], running: usize) {
     });
 }
 
-fn many_at_once() {
+pub fn many_operations_at_once_do_what_they_say_and_leave_nothing() {
     let cloud = Cloud::plain();
     let [one, two, napping] = ["busy-one", "busy-two", "napping-one"].map(|name| cloud.cluster(name, &[]));
     let ledgers = [Ledger::open(&one), Ledger::open(&two)];

@@ -21,10 +21,6 @@ fn while_still(processes: &[Process], meanwhile: impl FnOnce()) {
 }
 
 pub fn what_stands_still_for_a_while_loses_nothing_goes_on_and_holds_up_nobody_else() {
-    super::rounds().for_each(|_| stand_still());
-}
-
-fn stand_still() {
     let cloud = Cloud::plain();
     let (victim, neighbour) = (cloud.cluster("stands-still", &[]), cloud.cluster("goes-on", &[]));
     let (of_victim, of_neighbour) = (Ledger::open(&victim), Ledger::open(&neighbour));

@@ -79,10 +79,6 @@ impl Step {
 }
 
 pub fn clients_that_vanish_leave_no_session_no_lock_and_no_descriptor() {
-    super::rounds().for_each(|_| vanish());
-}
-
-fn vanish() {
     let cloud = Cloud::plain();
     let (left, neighbour) = (cloud.cluster("left-behind", &[]), cloud.cluster("is-busy", &[]));
     let ledger = Ledger::open(&neighbour);
