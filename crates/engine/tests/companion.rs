@@ -273,12 +273,18 @@ async fn nothing_is_unlocked_while_the_companion_does_not_answer() {
     let refused = host.start(&cluster).await.unwrap_err();
     assert!(matches!(&refused, Error::NoCompanion { .. }), "{refused}");
     assert!(refused.to_string().contains("nothing is unlocked"), "{refused}");
-    assert_eq!(open_below(folder.path()), Vec::<String>::new());
+    // A server that the stop ended may be there for a moment more.
+    eventually("nothing is open", || open_below(folder.path()).is_empty());
     // It was ended, and the next try has another.
     eventually("the one that stood still is gone", || {
         !Path::new(&format!("/proc/{companion}/cmdline")).exists()
     });
-    host.start(&cluster).await.unwrap();
+    // Where that one is slow to begin it is tried once more, as the cloud does.
+    let begun = Instant::now();
+    while let Err(refused) = host.start(&cluster).await {
+        assert!(matches!(&refused, Error::NoCompanion { .. }) && begun.elapsed() < SOON, "{refused}");
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
     host.destroy(&cluster).await.unwrap();
 }
 
