@@ -145,12 +145,23 @@ impl Store {
         now: OffsetDateTime,
         change: impl FnOnce(&mut Cluster, &Snapshot) -> Result<T, E>,
     ) -> Result<T, E> {
+        self.edit_entry(id, now, |entry, all| change(&mut entry.cluster, all))
+    }
+
+    /// The same of a cluster's document and of what was seen of it, in one step.
+    fn edit_entry<T, E: From<Error>>(
+        &self,
+        id: ClusterId,
+        now: OffsetDateTime,
+        change: impl FnOnce(&mut Entry, &Snapshot) -> Result<T, E>,
+    ) -> Result<T, E> {
         let _writer = self.write();
         let mut next = (*self.snapshot()).clone();
         let entry = next.get(&id).ok_or(Error::NotFound(id))?;
         let mut edited = Entry::clone(entry);
-        let answer = change(&mut edited.cluster, &next)?;
-        if edited.cluster == entry.cluster {
+        let answer = change(&mut edited, &next)?;
+        let is_seen_anew = edited.seen != entry.seen;
+        if edited.cluster == entry.cluster && !is_seen_anew {
             return Ok(answer);
         }
         if entry.cluster.wish == Wish::Deleted {
@@ -167,8 +178,11 @@ impl Store {
             edited.cluster.deleted_at = Some(edited.cluster.updated_at);
         }
         let has_grown = length(&edited.cluster) > length(&entry.cluster) + GROWTH_BYTES_MIN;
-        let mut batch = if has_grown { Batch::growing() } else { Batch::default() };
-        self.file.put(&mut batch, Table::Clusters, &id.to_string(), &edited.cluster)?;
+        let (mut batch, key) = (if has_grown { Batch::growing() } else { Batch::default() }, id.to_string());
+        self.file.put(&mut batch, Table::Clusters, &key, &edited.cluster)?;
+        if is_seen_anew {
+            self.file.put(&mut batch, Table::Observations, &key, &edited.seen)?;
+        }
         self.file.commit(batch)?;
         next.insert(edited);
         self.publish(next);
@@ -185,24 +199,11 @@ impl Store {
 
     /// Wishes that a cluster sleeps although the copy of its roles could not be kept, which is noted: both, or neither.
     pub fn wish_asleep_without_roles(&self, id: ClusterId, now: OffsetDateTime) -> Result<(), Error> {
-        let _writer = self.write();
-        let mut next = (*self.snapshot()).clone();
-        let entry = next.get(&id).ok_or(Error::NotFound(id))?;
-        if entry.cluster.wish == Wish::Deleted {
-            return Err(Error::NotFound(id));
-        }
-        let mut edited = Entry::clone(entry);
-        edited.seen.roles.is_given_up = true;
-        edited.cluster.wish = Wish::Exists(Power::Asleep);
-        edited.cluster.revision += 1;
-        edited.cluster.updated_at = to_microseconds(now);
-        let (mut batch, key) = (Batch::default(), id.to_string());
-        self.file.put(&mut batch, Table::Clusters, &key, &edited.cluster)?;
-        self.file.put(&mut batch, Table::Observations, &key, &edited.seen)?;
-        self.file.commit(batch)?;
-        next.insert(edited);
-        self.publish(next);
-        Ok(())
+        self.edit_entry(id, now, |entry, _| {
+            entry.seen.roles.is_given_up = true;
+            entry.cluster.wish = Wish::Exists(Power::Asleep);
+            Ok(())
+        })
     }
 
     /// Writes what was last seen true of a cluster's engine and volume. Its network is [`Self::observe_network`]'s, its
