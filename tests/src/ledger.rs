@@ -27,11 +27,6 @@ impl<'cloud> Ledger<'cloud> {
         Self { cluster: cluster.clone(), acknowledged: (0..WRITERS).map(|_| AtomicU64::new(0)).collect() }
     }
 
-    /// How many rows were acknowledged.
-    pub fn rows(&self) -> u64 {
-        self.acknowledged.iter().map(|last| last.load(Ordering::SeqCst)).sum()
-    }
-
     /// Does something while every writer writes. Each signs in again when its session ends.
     pub fn during<T>(&self, work: impl FnOnce() -> T) -> T {
         let is_over = AtomicBool::new(false);

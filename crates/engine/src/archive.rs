@@ -1,9 +1,7 @@
 //! A folder in one file, of which each part is compared with what it was before anything in it is believed.
 
-use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{self, Read, Seek as _, Write};
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 
 use aws_lc_rs::digest;
@@ -120,11 +118,9 @@ fn split(path: &Path) -> Option<(&Path, &str)> {
 }
 
 fn odd(path: &Path) -> io::Error {
-    let name = String::from_utf8_lossy(OsStr::as_bytes(path.as_os_str())).escape_debug().to_string();
-    io::Error::new(
-        io::ErrorKind::InvalidData,
-        format!("the archive has something in it that no data directory has: {name}"),
-    )
+    let name = path.to_string_lossy();
+    let what = format!("the archive has something in it that no data directory has: {}", name.escape_debug());
+    io::Error::new(io::ErrorKind::InvalidData, what)
 }
 
 fn sum(part: &[u8]) -> String {

@@ -6,10 +6,12 @@ mod common;
 use std::collections::HashSet;
 use std::fs::File;
 use std::os::unix::fs::{FileExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 
-use common::{EncryptingDisk, Place, cluster, folder, kinds, open, place, session, skipped, volume};
+use common::{
+    EncryptingDisk, Place, cluster, files_below, folder, kinds, open, place, session, skipped, volume,
+};
 use engine::Host;
 use keys::RootKey;
 use model::{Cluster, Encryption};
@@ -85,18 +87,6 @@ fn hits_in(path: &Path, pattern: &Regex) -> HashSet<Vec<u8>> {
 /// Whether the bytes of a file hold this.
 fn holds(path: &Path, needle: &str) -> bool {
     !hits_in(path, &Regex::new(&regex::escape(needle)).unwrap()).is_empty()
-}
-
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
-        match entry.file_type() {
-            Ok(kind) if kind.is_dir() => found.extend(files_below(&entry.path())),
-            Ok(kind) if kind.is_file() => found.push(entry.path()),
-            _ => {}
-        }
-    }
-    found
 }
 
 #[tokio::test(flavor = "multi_thread")]

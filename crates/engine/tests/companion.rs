@@ -23,7 +23,6 @@ const ENCRYPTION: &str = "CHITIN_TEST_ENCRYPTION";
 const ROUTING_ID: &str = "CHITIN_TEST_ROUTING_ID";
 const WITHOUT_COMPANION: &str = "CHITIN_TEST_COMPANION_KILLED";
 const ID: &str = "7e1f5b63-1e2d-4c1f-8d1f-4c206b8d3e21";
-const NOBODY: &str = "65534";
 const RESTLESS: &str = "CHITIN_TEST_RESTLESS";
 const CANARY: &str = "canary-of-the-companion";
 
@@ -183,7 +182,9 @@ fn without_root_nothing_stays_unlocked_either() {
         mknod -m 666 "$0" c 10 229 && mount --bind "$0" /dev/fuse && exec "$@""#;
     let mut command = Command::new("unshare");
     command.args(["--mount", "sh", "-c", steps]).arg(folder.path().join("fuse"));
-    command.args(["setpriv", "--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&program);
+    command
+        .args(["setpriv", "--reuid", common::NOBODY, "--regid", common::NOBODY, "--clear-groups"])
+        .arg(&program);
     command.env_remove("CHITIN_TESTS_SKIPPED").current_dir("/tmp");
     let tried = command
         .args(["--exact", "--nocapture", "nothing_stays_unlocked_when_chitin_is_killed"])

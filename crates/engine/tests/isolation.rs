@@ -15,8 +15,6 @@ use model::{Cluster, Encryption, RoleName};
 use rustix::process::Uid;
 use rustix::thread::set_thread_res_uid;
 
-/// The user nobody.
-const NOBODY: &str = "65534";
 const SOCKET: &str = ".s.PGSQL.5432";
 const FIRST_UID: u32 = 1_900_000_000;
 const FIRST_NODE_UID: u32 = 2_000_000_000;
@@ -129,22 +127,15 @@ fn without_root_nobody_is_led_elsewhere_either() {
     if !is_root() {
         return skipped("this is no root, so every other test shows it");
     }
-    let folder = common::folder();
-    std::fs::set_permissions(folder.path(), Permissions::from_mode(0o755)).unwrap();
-    // Where that user gets at it.
-    let program = folder.path().join("tests");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let mut command = std::process::Command::new("setpriv");
-    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&program).current_dir("/tmp");
-    command.env_remove("CHITIN_TESTS_SKIPPED");
-    let tried = command
-        .args(["--exact", "a_link_to_another_cluster_s_socket_leads_nowhere"])
-        .arg("two_clouds_of_one_machine_reach_their_own_engines_only")
-        .arg("the_connector_of_a_run_that_ended_reaches_no_later_one")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
-    assert!(tried.status.success() && said.contains("3 passed"), "{said}");
+    common::pass_as_nobody(
+        &[
+            "--exact",
+            "a_link_to_another_cluster_s_socket_leads_nowhere",
+            "two_clouds_of_one_machine_reach_their_own_engines_only",
+            "the_connector_of_a_run_that_ended_reaches_no_later_one",
+        ],
+        3,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use common::{
-    Place, SOON, VERIFIER, cluster, maria, nothing_left, open, place, processes_of, session, skipped,
+    Place, SOON, VERIFIER, cluster, files_below, maria, nothing_left, open, place, processes_of, session,
+    skipped,
 };
 use engine::{Error, Host, HostConfig};
 use keys::RootKey;
@@ -318,23 +319,6 @@ async fn without_encryption_nothing_is_made_unless_the_operator_said_so() {
     assert!(host.on_disk().is_empty());
 }
 
-/// The files of a folder and of all in it.
-fn files_below(folder: &Path) -> Vec<PathBuf> {
-    let mut found = Vec::new();
-    let mut folders = vec![folder.to_owned()];
-    while let Some(folder) = folders.pop() {
-        for entry in std::fs::read_dir(&folder).unwrap().flatten() {
-            let kind = entry.file_type().unwrap();
-            if kind.is_dir() {
-                folders.push(entry.path());
-            } else if kind.is_file() {
-                found.push(entry.path());
-            }
-        }
-    }
-    found
-}
-
 /// The archive that new clusters are copied from.
 fn archive(folder: &Path) -> PathBuf {
     let found = files_below(&folder.join("clusters/templates"));
@@ -449,21 +433,8 @@ async fn what_is_planted_in_a_template_is_in_no_new_cluster() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_template_of_another_minor_version_is_made_anew() {
-    let folder = common::folder();
-    let record = common::no_record();
-    let kek = Arc::new(RootKey::open_or_create(&folder.path().join("kek")).unwrap());
-    let host = Host::open(HostConfig {
-        data: folder.path().to_owned(),
-        keys: kek,
-        allow_unencrypted: true,
-        postgres_bin: None,
-        encryption: Some(Encryption::None),
-        attestation: None,
-        launcher: common::launcher(),
-        record: record.clone(),
-    })
-    .await
-    .unwrap();
+    let (folder, record) = (common::folder(), common::no_record());
+    let host = common::open_recorded(folder.path(), record.clone()).await.unwrap();
     host.create(&cluster(20)).await.unwrap();
     let made = std::fs::metadata(archive(folder.path())).unwrap().modified().unwrap();
     let (major, kept) = (14..=18)

@@ -7,15 +7,12 @@ mod common;
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use common::{Folder, Place, cluster, is_root, place, skipped, volume};
 use model::{Cluster, Encryption};
 use rustix::fs::{CWD, FileType, Mode, OFlags, mkdirat, mknodat, openat};
 
-/// An OS user that nothing belongs to.
-const NOBODY: &str = "65534";
 /// Deeper than a path can say, than descriptors are given out, and than a thread's stack lasts for.
 const LEVELS: usize = 5_000;
 
@@ -279,15 +276,5 @@ fn without_root_links_lead_nowhere_either() {
     if !is_root() {
         return skipped("this is no root, so every other test shows it");
     }
-    let folder = common::folder();
-    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
-    // Where that user gets at it.
-    let program = folder.path().join("tests");
-    fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&program).current_dir("/tmp");
-    command.env_remove("CHITIN_TESTS_SKIPPED");
-    let tried = command.args(["--skip", "without_root_links_lead_nowhere_either"]).output().unwrap();
-    let said = String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
-    assert!(tried.status.success() && said.contains("5 passed"), "{said}");
+    common::pass_as_nobody(&["--skip", "without_root_links_lead_nowhere_either"], 5);
 }

@@ -3,15 +3,11 @@
 
 mod common;
 
-use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use common::{Place, cluster, is_root, maria, place, session, skipped};
 use model::{Cluster, Encryption, Plan};
-
-/// An OS user that nothing belongs to.
-const NOBODY: &str = "65534";
 
 /// The internal superuser's session: it stands for code in an engine that was taken over.
 async fn taken_over(place: &Place, cluster: &Cluster) -> tokio_postgres::Client {
@@ -60,23 +56,16 @@ fn without_root_the_sandbox_is_as_tight() {
     if !is_root() {
         return skipped("this is no root, so every other test shows it");
     }
-    let folder = common::folder();
-    std::fs::set_permissions(folder.path(), std::fs::Permissions::from_mode(0o755)).unwrap();
-    // Where that user gets at it.
-    let program = folder.path().join("tests");
-    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
-    let mut command = Command::new("setpriv");
-    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&program).current_dir("/tmp");
-    command.env_remove("CHITIN_TESTS_SKIPPED");
-    let tried = command
-        .args(["--exact", "what_must_not_be_possible_in_a_sandbox_is_tried_from_inside_and_refused"])
-        .arg("a_library_that_was_brought_along_is_not_loaded")
-        .arg("code_in_an_engine_finds_no_way_to_the_process_that_holds_its_sandbox")
-        .arg("an_engine_gets_no_key_of_the_session_that_started_chitin")
-        .output()
-        .unwrap();
-    let said = String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
-    assert!(tried.status.success() && said.contains("4 passed"), "{said}");
+    common::pass_as_nobody(
+        &[
+            "--exact",
+            "what_must_not_be_possible_in_a_sandbox_is_tried_from_inside_and_refused",
+            "a_library_that_was_brought_along_is_not_loaded",
+            "code_in_an_engine_finds_no_way_to_the_process_that_holds_its_sandbox",
+            "an_engine_gets_no_key_of_the_session_that_started_chitin",
+        ],
+        4,
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

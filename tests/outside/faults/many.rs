@@ -103,11 +103,7 @@ fn shown(cloud: &Cloud) -> [usize; 4] {
 /// Waits until it shows what so many running clusters need, and nothing else.
 fn shows_only(cloud: &Cloud, of_one: [usize; 4], running: usize) {
     let wanted = of_one.map(|count| count * running);
-    let mut last = shown(cloud);
-    eventually("nothing else is left", PATIENCE, || {
-        last = shown(cloud);
-        (last == wanted).then_some(())
-    });
+    eventually("nothing else is left", PATIENCE, || (shown(cloud) == wanted).then_some(()));
 }
 
 pub fn many_operations_at_once_do_what_they_say_and_leave_nothing() {

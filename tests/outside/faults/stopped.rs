@@ -35,20 +35,15 @@ pub fn what_stands_still_for_a_while_loses_nothing_goes_on_and_holds_up_nobody_e
                 all.sort_by_key(|process| process.started_ticks);
                 all
             };
-            let companion = cloud.companion();
-            for what in [
-                "the first process of its engine",
-                "the process of a session",
-                "its whole engine",
-                "the companion",
-            ] {
-                let processes = match what {
-                    "the first process of its engine" => vec![postmaster],
-                    "the process of a session" => vec![victim.process_of(&mut session)],
-                    "its whole engine" => engine(),
-                    _ => vec![companion],
-                };
-                while_still(&processes, || of_neighbour.goes_on());
+            let (companion, backend) = (cloud.companion(), victim.process_of(&mut session));
+            let all: [(&str, &dyn Fn() -> Vec<Process>); 4] = [
+                ("the first process of its engine", &|| vec![postmaster]),
+                ("the process of a session", &|| vec![backend]),
+                ("its whole engine", &engine),
+                ("the companion", &|| vec![companion]),
+            ];
+            for (what, processes) in all {
+                while_still(&processes(), || of_neighbour.goes_on());
                 of_victim.goes_on();
                 assert!(cloud.companion() == companion && postmaster.is_alive(), "{what} was started again");
                 assert_eq!(session.value("select 1"), "1", "{what}");

@@ -166,16 +166,21 @@ pub fn a_second_signal_is_no_error_and_does_not_wait_for_sessions() {
     }
 }
 
+/// A file that somebody who looks into the volume of a running cluster has open, in the cloud's own mount namespace.
+fn held(one: &Cluster<'_>) -> File {
+    let volume = one.cloud.data().join("clusters").join(&one.id);
+    if !volume.join("image").exists() {
+        skip("no volume of this machine has a file system of its own");
+    }
+    let inside = format!("/proc/{}/root{}/files/v/pg/PG_VERSION", one.cloud.pid(), volume.display());
+    File::open(&inside).unwrap_or_else(|cause| panic!("{inside}: {cause}"))
+}
+
 pub fn a_cluster_whose_volume_somebody_holds_is_not_asleep_until_it_is_locked() {
     let cloud = Cloud::plain();
     let one = cloud.cluster("held-awake", &[]);
     one.sign_in().query("create table t as select 42 as x").expect("a table");
-    let volume = cloud.data().join("clusters").join(&one.id);
-    if !volume.join("image").exists() {
-        skip("no volume of this machine has a file system of its own");
-    }
-    let inside = format!("/proc/{}/root{}/files/v/pg/PG_VERSION", cloud.pid(), volume.display());
-    let held = File::open(&inside).unwrap_or_else(|cause| panic!("{inside}: {cause}"));
+    let held = held(&one);
     let before = cloud.log().len();
     let mut sleeping = cloud.command(["cluster", "sleep", &one.name]);
     let mut sleeping = sleeping.stdout(Stdio::null()).stderr(Stdio::null()).spawn().expect("it starts");
@@ -199,13 +204,7 @@ pub fn a_stop_that_cannot_lock_a_volume_says_so_and_ends_with_an_error() {
     let cloud = Cloud::plain();
     let one = cloud.cluster("held-open", &[]);
     one.sign_in().query("create table t as select 42 as x").expect("a table");
-    let volume = cloud.data().join("clusters").join(&one.id);
-    if !volume.join("image").exists() {
-        skip("no volume of this machine has a file system of its own");
-    }
-    // As somebody who looks into the volume, in the cloud's own mount namespace.
-    let inside = format!("/proc/{}/root{}/files/v/pg/PG_VERSION", cloud.pid(), volume.display());
-    let held = File::open(&inside).unwrap_or_else(|cause| panic!("{inside}: {cause}"));
+    let held = held(&one);
     let before = cloud.log().len();
     cloud.signal(Signal::TERM);
     let ended = cloud.await_end();

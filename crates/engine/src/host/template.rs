@@ -119,10 +119,13 @@ impl Host {
         }
         let put_away = volume::destroy_all(&self.places, id);
         self.companion.forget(&place);
-        if made.is_err() {
-            folder.remove_tree(BESIDE)?;
+        match made {
+            Ok(parts) => put_away.map(|()| parts),
+            Err(cause) => {
+                folder.remove_tree(BESIDE)?;
+                Err(cause)
+            }
         }
-        made.and_then(|parts| put_away.map(|()| parts))
     }
 
     /// Makes it in a volume that is encrypted as the clusters' are, with a key that nobody keeps: whoever writes to the disk has no

@@ -11,6 +11,7 @@ mod skipped;
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -18,7 +19,7 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::{Duration, Instant};
 
-use engine::{Administration, Error, Host, HostConfig, Launcher};
+use engine::{Administration, Error, Host, HostConfig, Launcher, VolumeRecord};
 use keys::RootKey;
 use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, VolumeId, Wish};
 use time::OffsetDateTime;
@@ -29,6 +30,9 @@ pub use skipped::skipped;
 
 /// For what comes on the slowest machine too; whatever takes as long never comes.
 pub const SOON: Duration = Duration::from_secs(120);
+
+/// An OS user that nothing belongs to.
+pub const NOBODY: &str = "65534";
 
 /// Of some password.
 pub const VERIFIER: &str = "SCRAM-SHA-256$4096:W22ZaJ0SNY7soEsUEjb6gQ==$WG5d8oPm3OtcPnkdi4Uo7BkeZkBFzpcXkuLmtbsT4qY=:wfPLwcE6nTWhTAmQ7tl2KeoiWGPlZqQxSrmfPwDl2dU=";
@@ -63,10 +67,31 @@ pub async fn open_with(
     open_host(folder, encryption, encryption == Some(Encryption::None), keys).await
 }
 
+/// Runs tests of this binary once more as the user nobody, with these arguments, and expects so many to pass.
+#[track_caller]
+pub fn pass_as_nobody(arguments: &[&str], count: usize) {
+    let folder = folder();
+    std::fs::set_permissions(folder.path(), PermissionsExt::from_mode(0o755)).unwrap();
+    // Where that user gets at it.
+    let program = folder.path().join("tests");
+    std::fs::copy(std::env::current_exe().unwrap(), &program).unwrap();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid", NOBODY, "--regid", NOBODY, "--clear-groups"]).arg(&program).current_dir("/tmp");
+    let tried = command.args(arguments).env_remove("CHITIN_TESTS_SKIPPED").output().unwrap();
+    let said = String::from_utf8_lossy(&tried.stdout).into_owned() + &String::from_utf8_lossy(&tried.stderr);
+    assert!(tried.status.success() && said.contains(&format!("{count} passed")), "{said}");
+}
+
+/// Opens a host that remembers its templates there.
+pub async fn open_recorded(folder: &Path, record: Arc<dyn VolumeRecord>) -> Result<Arc<Host>, Error> {
+    let keys = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
+    open_by(folder, Some(Encryption::None), true, keys, (launcher(), record)).await
+}
+
 /// Opens a host whose programs are started by something else.
 pub async fn open_launched(folder: &Path, launcher: Launcher) -> Result<Arc<Host>, Error> {
     let keys = Arc::new(RootKey::open_or_create(&folder.join("kek")).unwrap());
-    open_by(folder, Some(Encryption::None), true, keys, launcher).await
+    open_by(folder, Some(Encryption::None), true, keys, (launcher, no_record())).await
 }
 
 async fn open_host(
@@ -75,7 +100,7 @@ async fn open_host(
     allow_unencrypted: bool,
     keys: Arc<dyn keys::KeyRing>,
 ) -> Result<Arc<Host>, Error> {
-    open_by(folder, encryption, allow_unencrypted, keys, launcher()).await
+    open_by(folder, encryption, allow_unencrypted, keys, (launcher(), no_record())).await
 }
 
 async fn open_by(
@@ -83,7 +108,7 @@ async fn open_by(
     encryption: Option<Encryption>,
     allow_unencrypted: bool,
     keys: Arc<dyn keys::KeyRing>,
-    launcher: Launcher,
+    (launcher, record): (Launcher, Arc<dyn VolumeRecord>),
 ) -> Result<Arc<Host>, Error> {
     let config = HostConfig {
         data: folder.to_owned(),
@@ -93,7 +118,7 @@ async fn open_by(
         encryption,
         attestation: Some("a disk of the test".to_owned()),
         launcher,
-        record: no_record(),
+        record,
     };
     Host::open(config).await
 }
@@ -311,6 +336,19 @@ pub fn kinds() -> Vec<Encryption> {
 pub fn volume(data: &Path, cluster: &Cluster, generation: u32) -> PathBuf {
     let own = data.join("clusters").join(cluster.id.to_string());
     if generation == 0 { own } else { own.join(format!("volume-{generation}")) }
+}
+
+/// The plain files of a folder and of all in it, in no order.
+pub fn files_below(folder: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(folder).into_iter().flatten().flatten() {
+        match entry.file_type() {
+            Ok(kind) if kind.is_dir() => found.extend(files_below(&entry.path())),
+            Ok(kind) if kind.is_file() => found.push(entry.path()),
+            _ => {}
+        }
+    }
+    found
 }
 
 /// No mount, no loop device and no process of the folder is left.
