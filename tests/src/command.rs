@@ -36,6 +36,16 @@ impl Finished {
     }
 }
 
+/// Runs curl, again while a rate limit refuses it, and returns the status code of the answer alone as its output.
+///
+/// For calls with a key that other tests use at the same time.
+pub fn status_code(curl: &mut Command) -> Finished {
+    // Not `-o /dev/null`: curl fails to empty what it wrote before it tries again.
+    let mut finished = run(curl.args(["-sS", "--retry", "20", "--retry-delay", "1", "-w", "\n%{http_code}"]));
+    finished.stdout = finished.stdout.lines().next_back().unwrap_or_default().to_string();
+    finished
+}
+
 /// What a program says, while it says it.
 struct Output {
     bytes: Arc<Mutex<Vec<u8>>>,
