@@ -198,6 +198,12 @@ fn a_state_that_is_removed_or_replaced_is_noticed_and_nothing_is_written_until_i
     assert_eq!(kinds(&store), [TroubleKind::Removed]);
     let refused = make(&store, "lost-one").unwrap_err();
     assert!(matches!(&refused, Error::Removed { .. }), "{refused}");
+    // Nothing is written to what lies there by now.
+    let reserve = folder.path().join("state.redb.reserve");
+    fs::remove_file(&reserve).unwrap();
+    store.look_after();
+    assert!(!reserve.exists());
+    assert_eq!(kinds(&store), [TroubleKind::Removed]);
     // An older state in its place is not the same state.
     fs::copy(&older, &path).unwrap();
     assert!(matches!(make(&store, "lost-one").unwrap_err(), Error::Removed { .. }));

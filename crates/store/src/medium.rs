@@ -121,6 +121,10 @@ impl Medium {
         };
         let is_whole = std::fs::metadata(&self.reserve).is_ok_and(|kept| kept.len() >= size);
         if !is_whole {
+            // What lies in the state's place then is not ours to write to, and that it was removed is told by itself.
+            if !self.is_in_place().unwrap_or(false) {
+                return None;
+            }
             if free < 2 * size {
                 return Some(format!("{free} bytes are free, and its reserve of {size} is used up"));
             }
