@@ -57,13 +57,18 @@ impl Administration {
         Ok(if has_room { Subscriptions::Open } else { Subscriptions::AfterRestart })
     }
 
-    /// Takes back what [`Self::open_foreign_data`] gave. What tenants made with it stays, and reaches nothing.
+    /// Takes back what [`Self::open_foreign_data`] gave. What tenants made with it stays, and with it the extension; it reaches
+    /// nothing.
     pub async fn close_foreign_data(&self) -> Result<(), Error> {
         self.ensure_admin().await?;
         let close = format!(
             "DO $$ BEGIN
                IF EXISTS (SELECT FROM pg_foreign_data_wrapper WHERE fdwname = 'postgres_fdw') THEN
                  REVOKE USAGE ON FOREIGN DATA WRAPPER postgres_fdw FROM {ADMIN_ROLE} CASCADE;
+                 BEGIN
+                   DROP EXTENSION IF EXISTS postgres_fdw;
+                 EXCEPTION WHEN dependent_objects_still_exist THEN NULL;
+                 END;
                END IF;
              END $$"
         );

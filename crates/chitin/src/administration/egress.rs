@@ -42,15 +42,27 @@ impl Administrator {
             };
         }
         let (_errand, open) = self.open(id).await?;
-        let subscriptions = within(open.open_foreign_data()).await?;
-        if let Err(cause) = self.wish_engine_egress(id, true).await {
-            let is_wished = self.store.snapshot().get(&id).is_some_and(|entry| entry.cluster.egress.engine);
-            if !is_wished && let Err(rest) = within(open.close_foreign_data()).await {
-                let rest = rest.message();
-                tracing::warn!(cluster = %id, cause = rest, "rights to foreign data could not be taken back");
+        let opened = async {
+            let subscriptions = within(open.open_foreign_data()).await?;
+            self.wish_engine_egress(id, true).await.map(|()| subscriptions)
+        };
+        let subscriptions = match opened.await {
+            Ok(subscriptions) => subscriptions,
+            Err(cause) => {
+                let is_wished =
+                    self.store.snapshot().get(&id).is_some_and(|entry| entry.cluster.egress.engine);
+                if !is_wished && let Err(rest) = within(open.close_foreign_data()).await {
+                    return Err(Refusal::busy(format!(
+                        "nothing leaves the engine, but rights to foreign data may have been given in it and could not be taken \
+                         back ({}); they are worth nothing without a way; to take them back: chitin egress engine CLUSTER off. \
+                         What failed first: {}",
+                        rest.message(),
+                        cause.message()
+                    )));
+                }
+                return Err(cause);
             }
-            return Err(cause);
-        }
+        };
         let note = match subscriptions {
             Subscriptions::Open => return Ok(Vec::new()),
             Subscriptions::AfterRestart => {
