@@ -14,6 +14,8 @@ use crate::ticks::Ticks;
 
 /// What happens to a volume is noticed within this.
 const LOOK_EVERY: Duration = Duration::from_secs(2);
+/// A volume that has not answered for so long is told.
+const SLOW: Duration = Duration::from_secs(6);
 /// For a volume to answer. A machine that is overloaded is no reason to end an engine.
 const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// For the volume of an engine that died to say whether it was the reason.
@@ -26,16 +28,27 @@ pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
     let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut looks: HashMap<ClusterId, Look> = HashMap::new();
     let mut warned: HashSet<ClusterId> = HashSet::new();
+    let mut slow: HashSet<ClusterId> = HashSet::new();
     while ticks.next().await {
         // One after the other only by their answers: each is looked at in a thread of its own.
         let mut waiting = HashMap::new();
         for (id, look) in looks.drain() {
             match house.host.see(look, ANSWER_MAX) {
                 Looked::Waiting(look) => {
+                    if look.age() >= SLOW && slow.insert(id) {
+                        let (seconds, until) = (look.age().as_secs(), ANSWER_MAX.as_secs());
+                        tracing::error!(
+                            cluster = %id, seconds,
+                            "the cluster's volume does not answer; its engine is ended when it has not after {until} seconds"
+                        );
+                    }
                     waiting.insert(id, look);
                 }
                 Looked::Well => {
                     warned.remove(&id);
+                    if slow.remove(&id) {
+                        tracing::info!(cluster = %id, "the cluster's volume answers again, or its engine was stopped");
+                    }
                 }
                 Looked::Warned(reason) => {
                     if warned.insert(id) {
@@ -56,6 +69,7 @@ pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
             }
         }
         warned.retain(|id| looks.contains_key(id));
+        slow.retain(|id| looks.contains_key(id));
     }
 }
 

@@ -131,6 +131,29 @@ pub fn a_gocryptfs_that_is_killed_is_noticed_and_its_cluster_comes_back_by_itsel
     assert!(!alerts.contains("volume"), "{alerts}");
 }
 
+pub fn a_gocryptfs_that_stands_still_is_told_and_goes_on() {
+    let cloud = Cloud::start(Options::with(&["--encryption", "gocryptfs"]));
+    let one = unlocked(&cloud, "stands-still");
+    let mut session = one.sign_in();
+    let backend = session.value("select pg_backend_pid()");
+    let server = servers(&cloud).into_iter().find(|process| process.command_line().contains(&one.id));
+    let server = server.expect("a server");
+    server.signal(Signal::STOP);
+    let begun = Instant::now();
+    eventually("the log says that it does not answer", PATIENCE, || {
+        cloud.log().contains("the cluster's volume does not answer").then_some(())
+    });
+    println!("  told after {} ms", begun.elapsed().as_millis());
+    server.signal(Signal::CONT);
+    eventually("the log says that it answers", PATIENCE, || {
+        cloud.log().contains("the cluster's volume answers again").then_some(())
+    });
+    // A machine that is overloaded is no reason to end an engine.
+    assert_eq!(session.value("select x from t"), "42");
+    assert_eq!(session.value("select pg_backend_pid()"), backend);
+    assert!(!cloud.log().contains("the cluster's volume is lost"), "{}", cloud.log_end());
+}
+
 pub fn an_idle_session_hears_that_the_volume_was_lost() {
     let cloud = Cloud::plain();
     let one = unlocked(&cloud, "taken-away");

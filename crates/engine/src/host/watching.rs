@@ -21,6 +21,13 @@ pub struct Look {
     answer: oneshot::Receiver<Result<(), Trouble>>,
 }
 
+impl Look {
+    /// How long the volume has not answered.
+    pub fn age(&self) -> Duration {
+        self.begun.elapsed()
+    }
+}
+
 /// What a look has come to.
 #[derive(Debug)]
 pub enum Looked {
