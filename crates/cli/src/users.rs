@@ -2,7 +2,7 @@
 
 use std::io::Read;
 
-use api::{Cluster, SecretText};
+use api::{Cluster, Error, SecretText};
 
 use crate::cloud::Cloud;
 use crate::command::{UserCommand, UserPassword};
@@ -19,13 +19,15 @@ pub async fn run(cloud: &Cloud, command: UserCommand, printer: Printer) -> Resul
         UserCommand::Create(wanted) => {
             let cluster = cloud.cluster(&wanted.cluster).await?;
             let (password, is_ours) = password_for(&wanted)?;
-            cloud.api.create_sql_user(cluster.id, &wanted.user, password.clone()).await?;
+            let made = cloud.api.create_sql_user(cluster.id, &wanted.user, password.clone()).await;
+            made.map_err(|error| set_it_again(error, &wanted))?;
             show(cloud, &cluster, &wanted.user, &password, is_ours, printer).await
         }
         UserCommand::Password(wanted) => {
             let cluster = cloud.cluster(&wanted.cluster).await?;
             let (password, is_ours) = password_for(&wanted)?;
-            cloud.api.set_password(cluster.id, &wanted.user, password.clone()).await?;
+            let set = cloud.api.set_password(cluster.id, &wanted.user, password.clone()).await;
+            set.map_err(|error| set_it_again(error, &wanted))?;
             show(cloud, &cluster, &wanted.user, &password, is_ours, printer).await
         }
         UserCommand::List(one) => {
@@ -56,6 +58,17 @@ pub async fn run(cloud: &Cloud, command: UserCommand, printer: Printer) -> Resul
             })
         }
     }
+}
+
+/// A failure, with the way on where the user may have the password that nobody has been shown.
+fn set_it_again(error: Error, wanted: &UserPassword) -> Failure {
+    let is_refused = matches!(&error, Error::NotFound { .. } | Error::Refused { status: ..500, .. });
+    let failure = Failure::from(error);
+    if is_refused || failure.next.is_some() {
+        return failure;
+    }
+    let again = format!("chitin user password {} {}", wanted.cluster, wanted.user);
+    failure.next(format!("unless it says that nothing was changed, set the password once more: {again}"))
 }
 
 /// The password to set, and whether it was made here and must be shown.
@@ -105,4 +118,21 @@ async fn show(
         output::say(&format!("next: psql \"{url}\""));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_password_that_may_have_been_set_and_was_not_shown_can_be_set_again() {
+        let wanted =
+            UserPassword { cluster: "shop".to_owned(), user: "maria".to_owned(), password_stdin: false };
+        let refused = |status| Error::Refused { status, code: 14, message: "it took too long".to_owned() };
+        let next = |error| set_it_again(error, &wanted).next.unwrap_or_default();
+        for uncertain in [refused(503), Error::Unexpected("half an answer".to_owned())] {
+            assert!(next(uncertain).ends_with("chitin user password shop maria"));
+        }
+        assert_eq!(next(refused(400)), "");
+    }
 }
