@@ -125,7 +125,8 @@ impl Hosts {
             own.0
         ))?;
         let host = Host(Arc::new(Plugged { own, port, switch: self.switch.clone(), number }));
-        let mut lines = "link set eth0 up\n".to_owned();
+        // With no address of the link's, which would come a while after it is up.
+        let mut lines = "link set eth0 addrgenmode none\nlink set eth0 up\n".to_owned();
         for place in 1..=ADDRESSES {
             lines += &format!("address add {}/16 dev eth0\n", host.ipv4_at(place));
             // There is nobody who could have the same address, so nobody is asked. The kernel chooses none of the further
