@@ -2,10 +2,13 @@
 
 use house::clock::Clock;
 use house::cloud::{Cluster, PATIENCE};
-use house::command::eventually;
+use house::command::{eventually, run};
 use house::ledger::Ledger;
+use house::runner::skip;
 use house::{Cloud, Options};
 
+/// Set where the machine is the tests' own, as by `tests/vm`.
+const OWN_MACHINE: &str = "CHITIN_TESTS_OWN_MACHINE";
 const HOUR: i64 = 3_600;
 const YEAR: i64 = 365 * 24 * HOUR;
 
@@ -23,7 +26,7 @@ fn everybody_gets_in(cluster: &Cluster<'_>, when: &str) {
     let key = std::fs::read_to_string(cloud.data().join("admin-key")).expect("the administrator's key");
     let mut command = cloud.program(house::cloud::program());
     command.args(["cluster", "list", "--url", &url, "--ca"]).arg(ca).env("CHITIN_API_KEY", key.trim());
-    house::command::run(&mut command).ok();
+    run(&mut command).ok();
     // Not by a client in this process, whose clock is right.
     let mut command = cloud.program("curl");
     command.arg("--cacert").arg(cloud.root_certificate());
@@ -83,4 +86,22 @@ pub fn a_start_some_hours_ahead_that_is_corrected_locks_nobody_out() {
     clock.set(0);
     everybody_gets_in(&cluster, "put right");
     cluster.sign_in();
+}
+
+pub fn the_kernel_says_at_once_that_the_machine_s_clock_was_set() {
+    if std::env::var_os(OWN_MACHINE).is_none() {
+        skip("the clock is everybody's on this machine; tests/vm sets that of a virtual machine");
+    }
+    let cloud = Cloud::start(Options::unencrypted(&[]));
+    let cluster = cloud.cluster("really-turned", &[]);
+    let set = |by: &str| drop(run(std::process::Command::new("date").args(["--set", by])).ok());
+    for (by, direction) in [("+400 days", "forward"), ("-400 days", "back")] {
+        set(by);
+        the_log_says(&cloud, direction, 1);
+        let log = cloud.log();
+        let line = log.lines().find(|line| line.contains(&format!("clock was set {direction}")));
+        let line = line.unwrap_or_default();
+        assert!(line.contains("was_told=true"), "not found by looking at it now and then: {line}");
+        everybody_gets_in(&cluster, by);
+    }
 }
