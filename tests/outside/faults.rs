@@ -20,6 +20,7 @@ pub(crate) fn suite() -> Suite {
         .beside(tests![
         clocks::a_clock_that_is_put_right_again_locks_nobody_out,
         clocks::a_start_some_hours_ahead_that_is_corrected_locks_nobody_out,
+        clocks::the_kernel_says_at_once_that_the_machine_s_clock_was_set,
         descriptors::a_limit_on_open_files_that_is_too_low_is_said_at_the_start,
         descriptors::an_engine_more_than_there_is_room_for_is_refused_with_the_reason_and_runs_once_another_sleeps,
         descriptors::equal_warnings_are_counted_and_everything_goes_on_when_files_can_be_opened_again,
@@ -28,6 +29,7 @@ pub(crate) fn suite() -> Suite {
         disk::a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost,
         room::a_watched_cluster_stores_nothing_more_while_the_machine_has_no_room_and_goes_on_when_it_has,
         disk::an_older_state_than_the_clusters_on_the_disk_is_an_alarm,
+        memory::chitin_is_protected_engines_less_and_sessions_not,
         many::many_operations_at_once_do_what_they_say_and_leave_nothing,
         stopped::what_stands_still_for_a_while_loses_nothing_goes_on_and_holds_up_nobody_else,
         vanished::clients_that_vanish_leave_no_session_no_lock_and_no_descriptor,

@@ -61,28 +61,35 @@ fn limit(pid: u32, files: usize) {
 pub fn one_tenant_s_sessions_leave_the_api_engines_and_neighbours_what_they_need() {
     let cloud = started_with_few(Options::unencrypted(&[]));
     let (greedy, neighbour) = (cloud.cluster("takes-all", &[]), cloud.cluster("has-none-yet", &[]));
-    let before = warnings(&cloud);
-    let mut taken = all_that_it_gets(&greedy);
+    let ledger = Ledger::open(&neighbour);
+    ledger.during(|| take_all(&cloud, &greedy, &neighbour));
+    ledger.is_kept();
+}
+
+/// One takes every session that it gets, and the other one and a third have what they need.
+fn take_all(cloud: &Cloud, greedy: &Cluster<'_>, neighbour: &Cluster<'_>) {
+    let before = warnings(cloud);
+    let mut taken = all_that_it_gets(greedy);
     assert!(taken.len() >= 8, "{} sessions are too few", taken.len());
     for _ in 0..100 {
         assert_no_room(&greedy.try_sign_in().err().expect("there is no room"));
     }
     // Who has not signed in takes nothing of that either.
     let silent: Vec<Wire> = (0..FEW).map(|_| Wire::tcp(cloud.sql_address())).collect();
-    api_answers(&cloud);
+    api_answers(cloud);
     cloud.chitin(["status"]).ok();
     assert_eq!(neighbour.sign_in().value("select 1"), "1");
-    let others = all_that_it_gets(&neighbour);
+    let others = all_that_it_gets(neighbour);
     assert!(!others.is_empty() && others.len() < taken.len());
     // A third one is made, its engine started, and its client let in beside both.
     let late = cloud.cluster("comes-last", &[]);
     assert_eq!(late.sign_in().value("select 1"), "1");
-    api_answers(&cloud);
+    api_answers(cloud);
     assert!(open_descriptors(cloud.pid()) < FEW as usize);
     for session in &mut taken {
         assert_eq!(session.value("select 1"), "1");
     }
-    let more = warnings(&cloud) - before;
+    let more = warnings(cloud) - before;
     assert!(more <= WARNINGS_MAX, "{more} warnings:\n{}", cloud.log_end());
     assert!(cloud.log().contains("raise the limit on open files (LimitNOFILE="), "{}", cloud.log_end());
 

@@ -7,6 +7,7 @@ use std::process::Command;
 use house::cloud::{Cluster, PATIENCE};
 use house::command::{eventually, run, run_with};
 use house::ledger::Ledger;
+use house::machine;
 use house::runner::skip;
 use house::{Cloud, Options};
 use serde_json::Value;
@@ -41,6 +42,17 @@ fn move_state_to_small_disk(cloud: &Cloud, mebibytes: u32) {
     let steps = "cd \"$0\" && rm -f state.redb.reserve && for each in *; do [ \"$each\" = clusters ] || cp -a \"$each\" \"$1\"; done && \
                  mkdir -m 700 \"$1/clusters\" && mount --bind clusters \"$1/clusters\"";
     run(Command::new("sh").args(["-c", steps]).arg(&real).arg(&data)).ok();
+}
+
+/// Ends everything, and counts what is left on the machine but for what the test has mounted itself.
+pub(super) fn leaves_nothing(cloud: &Cloud, mounted: &[PathBuf]) {
+    cloud.kill();
+    let own: Vec<String> =
+        mounted.iter().map(|point| format!("{} is still mounted", point.display())).collect();
+    eventually("nothing is left", PATIENCE, || {
+        let left = machine::leftovers(&cloud.data(), &[]);
+        left.iter().all(|one| own.contains(one)).then_some(())
+    });
 }
 
 /// Writes until nothing more goes in.
@@ -103,6 +115,7 @@ pub fn a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_o
     let cloud = Cloud::start(Options::unencrypted(&[]));
     let mut busy = cloud.cluster("busy-one", &[]);
     let (greedy, sleeper) = (cloud.cluster("greedy-one", &[]), cloud.cluster("sleepy-one", &[]));
+    cloud.cluster("goes-early", &[]);
     busy.psql("create table ledger (entry int)").ok();
     cloud.stop();
     move_state_to_small_disk(&cloud, 24);
@@ -128,6 +141,7 @@ pub fn a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_o
     make_roles(&greedy, "early", 4_000);
     // What was kept for everybody is not for one cluster's many roles.
     sleeper.sleep();
+    cloud.chitin(["cluster", "delete", "goes-early", "--yes"]).ok();
     make_user(&busy, "greta");
     acknowledge(&busy);
 
@@ -165,17 +179,18 @@ pub fn a_full_disk_of_the_state_stops_nothing_that_runs_and_everything_goes_on_o
     run_with(&mut cloud.command(["cluster", "delete", "third-one", "--yes"]), b"", PATIENCE).ok();
     assert!(reserve.exists(), "the reserve is there again");
     drop(session);
-    // Killed, so that nothing is put right on the way out; and what the test has mounted is no leftover.
+    // Killed, so that nothing is put right on the way out.
     cloud.kill();
     cloud.boot();
     acknowledge(&busy);
     greedy.sign_in();
-    cloud.kill();
+    leaves_nothing(&cloud, &[cloud.data(), cloud.data().join("clusters")]);
 }
 
 pub fn a_state_that_is_removed_while_it_is_in_use_is_an_alarm_and_nothing_is_lost() {
     let cloud = Cloud::start(Options::unencrypted(&[]));
-    let cluster = cloud.cluster("stays-here", &[]);
+    let cluster = cloud.cluster("stays-here", &["--plan", "dedicated"]);
+    cloud.chitin(["allowlist", "add", "stays-here", "127.0.0.0/8"]).ok();
     let ledger = Ledger::open(&cluster);
     ledger.during(|| remove_and_bring_back(&cloud, &cluster));
     cloud.cluster("not-lost-now", &[]);
@@ -193,6 +208,7 @@ fn remove_and_bring_back(cloud: &Cloud, cluster: &Cluster<'_>) {
     assert!(refused.contains("removed or replaced") && refused.contains("nothing was changed"), "{refused}");
     assert!(alerts(cloud).contains("removed or replaced"), "{}", alerts(cloud));
     cluster.sign_in();
+    open_egress_in_vain(cluster);
     fs::remove_file(&aside).expect("the state");
     // As the alarm says it.
     let said = alerts(cloud);
@@ -200,6 +216,18 @@ fn remove_and_bring_back(cloud: &Cloud, cluster: &Cluster<'_>) {
     let from = format!("/proc/{}", after.split(' ').next().expect("a path"));
     run(Command::new("cp").arg(from).arg(&state)).ok();
     eventually("the alarm ends", PATIENCE, || alerts(cloud).is_empty().then_some(()));
+}
+
+/// Opens the engine's way out, which is in the engine as well as in the state that cannot be written: in neither it stays.
+fn open_egress_in_vain(cluster: &Cluster<'_>) {
+    if !rustix::process::geteuid().is_root() {
+        // Refused before anything is tried.
+        return;
+    }
+    let refused = cluster.cloud.chitin(["egress", "engine", &cluster.name, "on"]).refused();
+    assert!(refused.contains("nothing was changed"), "{refused}");
+    assert_eq!(cluster.psql("select count(*) from pg_foreign_data_wrapper").ok().trim(), "0");
+    assert_eq!(cluster.cloud.json(["egress", "show", &cluster.name])["engine"], false);
 }
 
 pub fn an_older_state_than_the_clusters_on_the_disk_is_an_alarm() {

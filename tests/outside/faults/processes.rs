@@ -8,7 +8,18 @@ use house::command::{eventually, run_with};
 use house::ledger::Ledger;
 use house::machine::descendants;
 use house::runner::skip;
-use house::{Cloud, Options};
+use house::{Cloud, Cluster, Options};
+
+/// Processes and threads that are left: from hardly one to nearly all that a start needs.
+const STEPS: [u32; 6] = [1, 3, 6, 10, 14, 18];
+
+/// What fails with them: the sandbox, what is in it, and the engine.
+const FAILURES: [&str; 4] = [
+    "Creating new namespace failed",
+    "Can't fork",
+    "could not start a process for a session",
+    "Future log output will appear",
+];
 
 /// A control group of version 1 for processes and threads.
 struct Few(PathBuf);
@@ -35,6 +46,13 @@ impl Few {
     /// Those that are there stay, and none comes.
     fn close(&self) {
         self.write("pids.max", "0");
+    }
+
+    /// Those that are there stay, and so many more may come.
+    fn leave(&self, more: u32) {
+        let count = std::fs::read_to_string(self.0.join("pids.current")).expect("a count");
+        let count: u32 = count.trim().parse().expect("a number");
+        self.write("pids.max", &(count + more).to_string());
     }
 
     fn open(&self) {
@@ -90,7 +108,8 @@ pub fn where_no_thread_can_be_started_nothing_breaks_and_what_was_refused_succee
     let few = Few::make("threads");
     let cloud = Cloud::start(Options::unencrypted(&[]));
     let (asleep, awake) = (cloud.cluster("sleeps-first", &[]), cloud.cluster("runs-beside", &[]));
-    asleep.sleep();
+    let others: Vec<_> = STEPS.iter().map(|more| cloud.cluster(&format!("has-{more}-more"), &[])).collect();
+    others.iter().chain([&asleep]).for_each(Cluster::sleep);
     let mut session = awake.sign_in();
     let backend = session.value("select pg_backend_pid()");
     let ledger = Ledger::open(&awake);
@@ -103,6 +122,21 @@ pub fn where_no_thread_can_be_started_nothing_breaks_and_what_was_refused_succee
     let said = "a limit on processes and threads is reached";
     eventually("the log says why", PATIENCE, || cloud.log().contains(said).then_some(()));
     cloud.chitin(["status"]).ok();
+    assert_eq!(session.value("select pg_backend_pid()"), backend);
+    // With a few more than there are, starts fail at one step after the other, up to those of the engine itself.
+    few.open();
+    ledger.during(|| {
+        for (more, other) in STEPS.iter().zip(&others) {
+            few.leave(*more);
+            if let Err(refused) = other.try_sign_in() {
+                assert!(matches!(refused.code.as_str(), "57P03" | "53000"), "{more} more: {refused:?}");
+            }
+        }
+    });
+    let log = cloud.log();
+    let failed: Vec<&&str> = FAILURES.iter().filter(|failure| log.contains(**failure)).collect();
+    println!("  {failed:?}");
+    assert!(failed.len() > 1, "all failed at one step: {failed:?}");
     assert_eq!(session.value("select pg_backend_pid()"), backend);
     few.open();
     let mut back = eventually("it wakes", PATIENCE, || asleep.try_sign_in().ok());

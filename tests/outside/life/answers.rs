@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use house::cloud::PATIENCE;
 use house::command::eventually;
+use house::ledger::Ledger;
 use house::{Cloud, Cluster, Options};
 use rustix::process::Signal;
 
@@ -30,6 +31,14 @@ pub fn an_engine_that_lives_and_does_not_answer_is_started_again() {
     for one in [&stopped, &closed] {
         one.sign_in().query("create table t as select 42 as x").expect("a table");
     }
+    let ledgers = [&stopped, &closed].map(Ledger::open);
+    let [of_stopped, of_closed] = &ledgers;
+    of_stopped.during(|| of_closed.during(|| stop_both(&cloud, &stopped, &closed)));
+    ledgers.iter().for_each(Ledger::is_kept);
+}
+
+/// Stops the first process of one's engine, takes the other's socket away, and waits until both were started again.
+fn stop_both(cloud: &Cloud, stopped: &Cluster<'_>, closed: &Cluster<'_>) {
     stopped.postmaster().signal(Signal::STOP);
     let number = closed.handle.rsplit_once('-').expect("a handle ends with its number").1;
     let run = cloud.data().join("run").join(number);
@@ -37,8 +46,8 @@ pub fn an_engine_that_lives_and_does_not_answer_is_started_again() {
     for socket in sockets.filter(|path| path.to_string_lossy().contains(".s.PGSQL")) {
         std::fs::remove_file(socket).expect("it is there");
     }
-    await_again(&cloud, &stopped);
-    await_again(&cloud, &closed);
+    await_again(cloud, stopped);
+    await_again(cloud, closed);
 }
 
 pub fn a_session_that_was_stopped_holds_up_neither_sleep_nor_deletion() {

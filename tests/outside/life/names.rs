@@ -48,13 +48,17 @@ pub fn a_name_forges_no_row_of_a_table() {
     let mut options = Options::unencrypted(&[]);
     options.environment.push(("CHITIN_THROTTLE_FREE".to_owned(), "1".to_owned()));
     let counting = Cloud::start(options);
-    let stranger = one.at(&counting).with_user(TURNED, "wrong");
+    let stranger = |name: &str| one.at(&counting).with_user(name, "wrong");
     let throttle = eventually("the failure is remembered", PATIENCE, || {
-        stranger.refusal_of(TURNED, &Caller::with("wrong"));
+        // A line break is in no name that is asked for.
+        let refused = stranger(FORGED).refusal_of(FORGED, &Caller::with("wrong"));
+        assert!(refused.message.contains("no control characters"), "{refused:?}");
+        stranger(TURNED).refusal_of(TURNED, &Caller::with("wrong"));
         let text = counting.chitin(["throttle", "list"]).ok();
         text.contains("ned").then_some(text)
     });
     assert!(throttle.contains("tur\\u{202e}ned\\u{2028}over") && is_shown_plainly(&throttle), "{throttle}");
+    assert!(!throttle.contains("r2"), "{throttle}");
 }
 
 pub fn a_name_forges_no_field_of_a_log_line() {

@@ -62,7 +62,7 @@ fn held_by(watcher: &mut Wire, count: usize, what: &str) {
 }
 
 pub fn clients_that_do_nothing_when_it_is_their_turn_are_idle_and_hold_no_lock() {
-    let cloud = Cloud::start(Options::unencrypted(&["--idle-timeout", "6s"]));
+    let cloud = Cloud::start(Options::unencrypted(&["--idle-timeout", "6s", "--unread-timeout", "5m"]));
     let (one, mut watcher) = stage(&cloud, "silent-clients");
     let ends: [(&str, Act, &str); 5] = [
         ("in a transaction", |_| {}, "25P03"),

@@ -222,3 +222,32 @@ pub fn a_stop_that_cannot_lock_a_volume_says_so_and_ends_with_an_error() {
     assert_eq!(eventually("it starts", PATIENCE, || one.try_sign_in().ok()).value("select x from t"), "42");
     cloud.stop();
 }
+
+pub fn a_stop_whose_data_directory_was_moved_says_what_the_kernel_has_unlocked() {
+    let cloud = Cloud::plain();
+    let one = cloud.cluster("moved-away", &[]);
+    one.sign_in().query("create table t as select 42 as x").expect("a table");
+    drop(held(&one));
+    let (before, moved) = (cloud.log().len(), cloud.scratch().join("moved"));
+    std::fs::rename(cloud.data(), &moved).expect("the same file system");
+    let mut sleeping = cloud.program(house::cloud::program());
+    sleeping.args(["cluster", "sleep", &one.name, "--data"]).arg(&moved);
+    let refused = run_with(&mut sleeping, b"", PATIENCE).refused();
+    println!("  {refused}");
+    cloud.signal(Signal::TERM);
+    let ended = cloud.await_end();
+    assert_eq!(ended.code(), Some(1), "{}", cloud.log_end());
+    let log = cloud.log()[before..].to_owned();
+    let last = log.lines().rfind(|line| line.contains("ERROR")).unwrap_or_else(|| panic!("{log}"));
+    let place = moved.display().to_string();
+    for part in [one.id.as_str(), "still has volumes unlocked", &place, "move the data directory back"] {
+        assert!(last.contains(part), "{part}: {last}");
+    }
+    for untrue in ["no volume is unlocked", "its key has left the kernel"] {
+        assert!(!log.contains(untrue), "{untrue}: {log}");
+    }
+    std::fs::rename(&moved, cloud.data()).expect("the same file system");
+    cloud.boot();
+    assert_eq!(eventually("it starts", PATIENCE, || one.try_sign_in().ok()).value("select x from t"), "42");
+    cloud.stop();
+}

@@ -89,6 +89,14 @@ pub fn t70_ten_thousand_sign_ins_from_a_person_s_own_network_take_nobody_s_place
     one.set_provider("corp", &provider.settings()).ok();
     let back = at_provider(&provider, &place, "maria");
     assert_eq!(get(&back, &["-H", &cookie]).status, 400);
+    // Those that take no place are counted all the same.
+    eventually("the log counts them", 2 * PATIENCE, || {
+        let log = cloud().log();
+        let lines = log.lines().filter(|line| line.contains("people went to identity providers"));
+        let begun = lines.filter_map(|line| line.split(" begun=").nth(1)?.split(' ').next());
+        let begun: usize = begun.filter_map(|count| count.parse::<usize>().ok()).sum();
+        (begun > flood).then_some(())
+    });
 }
 
 pub fn ten_addresses_do_not_hold_all_places_at_a_cluster() {
