@@ -175,22 +175,26 @@ pub fn a_root_key_that_a_key_service_wraps_opens_while_the_service_permits_it() 
     let cloud = Cloud::start(world::options(&[]));
     let one = with_a_row(&cloud);
     cloud.stop();
-    let written =
-        json!({ "kind": "VAULT_TRANSIT", "address": bao.url(), "credentials": { "vault_token": token } });
-    let service = private(&cloud, "key-service.json", &written.to_string());
+    let written = |token: &str| {
+        json!({ "kind": "VAULT_TRANSIT", "address": bao.url(), "credentials": { "vault_token": token } })
+            .to_string()
+    };
+    let typo = format!("{token}x");
+    let mistyped = private(&cloud, "mistyped.json", &written(&typo));
+    let service = private(&cloud, "key-service.json", &written(&token));
+    let protect = |with: &str| {
+        let uri = "transit/keys/root-of-cloud";
+        cloud.chitin(["key", "protect", "--with", "service", "--root-key-service", with, "--uri", uri])
+    };
+    // Tried before anything is replaced.
+    let said = protect(text(&mistyped)).refused();
+    assert!(said.contains("credentials") && !said.contains(&typo), "{said}");
+    cloud.boot();
+    cloud.stop();
+    protect(text(&service)).ok();
     let given = ["--root-key-service", text(&service)];
-    cloud
-        .chitin([
-            "key",
-            "protect",
-            "--with",
-            "service",
-            given[0],
-            given[1],
-            "--uri",
-            "transit/keys/root-of-cloud",
-        ])
-        .ok();
+    let said = cloud.refuses_to_start(&["--root-key-service", text(&mistyped)], &[]);
+    assert!(said.contains("credentials") && !said.contains(&typo), "{said}");
     let said = cloud.refuses_to_start(&[], &[]);
     assert!(said.contains("--root-key-service"), "{said}");
     cloud.boot_with(&given, &[]);

@@ -24,6 +24,13 @@ pub fn a_folder_that_names_another_volume_is_refused_and_alarms() {
     one.sleep();
     // A plaintext data directory of the attacker's own, with whatever library he likes, in place of the encrypted one.
     let own = folder(&cloud, &one.id);
+    let attackers = Cloud::start(Options::unencrypted(&[]));
+    let planted = attackers.cluster("planted", &[]).id;
+    attackers.stop();
+    let planted = folder(&attackers, &planted).join("files");
+    let settings = run(Command::new("find").arg(&planted).args(["-name", "postgresql.auto.conf"])).ok();
+    std::fs::write(settings.trim(), "shared_preload_libraries = 'planted_library'\n").expect("theirs");
+    let (files, aside) = (own.join("files"), own.join("aside"));
     let marker = own.join("complete.json");
     let honest = std::fs::read_to_string(&marker).expect("a marker");
     let kind = serde_json::from_str::<serde_json::Value>(&honest).expect("JSON")["encryption"].clone();
@@ -35,6 +42,8 @@ pub fn a_folder_that_names_another_volume_is_refused_and_alarms() {
     ] {
         assert_ne!(lie, honest);
         std::fs::write(&marker, &lie).expect("the disk is theirs");
+        std::fs::rename(&files, &aside).expect("the disk is theirs");
+        copy(&planted, &files);
         let refused = one.try_sign_in().err().expect("it does not start");
         assert_eq!(refused.code, "57P03", "{refused:?}");
         let alarmed = || {
@@ -49,7 +58,10 @@ pub fn a_folder_that_names_another_volume_is_refused_and_alarms() {
         cloud.stop();
         cloud.boot_with(&["--allow-unencrypted"], &[]);
         assert!(one.try_sign_in().is_err(), "{lie}");
+        assert!(!cloud.log().contains("planted_library"), "what was planted has been started");
         std::fs::write(&marker, &honest).expect("it is put back");
+        std::fs::remove_dir_all(&files).expect("what was planted");
+        std::fs::rename(&aside, &files).expect("it is put back");
         let back = || one.try_sign_in().ok();
         assert_eq!(eventually("it starts again", PATIENCE, back).value("select x from t"), "42");
         one.sleep();
