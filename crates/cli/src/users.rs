@@ -62,9 +62,9 @@ pub async fn run(cloud: &Cloud, command: UserCommand, printer: Printer) -> Resul
 
 /// A failure, with the way on where the user may have the password that nobody has been shown.
 fn set_it_again(error: Error, wanted: &UserPassword) -> Failure {
-    let is_refused = matches!(&error, Error::NotFound { .. } | Error::Refused { status: ..500, .. });
+    let may_be_set = matches!(&error, Error::Refused { status: 500.., .. } | Error::Unexpected(_));
     let failure = Failure::from(error);
-    if is_refused || failure.next.is_some() {
+    if !may_be_set {
         return failure;
     }
     let again = format!("chitin user password {} {}", wanted.cluster, wanted.user);

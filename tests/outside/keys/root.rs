@@ -188,13 +188,13 @@ pub fn a_root_key_that_a_key_service_wraps_opens_while_the_service_permits_it() 
     };
     // Tried before anything is replaced.
     let said = protect(text(&mistyped)).refused();
-    assert!(said.contains("credentials") && !said.contains(&typo), "{said}");
+    assert!(said.contains("does not accept the token") && !said.contains(&typo), "{said}");
     cloud.boot();
     cloud.stop();
     protect(text(&service)).ok();
     let given = ["--root-key-service", text(&service)];
     let said = cloud.refuses_to_start(&["--root-key-service", text(&mistyped)], &[]);
-    assert!(said.contains("credentials") && !said.contains(&typo), "{said}");
+    assert!(said.contains("does not accept the token") && !said.contains(&typo), "{said}");
     let said = cloud.refuses_to_start(&[], &[]);
     assert!(said.contains("--root-key-service"), "{said}");
     cloud.boot_with(&given, &[]);
