@@ -90,10 +90,15 @@ impl Jail<'_> {
         for folder in programs {
             bwrap.arg("--ro-bind").arg(folder).arg(folder);
         }
-        for folder in
-            ["/usr/share/zoneinfo", "/usr/lib/locale", "/usr/share/postgresql-common", "/etc/ld.so.cache"]
-        {
-            bwrap.args(["--ro-bind-try", folder, folder]);
+        // The time zones have a link to the machine's own, which PostgreSQL reads with them.
+        for path in [
+            "/usr/share/zoneinfo",
+            "/etc/localtime",
+            "/usr/lib/locale",
+            "/usr/share/postgresql-common",
+            "/etc/ld.so.cache",
+        ] {
+            bwrap.args(["--ro-bind-try", path, path]);
         }
         bwrap.arg("--ro-bind").arg(&self.launcher.program).arg(LAUNCHER);
         let mut executable = libraries.clone();

@@ -133,6 +133,23 @@ pub fn users_of_the_api_are_members_of_admin_and_can_work() {
     assert_eq!(wire.value("select current_database()"), "worker_db");
 }
 
+pub fn what_graphical_clients_ask_of_the_catalog_is_answered() {
+    let mut wire = cluster().sign_in();
+    for (asked, least) in [
+        // Reads every file of the time zones, and one that is a link to the machine's own.
+        ("pg_timezone_names", 300),
+        ("pg_timezone_abbrevs", 100),
+        ("pg_settings", 200),
+        ("pg_available_extensions", 20),
+        ("pg_stat_activity", 1),
+        ("pg_stat_database", 1),
+        ("information_schema.tables", 100),
+    ] {
+        let count: u32 = wire.value(&format!("select count(*) from {asked}")).parse().expect("a number");
+        assert!(count >= least, "{asked}: {count}");
+    }
+}
+
 pub fn t72_a_user_over_its_limit_is_refused_and_nobody_else() {
     let shared = cluster();
     let mut admin = shared.sign_in();
