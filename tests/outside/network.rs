@@ -27,6 +27,7 @@ pub(crate) fn suite() -> Suite {
             proxy::t55_the_api_behind_a_balancer_goes_by_the_header_too,
             proxy::t56_the_allowlist_decides_on_the_headers_address,
             proxy::t59_a_balanced_clients_session_is_cut_by_the_headers_address,
+            proxy::a_cancel_in_plaintext_is_nothing_behind_a_balancer,
             proxy::t67_failed_sign_ins_count_against_the_headers_address_and_not_the_balancer,
             endpoints::t54_every_cloud_s_endpoints_are_read_as_its_balancers_send_them,
             endpoints::t54_tlvs_that_no_cloud_sends_are_refused_and_break_nothing,

@@ -115,6 +115,8 @@ pub struct ClusterDetail {
     pub plan: Plan,
     /// Where it stands, with the reason when something is wrong.
     pub phase: Phase,
+    /// Whether cancel requests in plaintext are taken, from the session's own address.
+    pub plaintext_cancels: bool,
     /// How its volume is encrypted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,

@@ -199,6 +199,9 @@ pub struct UpdateCluster {
     /// Sessions at a time from the engine's next start on, 10 to 2,000; 0 for the plan's own, which grows. Ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// Whether cancel requests in plaintext are taken, from the session's own address. Ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plaintext_cancels: Option<bool>,
 }
 
 /// Serverless settings to change.

@@ -172,6 +172,11 @@ impl gateway::directory::Directory for Directory {
         self.admits_to(cluster, origin, Surface::Sql)
     }
 
+    fn takes_plaintext_cancels(&self, cluster: ClusterId) -> bool {
+        let snapshot = self.store.snapshot();
+        snapshot.get(&cluster).is_some_and(|entry| !entry.cluster.network.refuses_plaintext_cancels)
+    }
+
     fn might_admit(&self, origin: &Origin) -> bool {
         self.admits_anywhere(origin, Surface::Sql)
     }

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep};
 
 use crate::cloud::{Cloud, UNAVAILABLE, goes_on};
 use crate::command::network::VisibilityName;
-use crate::command::{ClusterCommand, CreateCluster, UpdateLimits};
+use crate::command::{ClusterCommand, CreateCluster, Switch, UpdateLimits};
 use crate::failure::{Failure, Kind};
 use crate::output::{self, Printer, facts, table};
 use crate::{confirm, keys, url, visibility};
@@ -313,6 +313,11 @@ fn shown(
     } else {
         format!("{} entries", detail.allowlist_entries)
     };
+    let cancels = if detail.plaintext_cancels {
+        "inside TLS, and in plaintext from the session's own address"
+    } else {
+        "inside TLS only"
+    };
     let protection = match cluster.delete_protection {
         Protection::Enabled => "protected from deletion",
         Protection::Disabled => "",
@@ -337,6 +342,7 @@ fn shown(
         ("key service", keys.map(keys::trouble).unwrap_or_default()),
         ("next step", keys.and_then(|keys| keys.next_step.clone()).unwrap_or_default()),
         ("network", visibility::line(network)),
+        ("cancel requests", cancels.to_owned()),
         ("allowlist", allowlist),
         ("protection", protection.to_owned()),
         ("deleted", detail.expires_at.map(|end| format!("by itself at {end}")).unwrap_or_default()),
@@ -377,6 +383,7 @@ async fn update(cloud: &Cloud, wanted: &UpdateLimits, printer: Printer) -> Resul
 
 /// The change in the words of the cluster's plan.
 fn change(wanted: &UpdateLimits, config: &ClusterConfig) -> Result<UpdateCluster, Failure> {
+    let plaintext_cancels = wanted.plaintext_cancels.map(|switch| switch == Switch::On);
     match config {
         ClusterConfig::Serverless(_) if wanted.disk_iops.is_some() => Err(Failure::new(
             Kind::Usage,
@@ -391,6 +398,7 @@ fn change(wanted: &UpdateLimits, config: &ClusterConfig) -> Result<UpdateCluster
                 wanted.virtual_cpus.map(i64::from).or(limits.provisioned_virtual_cpus);
             Ok(UpdateCluster {
                 max_connections: wanted.connections,
+                plaintext_cancels,
                 serverless: Some(UpdateServerless {
                     usage_limits: Some(limits),
                     ..UpdateServerless::default()
@@ -402,6 +410,7 @@ fn change(wanted: &UpdateLimits, config: &ClusterConfig) -> Result<UpdateCluster
             let hardware = hardware(wanted.virtual_cpus, wanted.storage, wanted.disk_iops);
             Ok(UpdateCluster {
                 max_connections: wanted.connections,
+                plaintext_cancels,
                 dedicated: Some(UpdateDedicated { hardware, ..UpdateDedicated::default() }),
                 ..UpdateCluster::default()
             })
@@ -527,6 +536,7 @@ mod tests {
             virtual_cpus,
             disk_iops,
             connections: Some(300),
+            plaintext_cancels: Some(Switch::Off),
         };
         let mut cluster = crate::fixtures::cluster();
         let ClusterConfig::Serverless(config) = &mut cluster.config else {
@@ -538,7 +548,7 @@ mod tests {
             provisioned_virtual_cpus: None,
         });
         let changed = change(&wanted(None, Some(3), None), &cluster.config).unwrap();
-        assert_eq!(changed.max_connections, Some(300));
+        assert_eq!((changed.max_connections, changed.plaintext_cancels), (Some(300), Some(false)));
         let limits = changed.serverless.unwrap().usage_limits.unwrap();
         assert_eq!(limits.request_unit_limit, Some(5));
         assert_eq!(limits.storage_mib_limit, Some(2_048));

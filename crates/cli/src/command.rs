@@ -204,7 +204,7 @@ pub enum ClusterCommand {
         after_help = "Example:  chitin cluster visibility my-shop\n          chitin cluster visibility my-shop private\n          chitin cluster visibility my-shop public --cidr 10.77.0.0/24\nNext:     chitin peering create my-shop office --namespace office"
     )]
     Visibility(ClusterVisibility),
-    /// Change what a cluster may store and use; it goes on working meanwhile
+    /// Change what a cluster may store and use, and which cancel requests it takes; it goes on working meanwhile
     #[command(
         after_help = "Example:  chitin cluster update my-shop --storage 50\n          chitin cluster update my-bank --virtual-cpus 8 --disk-iops 5000\nNext:     chitin cluster show my-shop"
     )]
@@ -233,7 +233,7 @@ pub enum ClusterCommand {
 
 /// `chitin cluster update`; what is not given stays.
 #[derive(Args, Clone, Debug)]
-#[group(required = true, multiple = true, args = ["storage", "virtual_cpus", "disk_iops", "connections"])]
+#[group(required = true, multiple = true, args = ["storage", "virtual_cpus", "disk_iops", "connections", "plaintext_cancels"])]
 pub struct UpdateLimits {
     /// Name, NAME-ID or id of the cluster
     pub cluster: String,
@@ -251,6 +251,9 @@ pub struct UpdateLimits {
     /// dedicated, which double when they are used up
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u32).range(..=2_000))]
     pub connections: Option<u32>,
+    /// Take cancel requests that are not encrypted, as libpq before 17 sends them: from the session's own address only
+    #[arg(long, value_enum)]
+    pub plaintext_cancels: Option<Switch>,
 }
 
 /// `chitin cluster create`

@@ -123,6 +123,7 @@ async fn describe(state: &State, id: ClusterId) -> Result<Json<ClusterDetail>, R
         handle: cluster.handle().to_string(),
         plan: cluster.plan,
         phase: seen.phase.clone(),
+        plaintext_cancels: !cluster.network.refuses_plaintext_cancels,
         encryption: seen.encryption,
         engine_version: seen.engine_version.clone(),
         allowlist_entries: cluster.allowlist.len(),

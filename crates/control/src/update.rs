@@ -42,6 +42,9 @@ pub(crate) async fn update(
             cluster.asked.connections_max = connections_max;
             cluster.connections_floor = None;
         }
+        if let Some(takes) = request.plaintext_cancels {
+            cluster.network.refuses_plaintext_cancels = !takes;
+        }
         if let Some(protection) = request.delete_protection {
             cluster.is_delete_protected = protection == Protection::Enabled;
         }

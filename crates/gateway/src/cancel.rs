@@ -1,18 +1,23 @@
-//! Cancel requests, with keys of our own: inside TLS only, from an admitted address only, and silent in every case.
+//! Cancel requests, with keys of our own: from an admitted address only, and silent in every case.
+//!
+//! In plaintext, as every libpq before 17 sends them, one counts only where it comes from the very address of the session, with
+//! nobody between who speaks for many, and where the cluster takes such requests: whoever reads the key on its way can use it
+//! from there alone, and for no more than to end a statement.
 
 use std::collections::HashMap;
 use std::io;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use model::{ClusterId, Origin};
+use model::{ClusterHandle, ClusterId, Origin};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wire::hello::CancelKey;
 
-use crate::Sessions;
 use crate::directory::{Directory, Engine};
+use crate::unauthenticated::{Part, widest};
+use crate::{SessionFacts, Sessions};
 
 /// For the engine to take a cancel request and close.
 const ENGINE_MAX: Duration = Duration::from_secs(5);
@@ -21,17 +26,86 @@ const ENGINE_MAX: Duration = Duration::from_secs(5);
 /// connection was closed, and so tell him.
 const SETTLE: Duration = Duration::from_millis(10);
 
+/// Wrong keys that are looked at from one network within [`GUESSES_SPAN`]. A client whose statement ends while it cancels has one
+/// for nothing; for the key of a session that is known, with its 32 bits in protocol 3.0, it takes a lifetime.
+const GUESSES_MAX: u32 = 100;
+const GUESSES_SPAN: Duration = Duration::from_secs(60);
+/// Networks whose wrong keys are counted. Beyond, all are counted anew, which is no help to whoever has that many.
+const GUESSERS_MAX: usize = 10_000;
+
+/// A cancel request.
+pub(crate) struct Request<'a> {
+    pub(crate) key: &'a CancelKey,
+    pub(crate) origin: &'a Origin,
+    /// The cluster that the connection named, if it did.
+    pub(crate) named: Option<&'a ClusterHandle>,
+    pub(crate) is_encrypted: bool,
+    /// Whether the connection is the client's own.
+    pub(crate) is_direct: bool,
+}
+
+impl Request<'_> {
+    /// Whether it may reach this session, which its key belongs to.
+    fn is_for(&self, facts: &SessionFacts, directory: &dyn Directory) -> bool {
+        let find = |handle| directory.find(handle, &self.origin.way).map(|found| found.id);
+        let is_in_its_cluster = self.named.is_none_or(|handle| find(handle) == Some(facts.cluster));
+        let is_from_its_client = self.is_direct && facts.is_direct && facts.origin == *self.origin;
+        is_in_its_cluster
+            && (self.is_encrypted || is_from_its_client && directory.takes_plaintext_cancels(facts.cluster))
+            && directory.admits(facts.cluster, self.origin)
+    }
+}
+
 /// Cancel requests at work, of each cluster by itself: an engine that takes none, or takes its time, holds up those of its own
 /// cluster and of no other.
 pub(crate) struct Cancels {
     per_cluster_max: usize,
     clusters: Mutex<HashMap<ClusterId, Arc<Semaphore>>>,
+    wrong: Mutex<HashMap<Part, Guesses>>,
+}
+
+/// Wrong keys of one network.
+struct Guesses {
+    since: Instant,
+    count: u32,
 }
 
 impl Cancels {
     /// So many of one cluster at a time.
     pub(crate) fn new(per_cluster_max: usize) -> Self {
-        Self { per_cluster_max, clusters: Mutex::default() }
+        Self { per_cluster_max, clusters: Mutex::default(), wrong: Mutex::default() }
+    }
+
+    /// Whether a key from there is looked at.
+    fn may_guess(&self, origin: &Origin, now: Instant) -> bool {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let network = widest(origin);
+        let Some(guesses) = wrong.get(&network) else { return true };
+        if now.saturating_duration_since(guesses.since) >= GUESSES_SPAN {
+            wrong.remove(&network);
+            return true;
+        }
+        guesses.count < GUESSES_MAX
+    }
+
+    /// Counts a wrong key.
+    fn note_wrong(&self, origin: &Origin, now: Instant) {
+        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let network = widest(origin);
+        if wrong.len() >= GUESSERS_MAX && !wrong.contains_key(&network) {
+            wrong.retain(|_, guesses| now.saturating_duration_since(guesses.since) < GUESSES_SPAN);
+            if wrong.len() >= GUESSERS_MAX {
+                wrong.clear();
+            }
+        }
+        let guesses = wrong.entry(network).or_insert(Guesses { since: now, count: 0 });
+        guesses.count = guesses.count.saturating_add(1);
+        if guesses.count == GUESSES_MAX {
+            tracing::warn!(
+                %origin, wrong = GUESSES_MAX,
+                "too many cancel requests with wrong keys: those of this network have no effect for up to a minute"
+            );
+        }
     }
 
     fn of(&self, cluster: ClusterId) -> Arc<Semaphore> {
@@ -48,16 +122,18 @@ pub(crate) async fn cancel(
     sessions: &Sessions,
     directory: &dyn Directory,
     cancels: &Cancels,
-    key: &CancelKey,
-    origin: &Origin,
+    request: Request<'_>,
 ) {
     tokio::time::sleep(SETTLE).await;
-    let Some((facts, engine, engine_key)) = sessions.find_cancel(key) else {
-        return;
-    };
-    if !directory.admits(facts.cluster, origin) {
+    let origin = request.origin;
+    if !cancels.may_guess(origin, Instant::now()) {
         return;
     }
+    let found = sessions.find_cancel(request.key).filter(|(facts, ..)| request.is_for(facts, directory));
+    let Some((facts, engine, engine_key)) = found else {
+        cancels.note_wrong(origin, Instant::now());
+        return;
+    };
     // Nobody is promised that a cancel has an effect (PostgreSQL's manual, 55.2.8): a flood is dropped, not queued.
     let slots = cancels.of(facts.cluster);
     let Ok(_slot) = slots.try_acquire() else {
@@ -134,6 +210,24 @@ mod tests {
             }
             Ok(ours)
         }
+    }
+
+    #[test]
+    fn wrong_keys_are_looked_at_so_many_times_from_each_network() {
+        let (cancels, begun) = (Cancels::new(1), Instant::now());
+        let from = |text: &str| Origin::public(text.parse().unwrap());
+        for last in 0..GUESSES_MAX {
+            let one = from(&format!("192.0.2.{}", last % 250));
+            assert!(cancels.may_guess(&one, begun), "{last}");
+            cancels.note_wrong(&one, begun);
+        }
+        assert!(!cancels.may_guess(&from("192.0.2.254"), begun), "the network has tried enough");
+        assert!(cancels.may_guess(&from("192.0.3.1"), begun), "another one has not");
+        assert!(cancels.may_guess(&from("192.0.2.254"), begun + GUESSES_SPAN));
+        for number in 0..u32::try_from(GUESSERS_MAX).unwrap() + 5 {
+            cancels.note_wrong(&from(&std::net::Ipv4Addr::from_bits(number << 8).to_string()), begun);
+        }
+        assert!(cancels.wrong.lock().unwrap().len() <= GUESSERS_MAX);
     }
 
     #[tokio::test]

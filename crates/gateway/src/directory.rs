@@ -67,6 +67,9 @@ pub trait Directory: Send + Sync + 'static {
     /// behind an accepted peering. A cluster that is gone admits nobody.
     fn admits(&self, cluster: ClusterId, origin: &Origin) -> bool;
 
+    /// Whether the cluster takes cancel requests in plaintext, where they come from the session's own address.
+    fn takes_plaintext_cancels(&self, cluster: ClusterId) -> bool;
+
     /// Whether any cluster at all lets SQL clients in from there, by the rules as they are. Whom none lets in hears the same
     /// whatever it asks for. Answers at once, from memory.
     fn might_admit(&self, origin: &Origin) -> bool;

@@ -58,6 +58,14 @@ impl Door {
         }
     }
 
+    /// Whether a connection comes from the client itself, and not from somebody who speaks for many.
+    pub(crate) fn is_direct(&self) -> bool {
+        match self {
+            Self::Public | Self::Private(_) => true,
+            Self::Balanced(_) | Self::Endpoints(_) | Self::Proxies => false,
+        }
+    }
+
     /// Whether the peer of a connection is who it is counted as: the client itself, or a proxy that nobody vouches for until
     /// it has shown a certificate. The others are listed by the operator, and speak for many.
     pub(crate) fn shows_clients(&self) -> bool {

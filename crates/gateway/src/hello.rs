@@ -1,10 +1,11 @@
-//! Station 2: what the connection begins with. Only TLS goes on, and no byte sent before it is read after it.
+//! Station 2: what the connection begins with. Only TLS goes on, and no byte sent before it is read after it. A cancel may
+//! come in plaintext.
 
 use rustls::server::Acceptor;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio_rustls::LazyConfigAcceptor;
 use tokio_rustls::server::StartHandshake;
-use wire::hello::{HELLO_BYTES, Hello};
+use wire::hello::{CancelKey, HELLO_BYTES, Hello};
 
 use crate::line::Line;
 use crate::refusal::Refusal;
@@ -17,6 +18,13 @@ pub(crate) struct Greeted {
     pub(crate) server_name: Option<String>,
 }
 
+/// What a connection begins with.
+pub(crate) enum Opening {
+    Tls(Box<Greeted>),
+    /// A cancel request in plaintext. The connection is closed.
+    Cancel(CancelKey),
+}
+
 /// TLS alerts (RFC 8446, section 6) that we send before a session exists.
 #[derive(Clone, Copy)]
 pub(crate) enum Alert {
@@ -25,7 +33,7 @@ pub(crate) enum Alert {
 }
 
 /// Reads up to the ClientHello.
-pub(crate) async fn greet(mut line: Line) -> Result<Greeted, Refusal> {
+pub(crate) async fn greet(mut line: Line) -> Result<Opening, Refusal> {
     let mut may_ask_for_gss = true;
     let is_direct = loop {
         let Some(first) = line.look().await? else {
@@ -57,8 +65,14 @@ pub(crate) async fn greet(mut line: Line) -> Result<Greeted, Refusal> {
                 tokio::io::copy(&mut unread, &mut tokio::io::sink()).await?;
                 return refuse_in_plaintext(line, Refusal::Plaintext).await;
             }
-            // A cancel key in plaintext was readable by anybody on the way; using it would make that worth something.
-            Ok(Hello::Cancel { .. } | Hello::GssEncRequest | Hello::Tls) => return Err(Refusal::Lost),
+            Ok(Hello::Cancel { rest }) => {
+                let mut key = vec![0; rest];
+                line.read_exact(&mut key).await?;
+                // Closed first: how long the rest takes must not show.
+                let _ = line.shutdown().await;
+                return Ok(Opening::Cancel(CancelKey::parse(&key)?));
+            }
+            Ok(Hello::GssEncRequest | Hello::Tls) => return Err(Refusal::Lost),
             Err(malformed) => return refuse_in_plaintext(line, malformed.into()).await,
         }
     };
@@ -69,7 +83,7 @@ pub(crate) async fn greet(mut line: Line) -> Result<Greeted, Refusal> {
     if is_direct && !hello.alpn().is_some_and(|mut offered| offered.any(|protocol| protocol == ALPN)) {
         return Err(alert(handshake.io, Alert::NoApplicationProtocol).await);
     }
-    Ok(Greeted { handshake, server_name })
+    Ok(Opening::Tls(Box::new(Greeted { handshake, server_name })))
 }
 
 /// Ends a handshake that has not begun on our side.
@@ -88,7 +102,7 @@ async fn refuse_early_bytes(line: &mut Line) -> Result<(), Refusal> {
     if line.has_more().await { Err(Refusal::Lost) } else { Ok(()) }
 }
 
-async fn refuse_in_plaintext(mut line: Line, refusal: Refusal) -> Result<Greeted, Refusal> {
+async fn refuse_in_plaintext(mut line: Line, refusal: Refusal) -> Result<Opening, Refusal> {
     if let Some(report) = refusal.report() {
         line.write_all(&report).await?;
         let _ = line.shutdown().await;

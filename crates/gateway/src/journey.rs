@@ -17,7 +17,7 @@ use crate::admit::{Admission, admit, refusal};
 use crate::attach::{Attached, attach};
 use crate::directory::{Engine, NotReady};
 use crate::door::{Arrived, Door, arrive};
-use crate::hello::{Alert, Greeted, alert, greet};
+use crate::hello::{Alert, Greeted, Opening, alert, greet};
 use crate::listen::House;
 use crate::refusal::Refusal;
 use crate::relay::relay;
@@ -35,8 +35,10 @@ struct Private {
     manner: Manner,
 }
 
-/// What the handshake showed of a client.
+/// What the listener and the handshake showed of a client.
 struct Manner {
+    /// Whether the connection is its own, and not that of somebody who speaks for many.
+    is_direct: bool,
     server_name: Option<String>,
     binding: ChannelBinding,
     /// The certificates that the client sent, its own first. The handshake has proven that it holds that one's key.
@@ -113,7 +115,16 @@ async fn become_private(
         timeout_at(slot.first_byte_by(), line.look()).await??;
         slot.heard();
     }
-    let Greeted { handshake, server_name } = greet(line).await?;
+    let Greeted { handshake, server_name } = match greet(line).await? {
+        Opening::Tls(greeted) => *greeted,
+        Opening::Cancel(key) => {
+            let (is_encrypted, is_direct) = (false, door.is_direct());
+            let request =
+                cancel::Request { key: &key, origin: &origin, named: None, is_encrypted, is_direct };
+            cancel::cancel(&house.sessions, &*house.directory, &house.cancels, request).await;
+            return Err(Refusal::Lost);
+        }
+    };
     let named = server_name.as_deref().and_then(handle_in_server_name);
     let refused = match named.as_ref().map(|handle| admit(&*house.directory, handle, &origin)) {
         Some(Admission::Admitted(_) | Admission::Unknown) => None,
@@ -129,7 +140,9 @@ async fn become_private(
     let client = handshake.into_stream(shown.config.clone()).await?;
     let presented = client.get_ref().1.peer_certificates().unwrap_or_default();
     let presented = presented.iter().map(|certificate| certificate.clone().into_owned()).collect();
-    Ok(Private { client, origin, manner: Manner { server_name, binding: shown.binding.clone(), presented } })
+    let binding = shown.binding.clone();
+    let manner = Manner { is_direct: door.is_direct(), server_name, binding, presented };
+    Ok(Private { client, origin, manner })
 }
 
 async fn enter(
@@ -140,6 +153,7 @@ async fn enter(
     deadline: Instant,
     slot: &mut Option<Slot>,
 ) -> Result<Option<Seated>, Refusal> {
+    let is_direct = manner.is_direct;
     let known = tokio::select! {
         biased;
         Some(()) = evicted(slot.as_ref()) => return Err(Refusal::Crowded),
@@ -153,16 +167,15 @@ async fn enter(
         cluster: cluster.id,
         user: identity.user().as_str().into(),
         origin: origin.clone(),
+        is_direct,
         certificate: identity.certificate().cloned(),
     };
     let limits = Limits {
         per_cluster: cluster.connections_max,
         per_user: cluster.connections_per_user_max.min(identity.connections_max().unwrap_or(u32::MAX)),
     };
-    // 32 bytes from protocol 3.2 on, as PostgreSQL 18; 4 before, which is all that older clients can hold.
-    let secret_bytes = if minor >= 2 { 32 } else { 4 };
     let told = |refusal: &Refusal| tell_operator(refusal, cluster.id, house.settings.sessions_max);
-    let (seat, mut cut) = house.sessions.seat(facts, limits, secret_bytes).inspect_err(told)?;
+    let (seat, mut cut) = house.sessions.seat(facts, limits).inspect_err(told)?;
     drop(slot.take());
     // Once more, now that a cut would find us: the rules may have changed while the client was proving itself.
     if !house.directory.admits(cluster.id, origin) {
@@ -175,11 +188,13 @@ async fn enter(
         reason = &mut cut => return Err(reason.map_or(Refusal::Lost, Refusal::Cut)),
         attached = open(house, &identity, &route) => attached.inspect_err(told)?,
     };
-    if let Some(engine_key) = attached.engine_key.clone() {
-        seat.attached(engine.clone(), engine_key);
-    }
     let mut messages = attached.greeting.clone();
-    messages.extend(wire::backend::key_data(seat.key().process_id, &seat.key().secret));
+    if let Some(engine_key) = attached.engine_key.clone() {
+        // 32 bytes from protocol 3.2 on, as PostgreSQL 18; 4 before, which is all that older clients can hold.
+        let secret_bytes = if minor >= 2 { 32 } else { 4 };
+        let told = seat.attached(engine.clone(), engine_key, secret_bytes);
+        messages.extend(wire::backend::key_data(told.process_id, &told.secret));
+    }
     messages.extend_from_slice(&attached.ready);
     timeout(house.settings.attach_max, send(client, &messages)).await??;
     Ok(Some(Seated { engine, attached, seat, cut }))
@@ -203,7 +218,10 @@ async fn become_known(
         Wanted::Cancel(key) => {
             // Closed first: how long the rest takes must not show.
             let _ = client.shutdown().await;
-            let cancel = cancel::cancel(&house.sessions, &*house.directory, &house.cancels, &key, origin);
+            let named = manner.server_name.as_deref().and_then(handle_in_server_name);
+            let (named, is_encrypted, is_direct) = (named.as_ref(), true, manner.is_direct);
+            let request = cancel::Request { key: &key, origin, named, is_encrypted, is_direct };
+            let cancel = cancel::cancel(&house.sessions, &*house.directory, &house.cancels, request);
             timeout_at(deadline, cancel).await?;
             return Ok(None);
         }

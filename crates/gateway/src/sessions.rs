@@ -105,6 +105,8 @@ pub struct SessionFacts {
     pub user: Arc<str>,
     /// From where, and by which way.
     pub origin: Origin,
+    /// Whether its connection is the client's own, and not that of a balancer or proxy that speaks for many.
+    pub is_direct: bool,
     /// The certificate that was its proof, or part of it.
     pub certificate: Option<Arc<Verified>>,
 }
@@ -119,8 +121,11 @@ pub struct Sessions {
 
 #[derive(Default)]
 struct Inner {
-    /// By the process id that the client was told.
-    seats: HashMap<u32, Entry>,
+    seats: HashMap<u64, Entry>,
+    last_seat: u64,
+    /// Those that a cancel finds, by the process id that their clients were told. Engines count for themselves, so that many
+    /// clusters have a session with the same one.
+    by_process: HashMap<u32, Vec<u64>>,
     clusters: HashMap<ClusterId, Use>,
     /// Those that refused somebody because they had all sessions that they may have.
     used_up: HashSet<ClusterId>,
@@ -128,10 +133,17 @@ struct Inner {
 
 struct Entry {
     facts: SessionFacts,
-    secret: Vec<u8>,
     cut: Option<oneshot::Sender<Cut>>,
-    /// The engine and its own cancel key, once the session is attached.
-    engine: Option<(Arc<dyn Engine>, CancelKey)>,
+    /// What a cancel needs, once the session is attached.
+    cancel: Option<Cancel>,
+}
+
+struct Cancel {
+    /// What the client was told.
+    told: CancelKey,
+    engine: Arc<dyn Engine>,
+    /// What the engine told us.
+    engine_key: CancelKey,
 }
 
 #[derive(Default)]
@@ -144,7 +156,7 @@ struct Use {
 /// A place in the registry; leaving it counts down, whatever way the session ends.
 pub(crate) struct Seat {
     sessions: Arc<Sessions>,
-    key: CancelKey,
+    number: u64,
     pub(crate) facts: SessionFacts,
 }
 
@@ -230,10 +242,7 @@ impl Sessions {
         self: &Arc<Self>,
         facts: SessionFacts,
         limits: Limits,
-        secret_bytes: usize,
     ) -> Result<(Seat, oneshot::Receiver<Cut>), Refusal> {
-        let mut secret = vec![0; secret_bytes];
-        fill_random(&mut secret);
         let (cut, cut_receiver) = oneshot::channel();
         let mut inner = self.lock();
         let left = self.max.saturating_sub(inner.seats.len());
@@ -253,51 +262,74 @@ impl Sessions {
         used.sessions += 1;
         used.last_end = None;
         used.by_user.insert(facts.user.clone(), by_user + 1);
-        let process_id = loop {
-            let mut id = [0; 4];
-            fill_random(&mut id);
-            // Positive: some drivers read the process id as a signed number.
-            let id = u32::from_be_bytes(id) & 0x7fff_ffff;
-            if id != 0 && !inner.seats.contains_key(&id) {
-                break id;
-            }
-        };
-        let entry = Entry { facts: facts.clone(), secret: secret.clone(), cut: Some(cut), engine: None };
-        inner.seats.insert(process_id, entry);
+        inner.last_seat += 1;
+        let number = inner.last_seat;
+        inner.seats.insert(number, Entry { facts: facts.clone(), cut: Some(cut), cancel: None });
         self.total.send_replace(inner.seats.len());
         drop(inner);
-        let key = CancelKey { process_id, secret };
-        Ok((Seat { sessions: self.clone(), key, facts }, cut_receiver))
+        Ok((Seat { sessions: self.clone(), number, facts }, cut_receiver))
     }
 
     /// The engine and its key for a cancel key of ours. Unknown process ids and wrong secrets look alike.
     pub(crate) fn find_cancel(&self, key: &CancelKey) -> Option<(SessionFacts, Arc<dyn Engine>, CancelKey)> {
         let inner = self.lock();
-        let entry = inner.seats.get(&key.process_id)?;
-        constant_time::verify_slices_are_equal(&entry.secret, &key.secret).ok()?;
-        let (engine, engine_key) = entry.engine.clone()?;
-        Some((entry.facts.clone(), engine, engine_key))
+        let mut found = None;
+        for number in inner.by_process.get(&key.process_id)? {
+            if let Some(entry) = inner.seats.get(number)
+                && let Some(cancel) = &entry.cancel
+                && constant_time::verify_slices_are_equal(&cancel.told.secret, &key.secret).is_ok()
+            {
+                found = Some((entry.facts.clone(), cancel.engine.clone(), cancel.engine_key.clone()));
+            }
+        }
+        found
     }
 }
 
 impl Seat {
-    /// What the client is told to cancel its queries with.
-    pub(crate) fn key(&self) -> &CancelKey {
-        &self.key
-    }
-
-    /// From now on a cancel reaches the engine.
-    pub(crate) fn attached(&self, engine: Arc<dyn Engine>, engine_key: CancelKey) {
-        if let Some(entry) = self.sessions.lock().seats.get_mut(&self.key.process_id) {
-            entry.engine = Some((engine, engine_key));
+    /// From now on a cancel reaches the engine. Returns what the client is to be told: the process that works for it, as the
+    /// engine itself calls it, and a secret of ours.
+    pub(crate) fn attached(
+        &self,
+        engine: Arc<dyn Engine>,
+        engine_key: CancelKey,
+        secret_bytes: usize,
+    ) -> CancelKey {
+        let mut inner = self.sessions.lock();
+        let process_id = engine_key.process_id;
+        let others = inner.by_process.get(&process_id).into_iter().flatten();
+        let known: HashSet<&[u8]> = others
+            .filter_map(|number| Some(&*inner.seats.get(number)?.cancel.as_ref()?.told.secret))
+            .collect();
+        let mut secret = vec![0; secret_bytes];
+        // The pair is what is looked up, so it is told to one client.
+        loop {
+            fill_random(&mut secret);
+            if !known.contains(&*secret) {
+                break;
+            }
         }
+        let told = CancelKey { process_id, secret };
+        if let Some(entry) = inner.seats.get_mut(&self.number) {
+            entry.cancel = Some(Cancel { told: told.clone(), engine, engine_key });
+            inner.by_process.entry(process_id).or_default().push(self.number);
+        }
+        told
     }
 }
 
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.sessions.lock();
-        inner.seats.remove(&self.key.process_id);
+        let process_id = inner.seats.remove(&self.number).and_then(|left| Some(left.cancel?.told.process_id));
+        if let Some(process_id) = process_id
+            && let Some(numbers) = inner.by_process.get_mut(&process_id)
+        {
+            numbers.retain(|number| *number != self.number);
+            if numbers.is_empty() {
+                inner.by_process.remove(&process_id);
+            }
+        }
         if let Some(used) = inner.clusters.get_mut(&self.facts.cluster) {
             used.sessions = used.sessions.saturating_sub(1);
             if used.sessions == 0 {
@@ -342,6 +374,7 @@ mod tests {
             cluster,
             user: user.into(),
             origin: Origin::public("127.0.0.1".parse().unwrap()),
+            is_direct: true,
             certificate: None,
         }
     }
@@ -350,17 +383,17 @@ mod tests {
     fn limits_hold_per_cluster_and_user_and_seats_come_back() {
         let sessions = Sessions::new(usize::MAX);
         let (one, other) = (ClusterId::random(), ClusterId::random());
-        let a = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
-        let b = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
-        assert_eq!(sessions.seat(facts(one, "a"), LIMITS, 4).err(), Some(Refusal::TooMany("this user")));
-        let c = sessions.seat(facts(one, "b"), LIMITS, 4).unwrap();
+        let a = sessions.seat(facts(one, "a"), LIMITS).unwrap();
+        let b = sessions.seat(facts(one, "a"), LIMITS).unwrap();
+        assert_eq!(sessions.seat(facts(one, "a"), LIMITS).err(), Some(Refusal::TooMany("this user")));
+        let c = sessions.seat(facts(one, "b"), LIMITS).unwrap();
         assert_eq!(sessions.take_used_up(), HashSet::from([one]), "one user has all that one may have");
-        assert_eq!(sessions.seat(facts(one, "c"), LIMITS, 4).err(), Some(Refusal::TooMany("this cluster")));
+        assert_eq!(sessions.seat(facts(one, "c"), LIMITS).err(), Some(Refusal::TooMany("this cluster")));
         assert_eq!(sessions.take_used_up(), HashSet::from([one]));
         let of_role = Limits { per_cluster: 100, per_user: 2 };
-        assert_eq!(sessions.seat(facts(one, "a"), of_role, 4).err(), Some(Refusal::TooMany("this user")));
+        assert_eq!(sessions.seat(facts(one, "a"), of_role).err(), Some(Refusal::TooMany("this user")));
         assert!(sessions.take_used_up().is_empty(), "a role's own limit uses nothing up");
-        let d = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
+        let d = sessions.seat(facts(other, "a"), LIMITS).unwrap();
         assert_eq!((sessions.count(one), sessions.total(), sessions.idle_since(one)), (3, 4, None));
         drop((a, b, c, d));
         assert_eq!((sessions.count(one), sessions.total()), (0, 0));
@@ -375,7 +408,7 @@ mod tests {
             per_cluster: model::CONNECTIONS_PER_CLUSTER_MAX,
             per_user: model::connections_per_user_max(model::CONNECTIONS_PER_CLUSTER_MAX),
         };
-        let seat = |user| sessions.seat(facts(cluster, user), limits, 4);
+        let seat = |user| sessions.seat(facts(cluster, user), limits);
         let greedy: Vec<_> =
             (0..model::CONNECTIONS_PER_CLUSTER_MAX).map_while(|_| seat("greedy").ok()).collect();
         assert_eq!(seat("greedy").err(), Some(Refusal::TooMany("this user")));
@@ -385,10 +418,15 @@ mod tests {
     #[test]
     fn t62_t63_only_the_whole_key_finds_a_session() {
         let sessions = Sessions::new(usize::MAX);
-        let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS, 32).unwrap();
-        let key = seat.key().clone();
-        assert!(sessions.find_cancel(&key).is_none(), "before it is attached there is nothing to cancel");
-        seat.attached(Arc::new(Nowhere), CancelKey { process_id: 1, secret: vec![0; 4] });
+        let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS).unwrap();
+        let of_engine = CancelKey { process_id: 1, secret: vec![0; 4] };
+        assert!(
+            sessions.find_cancel(&of_engine).is_none(),
+            "before it is attached there is nothing to cancel"
+        );
+        let key = seat.attached(Arc::new(Nowhere), of_engine.clone(), 32);
+        assert_eq!((key.process_id, key.secret.len()), (1, 32));
+        assert!(sessions.find_cancel(&of_engine).is_none(), "the engine's own key is nobody's");
         assert!(sessions.find_cancel(&key).is_some());
         let guess = |secret: Vec<u8>| CancelKey { process_id: key.process_id, secret };
         for secret in [
@@ -406,11 +444,34 @@ mod tests {
     }
 
     #[test]
+    fn sessions_whose_engines_call_them_the_same_are_told_apart_by_their_secrets() {
+        let sessions = Sessions::new(usize::MAX);
+        let many = Limits { per_cluster: u32::MAX, per_user: u32::MAX };
+        let clusters: Vec<ClusterId> = (0..300).map(|_| ClusterId::random()).collect();
+        // A secret of one byte, so that chance alone would tell two clients the same.
+        let attach = |cluster: &ClusterId| {
+            let (seat, _cut) = sessions.seat(facts(*cluster, "a"), many).unwrap();
+            let key = seat.attached(Arc::new(Nowhere), CancelKey { process_id: 42, secret: vec![0; 4] }, 1);
+            (seat, key)
+        };
+        let mut held: Vec<_> = clusters[..200].iter().map(attach).collect();
+        let finds = |key: &CancelKey| sessions.find_cancel(key).map(|(facts, ..)| facts.cluster);
+        for ((_, key), cluster) in held.iter().zip(&clusters) {
+            assert_eq!(finds(key), Some(*cluster));
+        }
+        let (left, key) = held.swap_remove(7);
+        drop(left);
+        assert_eq!(finds(&key), None, "it has ended, and its secret is no other's");
+        drop(held);
+        assert!(sessions.lock().by_process.is_empty());
+    }
+
+    #[test]
     fn a_cut_reaches_those_it_concerns_once() {
         let sessions = Sessions::new(usize::MAX);
         let (one, other) = (ClusterId::random(), ClusterId::random());
-        let (a, mut a_cut) = sessions.seat(facts(one, "a"), LIMITS, 4).unwrap();
-        let (_b, mut b_cut) = sessions.seat(facts(other, "a"), LIMITS, 4).unwrap();
+        let (a, mut a_cut) = sessions.seat(facts(one, "a"), LIMITS).unwrap();
+        let (_b, mut b_cut) = sessions.seat(facts(other, "a"), LIMITS).unwrap();
         let verdict = |facts: &SessionFacts| (facts.cluster == one).then_some(Cut::Deleted);
         assert_eq!((sessions.cut(verdict), sessions.cut(verdict)), (1, 0));
         assert!(sessions.any(|facts| facts.cluster == one), "its client was not told yet");
@@ -425,16 +486,16 @@ mod tests {
         let sessions = Sessions::new(90);
         let many = Limits { per_cluster: u32::MAX, per_user: u32::MAX };
         let take = |cluster| -> Vec<_> {
-            std::iter::from_fn(|| sessions.seat(facts(cluster, "maria"), many, 4).ok()).collect()
+            std::iter::from_fn(|| sessions.seat(facts(cluster, "maria"), many).ok()).collect()
         };
         let clusters = [(); 4].map(|()| ClusterId::random());
         let taken: Vec<Vec<_>> = clusters.iter().map(|cluster| take(*cluster)).collect();
         let counts: Vec<usize> = taken.iter().map(Vec::len).collect();
         // Each has as many as were left after it.
         assert_eq!(counts, [45, 23, 11, 6]);
-        let refused = sessions.seat(facts(clusters[0], "maria"), many, 4).err();
+        let refused = sessions.seat(facts(clusters[0], "maria"), many).err();
         assert_eq!(refused, Some(Refusal::NoRoom));
-        assert!(sessions.seat(facts(ClusterId::random(), "maria"), many, 4).is_ok());
+        assert!(sessions.seat(facts(ClusterId::random(), "maria"), many).is_ok());
         drop(taken);
         assert_eq!(take(clusters[3]).len(), 45, "everything is given back");
     }
@@ -443,9 +504,9 @@ mod tests {
     fn the_last_session_is_for_a_cluster_that_has_none() {
         let sessions = Sessions::new(1);
         let one = ClusterId::random();
-        let first = sessions.seat(facts(one, "maria"), LIMITS, 4).unwrap();
-        assert_eq!(sessions.seat(facts(one, "maria"), LIMITS, 4).err(), Some(Refusal::NoRoom));
+        let first = sessions.seat(facts(one, "maria"), LIMITS).unwrap();
+        assert_eq!(sessions.seat(facts(one, "maria"), LIMITS).err(), Some(Refusal::NoRoom));
         drop(first);
-        assert!(sessions.seat(facts(one, "maria"), LIMITS, 4).is_ok());
+        assert!(sessions.seat(facts(one, "maria"), LIMITS).is_ok());
     }
 }

@@ -68,7 +68,7 @@ struct Connection {
 
 /// Where connections come from, from the widest part to the narrowest.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-enum Part {
+pub(crate) enum Part {
     /// A balancer has not said yet whom it speaks for.
     Unannounced,
     /// A cluster's private network.
@@ -324,6 +324,11 @@ impl fmt::Display for Part {
             Self::Network(address, bits) => write!(f, "{address}/{bits}"),
         }
     }
+}
+
+/// The widest part that an origin lies in: its network, or what stands for one.
+pub(crate) fn widest(origin: &Origin) -> Part {
+    path(Some(origin)).swap_remove(0)
 }
 
 /// The parts that an origin lies in.

@@ -58,6 +58,8 @@ pub struct Network {
     pub peerings: Vec<Peering>,
     /// Whether the private endpoint service was made (dedicated clusters; on serverless ones it exists by itself).
     pub has_endpoint_service: bool,
+    /// Whether cancel requests in plaintext are refused; taken, they must come from the session's own address.
+    pub refuses_plaintext_cancels: bool,
     /// Private endpoint connections.
     pub endpoints: Vec<EndpointConnection>,
     /// Owners whose endpoints may be accepted; empty means every owner.

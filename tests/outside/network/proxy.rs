@@ -288,6 +288,22 @@ pub fn t59_a_balanced_clients_session_is_cut_by_the_headers_address() {
     assert!(stays.results().is_ok(), "an address that is not listed cancelled a statement");
 }
 
+pub fn a_cancel_in_plaintext_is_nothing_behind_a_balancer() {
+    let one = cloud().cluster("plain-behind-balancer", &["--plan", "dedicated"]);
+    let (door, client) = (doors().sql, Header::from("127.57.0.9"));
+    one.allow("127.57.0.0/24");
+    let mut wire = enter(&one, door, &client).expect("listed");
+    let (process, secret) = wire.cancel_key.clone().expect("a key");
+    wire.send(b'Q', &text("select pg_sleep(1.5)")).expect("the session stands");
+    std::thread::sleep(Duration::from_millis(200));
+    // By the balancer's word it is the session's own address; at the public door it really is that address.
+    let _ = behind(door, &client).send_raw(&cancel_request(process, &secret));
+    let own = Some([127, 57, 0, 9].into());
+    let mut direct = cloud().connect(cloud().sql_address(), own).expect("it listens");
+    let _ = direct.send_raw(&cancel_request(process, &secret));
+    assert!(wire.results().is_ok(), "where addresses may be another's word, a key was taken in plaintext");
+}
+
 pub fn t67_failed_sign_ins_count_against_the_headers_address_and_not_the_balancer() {
     let door = free_port();
     let arguments = ["--sql-proxy", &door.to_string(), "--proxy-from", "127.0.0.1"];

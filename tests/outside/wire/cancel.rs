@@ -3,11 +3,16 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use house::command::SetAtEnd;
+use house::Cluster;
+use house::cloud::PATIENCE;
+use house::command::{SetAtEnd, eventually};
 use house::machine::assert_within;
 use house::shared::{cloud, cluster};
 use house::wire::AT_ONCE;
 use house::wire::{Refusal, Wire, cancel_request, text};
+
+/// Where a test's sessions and cancels come from if nothing is said.
+const HERE: [u8; 4] = [127, 0, 0, 1];
 
 fn key_of(wire: &Wire) -> (u32, Vec<u8>) {
     wire.cancel_key.clone().expect("a session has a cancel key")
@@ -15,17 +20,33 @@ fn key_of(wire: &Wire) -> (u32, Vec<u8>) {
 
 /// Sends a cancel over TLS, as libpq 17 does, and waits until the gateway has closed.
 fn cancel(process: u32, secret: &[u8]) -> Duration {
-    let mut wire = cloud().encrypted();
+    cancel_from(HERE, process, secret)
+}
+
+/// The same from another address.
+fn cancel_from(address: [u8; 4], process: u32, secret: &[u8]) -> Duration {
+    let mut wire = cloud().encrypted_from(Some(address.into())).expect("TLS comes before the key");
     let begun = Instant::now();
     wire.send_raw(&cancel_request(process, secret)).unwrap();
     assert!(wire.is_closed_within(AT_ONCE), "a cancel was not answered by closing");
     begun.elapsed()
 }
 
+/// Sends a cancel in plaintext, as every libpq before 17 does.
+fn cancel_in_plaintext(address: [u8; 4], process: u32, secret: &[u8]) {
+    let mut plain = cloud().connect(cloud().sql_address(), Some(address.into())).expect("it listens");
+    let _ = plain.send_raw(&cancel_request(process, secret));
+    assert!(plain.is_closed_within(AT_ONCE), "a cancel was not answered by closing");
+}
+
 fn sleeper() -> (Wire, (u32, Vec<u8>)) {
-    let mut wire = cluster().sign_in();
+    sleeper_of(cluster())
+}
+
+fn sleeper_of(one: &Cluster<'_>) -> (Wire, (u32, Vec<u8>)) {
+    let mut wire = one.sign_in();
     let key = key_of(&wire);
-    wire.begin("select pg_sleep(600)", &mut cluster().sign_in());
+    wire.begin("select pg_sleep(600)", &mut one.sign_in());
     (wire, key)
 }
 
@@ -58,7 +79,10 @@ pub fn t60_a_late_cancel_never_hits_another_session() {
         wire.send(b'Q', &text("select 1")).unwrap();
         let racer = std::thread::spawn(move || {
             std::thread::sleep(Duration::from_micros(round * 7 % 1_000));
-            let mut wire = cloud().encrypted();
+            // Those that come too late have a wrong key, of which each network has so many.
+            let network = u8::try_from(round / 50).expect("few networks");
+            let from = [127, 60, network, 1].into();
+            let mut wire = cloud().encrypted_from(Some(from)).expect("TLS comes before the key");
             let _ = wire.send_raw(&cancel_request(process, &secret));
             let _ = wire.is_closed_within(AT_ONCE);
         });
@@ -76,20 +100,23 @@ pub fn t60_a_late_cancel_never_hits_another_session() {
 
 pub fn t61_a_flood_of_wrong_cancels_leaves_room_for_queries_and_sign_ins() {
     let (is_over, sent) = (AtomicBool::new(false), AtomicU64::new(0));
+    let crowd = |last: u8| [127, 61, 0, last];
     std::thread::scope(|scope| {
-        for _ in 0..2 {
-            scope.spawn(|| {
+        for last in 1..=2 {
+            let (is_over, sent) = (&is_over, &sent);
+            scope.spawn(move || {
                 while !is_over.load(Ordering::Relaxed) {
-                    let mut wire = cloud().encrypted();
+                    let mut wire = cloud().encrypted_from(Some(crowd(last).into())).expect("TLS");
                     let number = u32::try_from(sent.fetch_add(1, Ordering::Relaxed)).unwrap_or(1);
                     let _ = wire.send_raw(&cancel_request(number, &[1, 2, 3, 4]));
+                    let _ = wire.is_closed_within(AT_ONCE);
                 }
             });
         }
         let _end = SetAtEnd(&is_over);
         let mut wire = cluster().sign_in();
         let mut rounds = 0;
-        while rounds < 10 || sent.load(Ordering::Relaxed) <= 50 {
+        while rounds < 10 || sent.load(Ordering::Relaxed) <= 150 {
             let begun = Instant::now();
             assert_eq!(wire.value("select 1"), "1");
             assert_eq!(cluster().sign_in().value("select 2"), "2");
@@ -97,6 +124,12 @@ pub fn t61_a_flood_of_wrong_cancels_leaves_room_for_queries_and_sign_ins() {
             rounds += 1;
         }
     });
+    // Who has tried so often is not listened to for a while, nor are its neighbours; others are.
+    let (mut wire, (process, secret)) = sleeper();
+    cancel_from(crowd(3), process, &secret);
+    assert!(still_sleeps(&mut wire), "a network that has tried enough keys went on trying");
+    cancel(process, &secret);
+    assert!(is_cancelled(wire.results()));
 }
 
 pub fn t62_cancel_keys_are_the_gateways_own_and_never_collide() {
@@ -104,20 +137,26 @@ pub fn t62_cancel_keys_are_the_gateways_own_and_never_collide() {
     let mut wires = Vec::new();
     for _ in 0..60 {
         let mut wire = cluster().sign_in();
-        let key = key_of(&wire);
-        assert_ne!(
-            wire.value("select pg_backend_pid()"),
-            key.0.to_string(),
-            "the engine's own number is shown"
-        );
-        assert!(keys.insert(key), "two sessions have one key");
+        let (process, secret) = key_of(&wire);
+        // What it is for pg_terminate_backend, NOTIFY and pg_stat_activity.
+        assert_eq!(wire.value("select pg_backend_pid()"), process.to_string());
+        assert!(keys.insert(secret), "two sessions have one secret");
         wires.push(wire);
     }
-    let numbers: Vec<u32> = keys.iter().map(|key| key.0).collect();
-    assert!(
-        numbers.windows(2).any(|pair| pair[1] - pair[0] > 1_000),
-        "process numbers can be counted up: {numbers:?}"
-    );
+}
+
+pub fn the_process_that_a_client_is_told_is_its_own_for_every_function_of_postgresql() {
+    let (mut listening, mut other) = (cluster().sign_in(), cluster().sign_in());
+    let (process, _) = key_of(&listening);
+    let shown = format!("select usename from pg_stat_activity where pid = {process}");
+    assert_eq!(other.value(&shown), "maria");
+    listening.query("listen own_process").unwrap();
+    listening.query("notify own_process").unwrap();
+    let told = listening.asides.iter().find(|message| message.tag == b'A').expect("a notification");
+    assert_eq!(told.body[..4], process.to_be_bytes(), "who notified is the session itself");
+    assert_eq!(other.value(&format!("select pg_terminate_backend({process})")), "t");
+    let ended = eventually("the session ends", PATIENCE, || listening.query("select 1").err());
+    assert_eq!(ended.code, "57P01", "{ended:?}");
 }
 
 pub fn t63_only_the_issued_key_works() {
@@ -141,13 +180,46 @@ pub fn t63_only_the_issued_key_works() {
     assert!(is_cancelled(wire.results()));
 }
 
-pub fn t64_a_cancel_in_plaintext_does_nothing() {
-    let (mut wire, (process, secret)) = sleeper();
-    let mut plain = Wire::tcp(cloud().sql_address());
-    let _ = plain.send_raw(&cancel_request(process, &secret));
-    assert!(plain.is_closed_within(AT_ONCE));
-    assert!(still_sleeps(&mut wire), "plaintext cancelled a statement");
+pub fn t64_a_cancel_in_plaintext_counts_from_the_session_s_own_address_only_and_where_it_may() {
+    let one = cloud().cluster("plain-cancels", &[]);
+    let (mut wire, (process, secret)) = sleeper_of(&one);
+    cancel_in_plaintext([127, 64, 0, 1], process, &secret);
+    let mut forged = secret.clone();
+    forged[0] ^= 1;
+    cancel_in_plaintext(HERE, process, &forged);
+    assert!(still_sleeps(&mut wire), "whoever read the key on its way cancelled a statement");
+    cancel_in_plaintext(HERE, process, &secret);
+    assert!(is_cancelled(wire.results()), "as Ctrl-C of every psql before 17 sends it");
+    assert_eq!(wire.value("select 1"), "1", "the session lives on");
+
+    cloud().chitin(["cluster", "update", "plain-cancels", "--plaintext-cancels", "off"]).ok();
+    let detail = cloud().get(&format!("/api/v1/chitin/clusters/{}", one.id));
+    assert_eq!(detail["plaintext_cancels"], false);
+    wire.begin("select pg_sleep(600)", &mut one.sign_in());
+    cancel_in_plaintext(HERE, process, &secret);
+    assert!(still_sleeps(&mut wire), "the cluster refuses it");
     cancel(process, &secret);
+    assert!(is_cancelled(wire.results()));
+    cloud().chitin(["cluster", "update", "plain-cancels", "--plaintext-cancels", "on"]).ok();
+    wire.begin("select pg_sleep(600)", &mut one.sign_in());
+    cancel_in_plaintext(HERE, process, &secret);
+    assert!(is_cancelled(wire.results()));
+}
+
+pub fn no_key_leads_outside_of_the_cluster_that_the_connection_names() {
+    let other = cloud().cluster("not-its-own", &[]);
+    let (mut wire, (process, secret)) = sleeper();
+    let cancel_at = |handle: &str| {
+        let mut named = cloud().connect(cloud().sql_address(), None).expect("it listens");
+        assert_eq!(named.ask_for_tls().expect("an answer"), b'S');
+        named.handshake(cloud().trust(), &format!("{handle}.localhost")).expect("TLS comes before the key");
+        named.send_raw(&cancel_request(process, &secret)).unwrap();
+        assert!(named.is_closed_within(AT_ONCE), "a cancel was not answered by closing");
+    };
+    cancel_at(&other.handle);
+    cancel_at("nobody-here-7");
+    assert!(still_sleeps(&mut wire), "another cluster's name led to this one");
+    cancel_at(&cluster().handle);
     assert!(is_cancelled(wire.results()));
 }
 
@@ -160,11 +232,13 @@ pub fn t65_right_and_wrong_keys_close_in_the_same_time() {
     let tells: Vec<f64> = (0..3)
         .map(|_| {
             let (mut right_times, mut wrong_times) = (Vec::new(), Vec::new());
-            for _ in 0..50 {
-                right_times.push(cancel(process, &secret));
-                wrong_times.push(cancel(process, &wrong));
-                wrong_times.push(cancel(process, &wrong));
-                right_times.push(cancel(process, &secret));
+            for network in 0..50 {
+                // Of wrong keys each network has so many.
+                let try_one = |secret: &[u8]| cancel_from([127, 65, network, 1], process, secret);
+                right_times.push(try_one(&secret));
+                wrong_times.push(try_one(&wrong));
+                wrong_times.push(try_one(&wrong));
+                right_times.push(try_one(&secret));
             }
             let pairs = right_times.iter().flat_map(|a| wrong_times.iter().map(move |b| a > b));
             pairs.filter(|won| *won).count() as f64 / 10_000.0
