@@ -92,7 +92,9 @@ async fn create(cloud: &Cloud, wanted: CreateCluster, printer: Printer) -> Resul
         let name = &made.name;
         format!("created {name} ({})\nnext: chitin user create {name} maria", made.handle())
     })?;
-    if let Some(note) = allowlist_note(&wanted) {
+    // By what it is, since the organization may have every new cluster begin closed.
+    let is_open = cloud.api.detail(made.id).await.map_or(true, |detail| detail.is_open_to_every_address);
+    if let Some(note) = allowlist_note(&wanted, is_open) {
         output::say(&note);
     }
     Ok(())
@@ -205,7 +207,7 @@ fn hardware(cpus: Option<u32>, storage_gib: Option<u32>, disk_iops: Option<u32>)
 }
 
 /// What the operator must know about who may connect.
-fn allowlist_note(wanted: &CreateCluster) -> Option<String> {
+fn allowlist_note(wanted: &CreateCluster, is_open: bool) -> Option<String> {
     let name = &wanted.name;
     if wanted.network.visibility == Some(VisibilityName::Private) {
         return Some(format!(
@@ -216,14 +218,15 @@ fn allowlist_note(wanted: &CreateCluster) -> Option<String> {
     if !wanted.allow.is_empty() {
         return None;
     }
-    Some(match Plan::from(wanted.plan) {
-        Plan::Serverless => format!(
+    Some(if is_open {
+        format!(
             "warning: {name} may be reached from every address (passwords and TLS still protect it)\n  \
              to close it: chitin allowlist add {name} CIDR, then remove 0.0.0.0/0 and ::/0 (chitin allowlist remove)"
-        ),
-        Plan::Dedicated => format!(
+        )
+    } else {
+        format!(
             "note: nobody may connect to {name} yet\n  to let an address in: chitin allowlist add {name} 127.0.0.1/32"
-        ),
+        )
     })
 }
 
@@ -302,6 +305,7 @@ fn shown(
         _ => String::new(),
     };
     let key = match detail.facts.is_unlocked {
+        _ if detail.encryption == Some(model::Encryption::None) => "none: nothing is encrypted",
         Some(true) => "in the kernel",
         Some(false) => "not in the kernel",
         None => "",
@@ -490,12 +494,12 @@ mod tests {
 
     #[test]
     fn an_open_cluster_warns_a_closed_one_says_how_to_open_it_and_a_set_one_says_nothing() {
-        let open = allowlist_note(&wanted(PlanName::Serverless, &[])).unwrap();
+        let open = allowlist_note(&wanted(PlanName::Serverless, &[]), true).unwrap();
         assert!(open.starts_with("warning:") && open.contains("every address"), "{open}");
-        let closed = allowlist_note(&wanted(PlanName::Dedicated, &[])).unwrap();
+        let closed = allowlist_note(&wanted(PlanName::Serverless, &[]), false).unwrap();
         assert!(closed.starts_with("note:") && closed.contains("allowlist add my-shop"), "{closed}");
         for plan in [PlanName::Serverless, PlanName::Dedicated] {
-            assert_eq!(allowlist_note(&wanted(plan, &["10.0.0.0/8"])), None);
+            assert_eq!(allowlist_note(&wanted(plan, &["10.0.0.0/8"]), false), None);
         }
     }
 
@@ -511,7 +515,7 @@ mod tests {
             let settings = spec.get("serverless").or(spec.get("dedicated")).unwrap();
             assert_eq!(settings["network_visibility"], "PRIVATE");
             assert_eq!(settings["cidr_range"], "10.77.0.0/24");
-            let note = allowlist_note(&private).unwrap();
+            let note = allowlist_note(&private, true).unwrap();
             assert!(
                 note.contains("chitin peering create my-shop") && !note.contains("every address"),
                 "{note}"
