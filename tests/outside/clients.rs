@@ -22,7 +22,7 @@ pub(crate) fn suite() -> Suite {
             libpq::the_pasted_url_signs_in,
             libpq::wrong_password_unknown_user_and_unknown_cluster_read_alike,
             libpq::a_dump_restores_to_the_same_dump,
-            libpq::control_c_in_psql_cancels_where_libpq_sends_it_in_tls,
+            libpq::control_c_in_psql_cancels_also_where_libpq_sends_it_in_plaintext,
             drivers::psycopg_works,
             drivers::asyncpg_works,
             drivers::sqlalchemy_works,

@@ -1,8 +1,8 @@
 //! Cancel requests, with keys of our own: from an admitted address only, and silent in every case.
 //!
 //! In plaintext, as every libpq before 17 sends them, one counts only where it comes from the very address of the session, with
-//! nobody between who speaks for many, and where the cluster takes such requests: whoever reads the key on its way can use it
-//! from there alone, and for no more than to end a statement.
+//! nobody between who speaks for many, and where the cluster takes such requests. A key that has come so counts from that address
+//! alone from then on, encrypted or not, since somebody may have read it.
 
 use std::collections::HashMap;
 use std::io;
@@ -15,9 +15,10 @@ use tokio::sync::Semaphore;
 use tokio::time::timeout;
 use wire::hello::CancelKey;
 
+use crate::Sessions;
 use crate::directory::{Directory, Engine};
-use crate::unauthenticated::{Part, widest};
-use crate::{SessionFacts, Sessions};
+use crate::sessions::Cancelled;
+use crate::unauthenticated::{Part, neighbourhoods};
 
 /// For the engine to take a cancel request and close.
 const ENGINE_MAX: Duration = Duration::from_secs(5);
@@ -26,12 +27,16 @@ const ENGINE_MAX: Duration = Duration::from_secs(5);
 /// connection was closed, and so tell him.
 const SETTLE: Duration = Duration::from_millis(10);
 
-/// Wrong keys that are looked at from one network within [`GUESSES_SPAN`]. A client whose statement ends while it cancels has one
-/// for nothing; for the key of a session that is known, with its 32 bits in protocol 3.0, it takes a lifetime.
+/// Wrong keys of 32 bits, as in protocol 3.0, that are looked at from one address within [`GUESSES_SPAN`]. A client whose session
+/// ends while it cancels has one for nothing. At this rate a key of one session that is known takes a lifetime to find.
 const GUESSES_MAX: u32 = 100;
+/// Of a whole network: a neighbour alone does not use it up.
+const GUESSES_OF_NETWORK_MAX: u32 = 1_000;
 const GUESSES_SPAN: Duration = Duration::from_secs(60);
-/// Networks whose wrong keys are counted. Beyond, all are counted anew, which is no help to whoever has that many.
-const GUESSERS_MAX: usize = 10_000;
+/// Addresses and networks whose wrong keys are counted. Beyond, those that have not used up theirs are forgotten first.
+const GUESSERS_MAX: usize = 20_000;
+/// Secrets that are longer, as from protocol 3.2 on, cannot be found by trying.
+const GUESSABLE_BYTES_MAX: usize = 8;
 
 /// A cancel request.
 pub(crate) struct Request<'a> {
@@ -46,13 +51,18 @@ pub(crate) struct Request<'a> {
 
 impl Request<'_> {
     /// Whether it may reach this session, which its key belongs to.
-    fn is_for(&self, facts: &SessionFacts, directory: &dyn Directory) -> bool {
+    fn is_for(&self, found: &Cancelled, directory: &dyn Directory) -> bool {
+        let facts = &found.facts;
         let find = |handle| directory.find(handle, &self.origin.way).map(|found| found.id);
         let is_in_its_cluster = self.named.is_none_or(|handle| find(handle) == Some(facts.cluster));
-        let is_from_its_client = self.is_direct && facts.is_direct && facts.origin == *self.origin;
-        is_in_its_cluster
-            && (self.is_encrypted || is_from_its_client && directory.takes_plaintext_cancels(facts.cluster))
-            && directory.admits(facts.cluster, self.origin)
+        let is_from_its_address = facts.origin == *self.origin;
+        let is_let_through = if self.is_encrypted {
+            !found.is_exposed || is_from_its_address
+        } else {
+            let is_from_its_client = self.is_direct && facts.is_direct && is_from_its_address;
+            is_from_its_client && directory.takes_plaintext_cancels(facts.cluster)
+        };
+        is_in_its_cluster && is_let_through && directory.admits(facts.cluster, self.origin)
     }
 }
 
@@ -61,13 +71,19 @@ impl Request<'_> {
 pub(crate) struct Cancels {
     per_cluster_max: usize,
     clusters: Mutex<HashMap<ClusterId, Arc<Semaphore>>>,
-    wrong: Mutex<HashMap<Part, Guesses>>,
+    wrong: Mutex<HashMap<Vec<Part>, Guesses>>,
 }
 
-/// Wrong keys of one network.
+/// Wrong keys of one address or network.
 struct Guesses {
     since: Instant,
     count: u32,
+}
+
+impl Guesses {
+    fn is_over(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= GUESSES_SPAN
+    }
 }
 
 impl Cancels {
@@ -78,33 +94,35 @@ impl Cancels {
 
     /// Whether a key from there is looked at.
     fn may_guess(&self, origin: &Origin, now: Instant) -> bool {
-        let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        let network = widest(origin);
-        let Some(guesses) = wrong.get(&network) else { return true };
-        if now.saturating_duration_since(guesses.since) >= GUESSES_SPAN {
-            wrong.remove(&network);
-            return true;
-        }
-        guesses.count < GUESSES_MAX
+        let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
+        let bounds = [GUESSES_MAX, GUESSES_OF_NETWORK_MAX];
+        neighbourhoods(origin).iter().zip(bounds).all(|(part, most)| {
+            wrong.get(part).is_none_or(|guesses| guesses.is_over(now) || guesses.count < most)
+        })
     }
 
     /// Counts a wrong key.
     fn note_wrong(&self, origin: &Origin, now: Instant) {
         let mut wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        let network = widest(origin);
-        if wrong.len() >= GUESSERS_MAX && !wrong.contains_key(&network) {
-            wrong.retain(|_, guesses| now.saturating_duration_since(guesses.since) < GUESSES_SPAN);
-            if wrong.len() >= GUESSERS_MAX {
+        if wrong.len() + 2 > GUESSERS_MAX {
+            wrong.retain(|_, guesses| !guesses.is_over(now) && guesses.count >= GUESSES_MAX);
+            if wrong.len() + 2 > GUESSERS_MAX {
                 wrong.clear();
             }
         }
-        let guesses = wrong.entry(network).or_insert(Guesses { since: now, count: 0 });
-        guesses.count = guesses.count.saturating_add(1);
-        if guesses.count == GUESSES_MAX {
-            tracing::warn!(
-                %origin, wrong = GUESSES_MAX,
-                "too many cancel requests with wrong keys: those of this network have no effect for up to a minute"
-            );
+        for part in neighbourhoods(origin) {
+            let guesses = wrong.entry(part).or_insert(Guesses { since: now, count: 0 });
+            if guesses.is_over(now) {
+                *guesses = Guesses { since: now, count: 0 };
+            }
+            guesses.count = guesses.count.saturating_add(1);
+            if guesses.count == GUESSES_MAX {
+                // Without an address, so that the log counts what is said again and again.
+                tracing::warn!(
+                    "somebody sends cancel requests with wrong keys; those of that address wait for a minute"
+                );
+                tracing::debug!(%origin, "cancel requests with wrong keys");
+            }
         }
     }
 
@@ -126,14 +144,21 @@ pub(crate) async fn cancel(
 ) {
     tokio::time::sleep(SETTLE).await;
     let origin = request.origin;
-    if !cancels.may_guess(origin, Instant::now()) {
+    let is_guessable = request.key.secret.len() <= GUESSABLE_BYTES_MAX;
+    // Whom no cluster lets in reaches nothing, so it has nothing to count.
+    if !directory.might_admit(origin) || is_guessable && !cancels.may_guess(origin, Instant::now()) {
         return;
     }
-    let found = sessions.find_cancel(request.key).filter(|(facts, ..)| request.is_for(facts, directory));
-    let Some((facts, engine, engine_key)) = found else {
-        cancels.note_wrong(origin, Instant::now());
+    let Some(found) = sessions.find_cancel(request.key, request.is_encrypted) else {
+        if is_guessable {
+            cancels.note_wrong(origin, Instant::now());
+        }
         return;
     };
+    if !request.is_for(&found, directory) {
+        return;
+    }
+    let Cancelled { facts, engine, engine_key, .. } = found;
     // Nobody is promised that a cancel has an effect (PostgreSQL's manual, 55.2.8): a flood is dropped, not queued.
     let slots = cancels.of(facts.cluster);
     let Ok(_slot) = slots.try_acquire() else {
@@ -213,21 +238,38 @@ mod tests {
     }
 
     #[test]
-    fn wrong_keys_are_looked_at_so_many_times_from_each_network() {
+    fn wrong_keys_are_looked_at_so_many_times_from_each_address_and_network() {
         let (cancels, begun) = (Cancels::new(1), Instant::now());
         let from = |text: &str| Origin::public(text.parse().unwrap());
-        for last in 0..GUESSES_MAX {
-            let one = from(&format!("192.0.2.{}", last % 250));
-            assert!(cancels.may_guess(&one, begun), "{last}");
-            cancels.note_wrong(&one, begun);
+        for count in 0..GUESSES_MAX {
+            assert!(cancels.may_guess(&from("192.0.2.1"), begun), "{count}");
+            cancels.note_wrong(&from("192.0.2.1"), begun);
+        }
+        assert!(!cancels.may_guess(&from("192.0.2.1"), begun), "the address has tried enough");
+        assert!(cancels.may_guess(&from("192.0.2.2"), begun), "its neighbour has not");
+        assert!(cancels.may_guess(&from("192.0.2.1"), begun + GUESSES_SPAN));
+        for count in GUESSES_MAX..GUESSES_OF_NETWORK_MAX {
+            cancels.note_wrong(&from(&format!("192.0.2.{}", 2 + count % 200)), begun);
         }
         assert!(!cancels.may_guess(&from("192.0.2.254"), begun), "the network has tried enough");
         assert!(cancels.may_guess(&from("192.0.3.1"), begun), "another one has not");
-        assert!(cancels.may_guess(&from("192.0.2.254"), begun + GUESSES_SPAN));
-        for number in 0..u32::try_from(GUESSERS_MAX).unwrap() + 5 {
+        // Certificates that anybody makes are no networks of their own.
+        let with_certificate = |number: u32| Origin {
+            way: model::Way::Endpoint(model::EndpointId::Certificate(number.to_string())),
+            ..from("198.51.100.7")
+        };
+        for number in 0..GUESSES_MAX {
+            cancels.note_wrong(&with_certificate(number), begun);
+        }
+        assert!(!cancels.may_guess(&with_certificate(7_777), begun));
+        for number in 0..u32::try_from(GUESSERS_MAX).unwrap() {
             cancels.note_wrong(&from(&std::net::Ipv4Addr::from_bits(number << 8).to_string()), begun);
         }
         assert!(cancels.wrong.lock().unwrap().len() <= GUESSERS_MAX);
+        assert!(
+            !cancels.may_guess(&from("192.0.2.1"), begun),
+            "a crowd makes nobody forgotten who has used up his"
+        );
     }
 
     #[tokio::test]

@@ -5,13 +5,15 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use keys::ChannelBinding;
-use model::{ClusterId, Origin};
+use model::{ClusterHandle, ClusterId, Origin};
 use rustix::io::Errno;
 use rustls::pki_types::CertificateDer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
+
+use wire::hello::CancelKey;
 
 use crate::admit::{Admission, admit, refusal};
 use crate::attach::{Attached, attach};
@@ -45,6 +47,13 @@ struct Manner {
     presented: Vec<CertificateDer<'static>>,
 }
 
+/// How far a client got.
+enum Entered {
+    Session(Box<Seated>),
+    /// It only came to cancel: with this key, in the cluster that it named.
+    Cancel(CancelKey, Option<ClusterHandle>),
+}
+
 /// A session that can begin.
 struct Seated {
     engine: Arc<dyn Engine>,
@@ -69,11 +78,13 @@ pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, 
         Err(_) => return tracing::debug!(%peer, "a connection was too slow"),
     };
     let Private { mut client, origin, manner } = private;
+    let is_direct = manner.is_direct;
     // Kept until the session has a slot of its own, or the client has heard why there is none.
     let mut slot = Some(slot);
     let entered = Box::pin(enter(&house, &mut client, manner, &origin, deadline, &mut slot)).await;
     match entered {
-        Ok(Some(Seated { engine, attached, seat, cut })) => {
+        Ok(Entered::Session(seated)) => {
+            let Seated { engine, attached, seat, cut } = *seated;
             let facts = seat.facts.clone();
             let Attached { engine: stream, engine_key, .. } = attached;
             let interrupt = async || {
@@ -83,7 +94,16 @@ pub(crate) async fn travel(house: Arc<House>, tcp: TcpStream, peer: SocketAddr, 
             drop(seat);
             tracing::info!(cluster = %facts.cluster, user = %facts.user, from = %origin, ?ended, "session ended");
         }
-        Ok(None) => {}
+        Ok(Entered::Cancel(key, named)) => {
+            // Closed first: how long the rest takes must not show.
+            let _ = client.shutdown().await;
+            drop(client);
+            let named = named.as_ref();
+            let request =
+                cancel::Request { key: &key, origin: &origin, named, is_encrypted: true, is_direct };
+            let cancel = cancel::cancel(&house.sessions, &*house.directory, &house.cancels, request);
+            let _ = timeout_at(deadline, cancel).await;
+        }
         Err(refusal) => {
             tracing::info!(from = %origin, ?refusal, "refused");
             let farewell = async {
@@ -152,15 +172,16 @@ async fn enter(
     origin: &Origin,
     deadline: Instant,
     slot: &mut Option<Slot>,
-) -> Result<Option<Seated>, Refusal> {
+) -> Result<Entered, Refusal> {
     let is_direct = manner.is_direct;
     let known = tokio::select! {
         biased;
         Some(()) = evicted(slot.as_ref()) => return Err(Refusal::Crowded),
         known = become_known(house, client, manner, origin, deadline) => known?,
     };
-    let Some((identity, route, minor)) = known else {
-        return Ok(None);
+    let (identity, route, minor) = match known {
+        Known::Person(identity, route, minor) => (identity, *route, minor),
+        Known::Canceller(key, named) => return Ok(Entered::Cancel(key, named)),
     };
     let cluster = identity.cluster();
     let facts = SessionFacts {
@@ -197,7 +218,7 @@ async fn enter(
     }
     messages.extend_from_slice(&attached.ready);
     timeout(house.settings.attach_max, send(client, &messages)).await??;
-    Ok(Some(Seated { engine, attached, seat, cut }))
+    Ok(Entered::Session(Box::new(Seated { engine, attached, seat, cut })))
 }
 
 async fn evicted(slot: Option<&Slot>) -> Option<()> {
@@ -205,25 +226,25 @@ async fn evicted(slot: Option<&Slot>) -> Option<()> {
     Some(())
 }
 
-/// Startup and sign-in; `None` where the client only came to cancel.
+/// Who a client is, or that it only came to cancel.
+enum Known {
+    Person(Identity, Box<Route>, u16),
+    Canceller(CancelKey, Option<ClusterHandle>),
+}
+
+/// Startup and sign-in.
 async fn become_known(
     house: &House,
     client: &mut ClientStream,
     manner: Manner,
     origin: &Origin,
     deadline: Instant,
-) -> Result<Option<(Identity, Route, u16)>, Refusal> {
+) -> Result<Known, Refusal> {
     let startup = match timeout_at(deadline, startup::read(client)).await?? {
         Wanted::Session(startup) => startup,
         Wanted::Cancel(key) => {
-            // Closed first: how long the rest takes must not show.
-            let _ = client.shutdown().await;
             let named = manner.server_name.as_deref().and_then(handle_in_server_name);
-            let (named, is_encrypted, is_direct) = (named.as_ref(), true, manner.is_direct);
-            let request = cancel::Request { key: &key, origin, named, is_encrypted, is_direct };
-            let cancel = cancel::cancel(&house.sessions, &*house.directory, &house.cancels, request);
-            timeout_at(deadline, cancel).await?;
-            return Ok(None);
+            return Ok(Known::Canceller(key, named));
         }
     };
     let route = route(&startup, manner.server_name.as_deref())?;
@@ -242,7 +263,7 @@ async fn become_known(
         presented: manner.presented,
     };
     let identity = prove(house, client, &claim, &manner.binding, deadline).await?;
-    Ok(Some((identity, route, startup.minor())))
+    Ok(Known::Person(identity, Box::new(route), startup.minor()))
 }
 
 /// Wakes the engine where it sleeps and opens the session.

@@ -1,6 +1,6 @@
 //! Everybody who has signed in: counted, found by cancel key, and ended when they may not stay.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Instant;
 
@@ -124,8 +124,8 @@ struct Inner {
     seats: HashMap<u64, Entry>,
     last_seat: u64,
     /// Those that a cancel finds, by the process id that their clients were told. Engines count for themselves, so that many
-    /// clusters have a session with the same one.
-    by_process: HashMap<u32, Vec<u64>>,
+    /// clusters have a session with the same one; of one cluster it is the newest, whatever its engine says.
+    by_process: HashMap<u32, BTreeMap<ClusterId, u64>>,
     clusters: HashMap<ClusterId, Use>,
     /// Those that refused somebody because they had all sessions that they may have.
     used_up: HashSet<ClusterId>,
@@ -144,6 +144,8 @@ struct Cancel {
     engine: Arc<dyn Engine>,
     /// What the engine told us.
     engine_key: CancelKey,
+    /// The key has come in plaintext, so somebody may have read it: from now on it counts from the session's own address only.
+    is_exposed: bool,
 }
 
 #[derive(Default)]
@@ -151,6 +153,15 @@ struct Use {
     sessions: u32,
     by_user: HashMap<Arc<str>, u32>,
     last_end: Option<Instant>,
+}
+
+/// What a cancel key leads to.
+pub(crate) struct Cancelled {
+    pub(crate) facts: SessionFacts,
+    pub(crate) engine: Arc<dyn Engine>,
+    pub(crate) engine_key: CancelKey,
+    /// Whether the key has ever come in plaintext.
+    pub(crate) is_exposed: bool,
 }
 
 /// A place in the registry; leaving it counts down, whatever way the session ends.
@@ -270,16 +281,24 @@ impl Sessions {
         Ok((Seat { sessions: self.clone(), number, facts }, cut_receiver))
     }
 
-    /// The engine and its key for a cancel key of ours. Unknown process ids and wrong secrets look alike.
-    pub(crate) fn find_cancel(&self, key: &CancelKey) -> Option<(SessionFacts, Arc<dyn Engine>, CancelKey)> {
-        let inner = self.lock();
+    /// The session of a cancel key of ours. Unknown process ids and wrong secrets look alike. One that is right and comes in
+    /// plaintext is remembered as exposed, whatever becomes of the request.
+    pub(crate) fn find_cancel(&self, key: &CancelKey, is_encrypted: bool) -> Option<Cancelled> {
+        let mut inner = self.lock();
+        let inner = &mut *inner;
         let mut found = None;
-        for number in inner.by_process.get(&key.process_id)? {
-            if let Some(entry) = inner.seats.get(number)
-                && let Some(cancel) = &entry.cancel
+        for number in inner.by_process.get(&key.process_id)?.values() {
+            if let Some(entry) = inner.seats.get_mut(number)
+                && let Some(cancel) = &mut entry.cancel
                 && constant_time::verify_slices_are_equal(&cancel.told.secret, &key.secret).is_ok()
             {
-                found = Some((entry.facts.clone(), cancel.engine.clone(), cancel.engine_key.clone()));
+                cancel.is_exposed |= !is_encrypted;
+                found = Some(Cancelled {
+                    facts: entry.facts.clone(),
+                    engine: cancel.engine.clone(),
+                    engine_key: cancel.engine_key.clone(),
+                    is_exposed: cancel.is_exposed,
+                });
             }
         }
         found
@@ -297,7 +316,7 @@ impl Seat {
     ) -> CancelKey {
         let mut inner = self.sessions.lock();
         let process_id = engine_key.process_id;
-        let others = inner.by_process.get(&process_id).into_iter().flatten();
+        let others = inner.by_process.get(&process_id).into_iter().flat_map(BTreeMap::values);
         let known: HashSet<&[u8]> = others
             .filter_map(|number| Some(&*inner.seats.get(number)?.cancel.as_ref()?.told.secret))
             .collect();
@@ -311,8 +330,8 @@ impl Seat {
         }
         let told = CancelKey { process_id, secret };
         if let Some(entry) = inner.seats.get_mut(&self.number) {
-            entry.cancel = Some(Cancel { told: told.clone(), engine, engine_key });
-            inner.by_process.entry(process_id).or_default().push(self.number);
+            entry.cancel = Some(Cancel { told: told.clone(), engine, engine_key, is_exposed: false });
+            inner.by_process.entry(process_id).or_default().insert(self.facts.cluster, self.number);
         }
         told
     }
@@ -323,10 +342,12 @@ impl Drop for Seat {
         let mut inner = self.sessions.lock();
         let process_id = inner.seats.remove(&self.number).and_then(|left| Some(left.cancel?.told.process_id));
         if let Some(process_id) = process_id
-            && let Some(numbers) = inner.by_process.get_mut(&process_id)
+            && let Some(of_process) = inner.by_process.get_mut(&process_id)
         {
-            numbers.retain(|number| *number != self.number);
-            if numbers.is_empty() {
+            if of_process.get(&self.facts.cluster) == Some(&self.number) {
+                of_process.remove(&self.facts.cluster);
+            }
+            if of_process.is_empty() {
                 inner.by_process.remove(&process_id);
             }
         }
@@ -421,13 +442,13 @@ mod tests {
         let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS).unwrap();
         let of_engine = CancelKey { process_id: 1, secret: vec![0; 4] };
         assert!(
-            sessions.find_cancel(&of_engine).is_none(),
+            sessions.find_cancel(&of_engine, true).is_none(),
             "before it is attached there is nothing to cancel"
         );
         let key = seat.attached(Arc::new(Nowhere), of_engine.clone(), 32);
         assert_eq!((key.process_id, key.secret.len()), (1, 32));
-        assert!(sessions.find_cancel(&of_engine).is_none(), "the engine's own key is nobody's");
-        assert!(sessions.find_cancel(&key).is_some());
+        assert!(sessions.find_cancel(&of_engine, true).is_none(), "the engine's own key is nobody's");
+        assert!(sessions.find_cancel(&key, true).is_some());
         let guess = |secret: Vec<u8>| CancelKey { process_id: key.process_id, secret };
         for secret in [
             vec![],
@@ -435,12 +456,21 @@ mod tests {
             key.secret[..31].to_vec(),
             [key.secret.clone(), vec![0]].concat(),
         ] {
-            assert!(sessions.find_cancel(&guess(secret)).is_none());
+            assert!(sessions.find_cancel(&guess(secret), true).is_none());
         }
         let elsewhere = CancelKey { process_id: key.process_id ^ 1, secret: key.secret.clone() };
-        assert!(sessions.find_cancel(&elsewhere).is_none());
+        assert!(sessions.find_cancel(&elsewhere, true).is_none());
         drop(seat);
-        assert!(sessions.find_cancel(&key).is_none());
+        assert!(sessions.find_cancel(&key, true).is_none());
+    }
+
+    #[test]
+    fn a_key_that_came_in_plaintext_is_known_as_exposed_from_then_on() {
+        let sessions = Sessions::new(usize::MAX);
+        let (seat, _cut) = sessions.seat(facts(ClusterId::random(), "a"), LIMITS).unwrap();
+        let key = seat.attached(Arc::new(Nowhere), CancelKey { process_id: 1, secret: vec![0; 4] }, 4);
+        let exposed = |is_encrypted| sessions.find_cancel(&key, is_encrypted).unwrap().is_exposed;
+        assert_eq!([true, false, true].map(exposed), [false, true, true]);
     }
 
     #[test]
@@ -455,14 +485,19 @@ mod tests {
             (seat, key)
         };
         let mut held: Vec<_> = clusters[..200].iter().map(attach).collect();
-        let finds = |key: &CancelKey| sessions.find_cancel(key).map(|(facts, ..)| facts.cluster);
+        let finds = |key: &CancelKey| sessions.find_cancel(key, true).map(|found| found.facts.cluster);
         for ((_, key), cluster) in held.iter().zip(&clusters) {
             assert_eq!(finds(key), Some(*cluster));
         }
         let (left, key) = held.swap_remove(7);
         drop(left);
         assert_eq!(finds(&key), None, "it has ended, and its secret is no other's");
-        drop(held);
+        // An engine that calls all of its sessions the same makes no list that is long.
+        let (older, newer) = (attach(&clusters[0]), attach(&clusters[0]));
+        assert_eq!((finds(&older.1), finds(&newer.1)), (None, Some(clusters[0])));
+        drop((older.0, held));
+        assert_eq!(finds(&newer.1), Some(clusters[0]));
+        drop(newer.0);
         assert!(sessions.lock().by_process.is_empty());
     }
 

@@ -326,9 +326,16 @@ impl fmt::Display for Part {
     }
 }
 
-/// The widest part that an origin lies in: its network, or what stands for one.
-pub(crate) fn widest(origin: &Origin) -> Part {
-    path(Some(origin)).swap_remove(0)
+/// The address that an origin lies in, a /64 of IPv6, and the network around that. What shows a certificate that anybody can
+/// make counts by its address.
+pub(crate) fn neighbourhoods(origin: &Origin) -> [Vec<Part>; 2] {
+    let is_anybody = matches!(origin.way, Way::Endpoint(EndpointId::Certificate(_)));
+    let public = is_anybody.then(|| Origin::public(origin.address));
+    let mut address = path(Some(public.as_ref().unwrap_or(origin)));
+    address.retain(|part| !matches!(part, Part::Network(_, 128)));
+    let mut network = address.clone();
+    network.pop();
+    [address, network]
 }
 
 /// The parts that an origin lies in.

@@ -185,13 +185,9 @@ pub fn a_dump_restores_to_the_same_dump() {
     assert_eq!(run_with(proving.env("PGDATABASE", "restored"), proof.as_bytes(), LONG).ok(), "1\n0\n");
 }
 
-pub fn control_c_in_psql_cancels_where_libpq_sends_it_in_tls() {
-    // Before libpq 17 the cancel goes out in plaintext, with its key readable on the way: it is dropped (T64), and the
-    // statement runs to its end. psycopg, asyncpg and tokio-postgres show the encrypted one on every machine.
-    let is_encrypted = psql_major() >= 17;
-    let begun = std::time::Instant::now();
+pub fn control_c_in_psql_cancels_also_where_libpq_sends_it_in_plaintext() {
     let mut child = cluster()
-        .client("psql", &["-X", "-c", "select pg_sleep(6)"])
+        .client("psql", &["-X", "-c", "select pg_sleep(600)"])
         .env("PGAPPNAME", "interrupted")
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -206,10 +202,5 @@ pub fn control_c_in_psql_cancels_where_libpq_sends_it_in_tls() {
     let status = house::command::eventually("psql ends", PATIENCE, || child.try_wait().expect("ours"));
     let mut said = String::new();
     std::io::Read::read_to_string(&mut child.stderr.take().expect("piped"), &mut said).expect("text");
-    if is_encrypted {
-        assert!(!status.success(), "{said}");
-    } else {
-        assert!(begun.elapsed() > Duration::from_secs(5), "the statement did not run to its end: {said}");
-    }
-    assert_eq!(said.contains("canceling statement due to user request"), is_encrypted, "{said}");
+    assert!(!status.success() && said.contains("canceling statement due to user request"), "{said}");
 }

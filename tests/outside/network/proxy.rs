@@ -290,18 +290,40 @@ pub fn t59_a_balanced_clients_session_is_cut_by_the_headers_address() {
 
 pub fn a_cancel_in_plaintext_is_nothing_behind_a_balancer() {
     let one = cloud().cluster("plain-behind-balancer", &["--plan", "dedicated"]);
-    let (door, client) = (doors().sql, Header::from("127.57.0.9"));
+    let (door, client, own) = (doors().sql, Header::from("127.57.0.9"), Some([127, 57, 0, 9].into()));
     one.allow("127.57.0.0/24");
-    let mut wire = enter(&one, door, &client).expect("listed");
-    let (process, secret) = wire.cancel_key.clone().expect("a key");
-    wire.send(b'Q', &text("select pg_sleep(1.5)")).expect("the session stands");
-    std::thread::sleep(Duration::from_millis(200));
-    // By the balancer's word it is the session's own address; at the public door it really is that address.
-    let _ = behind(door, &client).send_raw(&cancel_request(process, &secret));
-    let own = Some([127, 57, 0, 9].into());
-    let mut direct = cloud().connect(cloud().sql_address(), own).expect("it listens");
-    let _ = direct.send_raw(&cancel_request(process, &secret));
-    assert!(wire.results().is_ok(), "where addresses may be another's word, a key was taken in plaintext");
+    let direct = || cloud().connect(cloud().sql_address(), own).expect("it listens");
+    let enter_directly = || one.enter_over(direct(), &Caller::with(&one.password)).expect("listed");
+    // By the balancer's word it is the client's own address; at the public door it really is that address.
+    let mut sessions = [enter(&one, door, &client).expect("listed"), enter_directly()];
+    for (number, wire) in sessions.iter_mut().enumerate() {
+        let (process, secret) = wire.cancel_key.clone().expect("a key");
+        let cancel = |mut by: Wire| {
+            by.send_raw(&cancel_request(process, &secret)).expect("it is read");
+            assert!(by.is_closed_within(AT_ONCE));
+        };
+        wire.send(b'Q', &text("select pg_sleep(600)")).expect("the session stands");
+        std::thread::sleep(Duration::from_millis(300));
+        cancel(behind(door, &client));
+        if number == 0 {
+            cancel(direct());
+        }
+        std::thread::sleep(Duration::from_millis(700));
+        let mut byte = [0];
+        wire.socket().set_read_timeout(Some(Duration::from_millis(10))).expect("a socket");
+        let taken = wire.read(&mut byte);
+        assert!(
+            taken.is_err(),
+            "where addresses may be another's word, a key was taken in plaintext: {number}"
+        );
+        wire.socket().set_read_timeout(Some(house::wire::ANSWER_DEADLINE)).expect("a socket");
+        // The same key inside TLS, from the session's own address.
+        let mut by = if number == 0 { behind(door, &client) } else { direct() };
+        assert_eq!(by.ask_for_tls().expect("an answer"), b'S');
+        by.handshake(cloud().trust(), "localhost").expect("TLS comes before the key");
+        cancel(by);
+        assert_eq!(wire.results().expect_err("cancelled").code, "57014");
+    }
 }
 
 pub fn t67_failed_sign_ins_count_against_the_headers_address_and_not_the_balancer() {

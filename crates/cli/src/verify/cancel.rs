@@ -16,11 +16,14 @@ const CANCELED: &str = "57014";
 const HEAD_START: Duration = Duration::from_millis(300);
 
 /// Every attack of this file.
-pub async fn attack(target: &Target, honest: Claim<'_>) -> Vec<Row> {
-    vec![Verdict::from(forged(target, honest).await).on(FEATURE, "nobody cancels a query without its key")]
+pub async fn attack(target: &Target, honest: Claim<'_>, takes_plaintext: bool) -> Vec<Row> {
+    vec![
+        Verdict::from(forged(target, honest, takes_plaintext).await)
+            .on(FEATURE, "nobody cancels a query without its key"),
+    ]
 }
 
-async fn forged(target: &Target, honest: Claim<'_>) -> Result<Verdict, Fault> {
+async fn forged(target: &Target, honest: Claim<'_>, takes_plaintext: bool) -> Result<Verdict, Fault> {
     let mut session = enter(target, honest).await?;
     let key = session.cancel_key.clone();
     if key.len() < 8 {
@@ -36,12 +39,16 @@ async fn forged(target: &Target, honest: Claim<'_>) -> Result<Verdict, Fault> {
             return Ok(Verdict::failed("a forged key canceled a query"));
         }
     }
-    // By default taken where it comes from the session's own address, as ours does.
-    let in_plaintext = if is_canceled(target, &mut session, &key, false).await? {
-        "right key in plaintext from the session's own address: canceled, as the cluster takes such requests (chitin cluster update \
-         NAME --plaintext-cancels off)"
-    } else {
-        "right key in plaintext: no effect"
+    // Ours comes from the session's own address.
+    let in_plaintext = match (is_canceled(target, &mut session, &key, false).await?, takes_plaintext) {
+        (true, false) => {
+            return Ok(Verdict::failed("a cancel in plaintext was obeyed, which the cluster refuses"));
+        }
+        (true, true) => {
+            "right key in plaintext from the session's own address: canceled, as the cluster takes such requests (chitin cluster \
+             update NAME --plaintext-cancels off)"
+        }
+        (false, _) => "right key in plaintext: no effect",
     };
     Ok(if is_canceled(target, &mut session, &key, true).await? {
         Verdict::proven(format!("forged key: no effect; {in_plaintext}; right key inside TLS: canceled"))

@@ -188,7 +188,7 @@ async fn a_dead_address_proves_nothing() {
     let mut rows = transport::attack(&target).await;
     rows.extend(sign_in::attack(&target, "verify_x", "secret").await);
     rows.extend(super::privileges::attack(&target, honest).await);
-    rows.extend(super::cancel::attack(&target, honest).await);
+    rows.extend(super::cancel::attack(&target, honest, true).await);
     rows.extend(http::attack(&target).await);
     for row in rows {
         assert_eq!(row.outcome, Outcome::Failed, "{row:?}");

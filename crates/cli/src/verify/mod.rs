@@ -91,7 +91,8 @@ pub async fn run(cloud: &Cloud, text: &str, printer: Printer) -> Result<(), Fail
         say("attacking the privileges");
         rows.extend(privileges::attack(&door, honest).await);
         say("attacking running queries");
-        rows.extend(cancel::attack(&door, honest).await);
+        let takes_plaintext = cloud.api.detail(cluster.id).await?.plaintext_cancels;
+        rows.extend(cancel::attack(&door, honest, takes_plaintext).await);
         say("attacking the allowlist");
         rows.extend(address::attack(&door, honest, &journal).await);
         say("attacking the API");
