@@ -176,3 +176,51 @@ fn key(command: KeyCommand, global: &cli::Global) -> ExitCode {
         .block_on(command::run(command, global.data.as_deref().unwrap_or(Path::new(cli::DEFAULT_DATA))));
     if command::tell(done) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The words of a line as a shell reads them, up to a comment or another program.
+    fn words(line: &str) -> Vec<String> {
+        let (mut words, mut quote) = (vec![String::new()], None);
+        for letter in line.chars() {
+            match (letter, quote) {
+                ('#' | '|' | '>' | '&' | ';', None) => break,
+                ('\'' | '"', None) => quote = Some(letter),
+                (end, Some(begun)) if end == begun => quote = None,
+                (' ', None) => words.push(String::new()),
+                (letter, _) => words.last_mut().expect("one").push(letter),
+            }
+        }
+        words.retain(|word| !word.is_empty());
+        words
+    }
+
+    #[test]
+    fn every_command_that_documents_show_is_one_that_there_is() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
+        let in_docs = std::fs::read_dir(root.join("docs")).unwrap().map(|entry| entry.unwrap().path());
+        let mut count = 0;
+        for document in in_docs.chain([root.join("README.md"), root.join("SECURITY.md")]) {
+            // There they are patterns.
+            if document.ends_with("commands.md") || document.extension().is_none_or(|end| end != "md") {
+                continue;
+            }
+            let text = std::fs::read_to_string(&document).unwrap();
+            for line in text.lines().filter_map(|line| line.strip_prefix("    ")) {
+                let line = line.trim().trim_start_matches("$ ").trim_start_matches("sudo ");
+                if !line.starts_with("chitin ") || line.contains('…') || line.contains("...") {
+                    continue;
+                }
+                count += 1;
+                match CommandLine::try_parse_from(words(line)) {
+                    Ok(_) => {}
+                    Err(error) if error.kind() == clap::error::ErrorKind::DisplayHelp => {}
+                    Err(error) => panic!("{}: {line}\n{error}", document.display()),
+                }
+            }
+        }
+        assert!(count > 50, "only {count} were found");
+    }
+}
