@@ -4,7 +4,7 @@ use model::{ClusterId, Encryption, Phase, Plan};
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use crate::Alert;
+use crate::{Alert, Pagination};
 
 /// `GET /chitin/status`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +100,24 @@ pub struct Caller {
 pub struct Organization {
     /// Whether new clusters of every plan begin with an empty allowlist, whatever was asked for.
     pub allowlist_starts_closed: bool,
+}
+
+/// `GET /chitin/clusters`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterPhases {
+    /// By id.
+    pub clusters: Vec<ClusterPhase>,
+    /// Where the list goes on.
+    pub pagination: Pagination,
+}
+
+/// Where a cluster stands, which the Cloud API's states do not tell.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterPhase {
+    /// Its id.
+    pub id: ClusterId,
+    /// With the reason when something is wrong.
+    pub phase: Phase,
 }
 
 /// `GET /chitin/clusters/{id}`.

@@ -13,10 +13,10 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use crate::transport::{Answer, Transport, encode_segment};
 use crate::{
-    Allowlist, AllowlistChange, AllowlistEntry, Authority, Caller, Cluster, ClusterDetail, Clusters,
-    ConnectionString, CreateCluster, CreateDatabase, CreateSqlUser, Database, Databases, Error, ErrorBody,
-    Expiry, Organization, Password, Proof, PutExpiry, RenameDatabase, STOPPING, SqlUser, SqlUsers, Status,
-    UpdateCluster,
+    Allowlist, AllowlistChange, AllowlistEntry, Authority, Caller, Cluster, ClusterDetail, ClusterPhase,
+    ClusterPhases, Clusters, ConnectionString, CreateCluster, CreateDatabase, CreateSqlUser, Database,
+    Databases, Error, ErrorBody, Expiry, Organization, Password, Proof, PutExpiry, RenameDatabase, STOPPING,
+    SqlUser, SqlUsers, Status, UpdateCluster,
 };
 
 /// For one call, waiting included. The cloud gives up a little earlier and says so.
@@ -210,6 +210,11 @@ impl Client {
     /// Changes what holds for every cluster.
     pub async fn set_organization(&self, wanted: Organization) -> Result<Organization, Error> {
         self.call(Method::PUT, "/chitin/organization", Some(&wanted)).await
+    }
+
+    /// Where every cluster stands, by id.
+    pub async fn phases(&self) -> Result<Vec<ClusterPhase>, Error> {
+        self.pages("/chitin/clusters", |page: ClusterPhases| (page.clusters, page.pagination.next_page)).await
     }
 
     /// What the Cloud API does not say of a cluster.

@@ -31,8 +31,8 @@ pub use access::{
     CreateSqlUser, Database, Databases, Password, RenameDatabase, RenameNamedDatabase, SqlUser, SqlUsers,
 };
 pub use chitin::{
-    Authority, Caller, Capability, ClusterDetail, Disk, Expiry, Facts, Machine, Organization, Outcome, Proof,
-    ProofRow, PutExpiry, Status,
+    Authority, Caller, Capability, ClusterDetail, ClusterPhase, ClusterPhases, Disk, Expiry, Facts, Machine,
+    Organization, Outcome, Proof, ProofRow, PutExpiry, Status,
 };
 pub use client::{Client, DEADLINE};
 pub use cluster::{

@@ -163,6 +163,7 @@ pub const OPERATIONS: &[Operation] = &[
     call("get", "/api/v1/chitin/whoami", "Shows the address that the cloud sees of the caller."),
     call("get", "/api/v1/chitin/organization", "Shows what holds for every cluster."),
     send("put", "/api/v1/chitin/organization", "Changes what holds for clusters that are made from now on."),
+    call("get", "/api/v1/chitin/clusters", "Lists the clusters' phases by id."),
     call("get", "/api/v1/chitin/clusters/{cluster_id}", "Shows a cluster's phase, volume and sessions."),
     call("post", "/api/v1/chitin/clusters/{cluster_id}/sleep", "Stops the engine and locks the volume."),
     call("post", "/api/v1/chitin/clusters/{cluster_id}/wake", "Unlocks the volume and starts the engine."),

@@ -1,6 +1,6 @@
 //! `chitin cluster`: create, list, show, url, sleep, wake, accept-restored, visibility, update, protect, delete.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
 use api::{
@@ -236,14 +236,25 @@ async fn list(cloud: &Cloud, printer: Printer) -> Result<(), Failure> {
         output::say("there is no cluster yet; create one: chitin cluster create NAME");
         return Ok(());
     }
-    printer.result(&clusters, || {
+    let phases: HashMap<_, _> =
+        cloud.api.phases().await?.into_iter().map(|one| (one.id, one.phase)).collect();
+    // The Cloud API's form, and beside its state what that does not tell.
+    let listed = clusters.iter().map(|cluster| {
+        let mut fields = serde_json::to_value(cluster).unwrap_or_default();
+        if let (Some(fields), Some(phase)) = (fields.as_object_mut(), phases.get(&cluster.id)) {
+            fields.insert("phase".to_owned(), phase.as_str().into());
+        }
+        fields
+    });
+    printer.result(&listed.collect::<Vec<_>>(), || {
         let row = |cluster: &Cluster| {
             let created = cluster.created_at.date().to_string();
+            let phase = phases.get(&cluster.id).map_or("", Phase::as_str);
             [
                 cluster.name.clone(),
                 cluster.handle().to_owned(),
                 plan(cluster).to_owned(),
-                state(cluster),
+                format!("{}, {phase}", state(cluster)),
                 created,
             ]
         };

@@ -1,11 +1,12 @@
 //! What the Cloud API has no words for.
 
-use api::{Authority, ClusterDetail, Proof, Status};
+use api::{Authority, ClusterDetail, ClusterPhase, ClusterPhases, PageQuery, Proof, Status};
 use axum::Json;
 use axum::extract::{Path, Query, State as Shared};
 use model::{AddressRange, ClusterId, Phase};
 use serde::Deserialize;
 
+use crate::page::Page;
 use crate::{Refusal, State, alerts, input};
 
 /// Shows the cloud.
@@ -51,6 +52,21 @@ pub(crate) async fn authority(Shared(state): Shared<State>) -> Json<Authority> {
 /// Shows the OpenAPI document.
 pub(crate) async fn openapi(Shared(state): Shared<State>) -> Json<serde_json::Value> {
     Json(api::openapi::document(&state.settings.version))
+}
+
+/// Lists where the clusters stand, by id.
+pub(crate) async fn phases(
+    Shared(state): Shared<State>,
+    Query(query): Query<PageQuery>,
+) -> Result<Json<ClusterPhases>, Refusal> {
+    let page = Page::read("cluster phases", &query)?;
+    let snapshot = state.store.snapshot();
+    let phases = snapshot.iter().map(|entry| {
+        let id = entry.cluster.id;
+        (id.to_string(), ClusterPhase { id, phase: entry.seen.phase.clone() })
+    });
+    let (clusters, pagination) = page.cut(phases);
+    Ok(Json(ClusterPhases { clusters, pagination }))
 }
 
 /// Shows what the Cloud API does not say of a cluster.

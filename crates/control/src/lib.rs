@@ -147,6 +147,7 @@ pub fn router(state: State) -> Router {
         .route("/ca", get(chitin::authority))
         .route("/whoami", get(organization::whoami))
         .route("/organization", get(organization::show).put(organization::put))
+        .route("/clusters", get(chitin::phases))
         .route("/clusters/{cluster_id}", get(chitin::detail))
         .route("/clusters/{cluster_id}/sleep", post(chitin::sleep))
         .route("/clusters/{cluster_id}/wake", post(chitin::wake))

@@ -52,6 +52,9 @@ pub fn a_folder_that_names_another_volume_is_refused_and_alarms() {
             alerts.contains("sealed state another").then_some(())
         };
         eventually("the alarm is shown", PATIENCE, alarmed);
+        let listed = cloud.chitin(["cluster", "list"]).ok();
+        assert!(listed.contains("CREATED, broken"), "{listed}");
+        assert_eq!(cloud.json(["cluster", "list"])[0]["phase"], "broken");
         let shown = cloud.json(["cluster", "show", "marked"]).to_string();
         assert!(!shown.contains("\"encryption\":\"none\""), "what is claimed is what is on record: {shown}");
         // The operator's own permission for clusters without encryption changes nothing about this one.

@@ -234,3 +234,30 @@ async fn a_cluster_can_be_made_for_a_while_and_kept_longer() {
     assert_eq!(world.call("PUT", &path, json!({})).await.json(), json!({}));
     assert_eq!(end(), None, "it stays until somebody deletes it");
 }
+
+#[tokio::test]
+async fn where_clusters_stand_is_listed_by_page_and_broken_ones_say_why() {
+    let world = World::new();
+    let (well, broken) = (world.made("shop-one").await, world.made("shop-two").await);
+    let reason = "it does not start".to_owned();
+    let seen = model::Observation {
+        phase: model::Phase::Broken { reason: reason.clone() },
+        is_initialized: true,
+        ..model::Observation::nothing_yet()
+    };
+    world.store.observe(broken, seen).unwrap();
+    let mut listed = Vec::new();
+    let mut path = "/chitin/clusters?pagination.limit=1".to_owned();
+    loop {
+        let page = world.get(&path).await.json();
+        listed.extend(page["clusters"].as_array().unwrap().clone());
+        let Some(next) = page["pagination"]["next_page"].as_str() else { break };
+        path = format!("/chitin/clusters?pagination.limit=1&pagination.page={next}");
+    }
+    let mut expected = vec![
+        json!({"id": well, "phase": "running"}),
+        json!({"id": broken, "phase": {"broken": {"reason": reason}}}),
+    ];
+    expected.sort_by_key(|one| one["id"].as_str().unwrap().to_owned());
+    assert_eq!(listed, expected);
+}
