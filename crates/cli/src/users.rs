@@ -62,13 +62,19 @@ pub async fn run(cloud: &Cloud, command: UserCommand, printer: Printer) -> Resul
 
 /// A failure, with the way on where the user may have the password that nobody has been shown.
 fn set_it_again(error: Error, wanted: &UserPassword) -> Failure {
-    let may_be_set = matches!(&error, Error::Refused { status: 500.., .. } | Error::Unexpected(_));
+    let is_refused = match &error {
+        Error::NotFound { .. } => true,
+        Error::Refused { status, .. } => *status < 500,
+        // The answer may have been lost, and not the request.
+        Error::Unreachable { .. } | Error::Stopping { .. } | Error::Unexpected(_) => false,
+    };
     let failure = Failure::from(error);
-    if !may_be_set {
+    if is_refused || failure.what.contains("nothing was changed") {
         return failure;
     }
+    let before = failure.next.as_ref().map(|next| format!("{next}; then, ")).unwrap_or_default();
     let again = format!("chitin user password {} {}", wanted.cluster, wanted.user);
-    failure.next(format!("unless it says that nothing was changed, set the password once more: {again}"))
+    failure.next(format!("{before}since the password may have been set, set it once more: {again}"))
 }
 
 /// The password to set, and whether it was made here and must be shown.
@@ -130,9 +136,17 @@ mod tests {
             UserPassword { cluster: "shop".to_owned(), user: "maria".to_owned(), password_stdin: false };
         let refused = |status| Error::Refused { status, code: 14, message: "it took too long".to_owned() };
         let next = |error| set_it_again(error, &wanted).next.unwrap_or_default();
-        for uncertain in [refused(503), Error::Unexpected("half an answer".to_owned())] {
+        let (text, url) = (|text: &str| text.to_owned(), "https://localhost".to_owned());
+        for uncertain in [
+            refused(503),
+            Error::Unexpected(text("half an answer")),
+            Error::Stopping { message: text("whether it was carried out is not known") },
+            Error::Unreachable { url, reason: text("the answer broke off") },
+        ] {
             assert!(next(uncertain).ends_with("chitin user password shop maria"));
         }
         assert_eq!(next(refused(400)), "");
+        let sure = Error::Refused { status: 503, code: 14, message: text("nothing was changed: no room") };
+        assert_eq!(next(sure), "");
     }
 }

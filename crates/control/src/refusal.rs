@@ -6,6 +6,9 @@ use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
 use model::ClusterId;
 
+/// What a message begins with that is the whole truth.
+const UNCHANGED: &str = "nothing was changed: ";
+
 /// A refusal: a code and a sentence for people, without secrets.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{message}")]
@@ -25,6 +28,11 @@ impl Refusal {
     /// What it says to the client.
     pub fn message(&self) -> &str {
         &self.message
+    }
+
+    /// Why, without the word that nothing was changed: for where something was, after all.
+    pub fn reason(&self) -> &str {
+        self.message.strip_prefix(UNCHANGED).unwrap_or(&self.message)
     }
 
     /// What was sent is wrong.
@@ -79,7 +87,7 @@ impl From<store::Error> for Refusal {
             store::Error::File { .. }
             | store::Error::InUse { .. }
             | store::Error::Full { .. }
-            | store::Error::Removed { .. } => Self::busy(format!("nothing was changed: {error}")),
+            | store::Error::Removed { .. } => Self::busy(format!("{UNCHANGED}{error}")),
             store::Error::Unsettled { .. } => Self::busy(error.to_string()),
             store::Error::Tampered { .. } | store::Error::Corrupted { .. } => Self::internal(error),
         }

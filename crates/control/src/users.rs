@@ -50,8 +50,8 @@ pub(crate) async fn create(
             Ok(()) => cause,
             Err(rest) => Refusal::busy(format!(
                 "user {name} was made, and could not be removed again ({}) after this: {}; remove it, and create it again",
-                rest.message(),
-                cause.message()
+                rest.reason(),
+                cause.reason()
             )),
         });
     }

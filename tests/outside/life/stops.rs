@@ -233,7 +233,7 @@ pub fn a_stop_whose_data_directory_was_moved_says_what_the_kernel_has_unlocked()
     let mut sleeping = cloud.program(house::cloud::program());
     sleeping.args(["cluster", "sleep", &one.name, "--data"]).arg(&moved);
     let refused = run_with(&mut sleeping, b"", PATIENCE).refused();
-    println!("  {refused}");
+    assert!(refused.contains("removed or replaced") && refused.contains("nothing was changed"), "{refused}");
     cloud.signal(Signal::TERM);
     let ended = cloud.await_end();
     assert_eq!(ended.code(), Some(1), "{}", cloud.log_end());

@@ -56,8 +56,8 @@ impl Administrator {
                         "nothing leaves the engine, but rights to foreign data may have been given in it and could not be taken \
                          back ({}); they are worth nothing without a way; to take them back: chitin egress engine CLUSTER off. \
                          What failed first: {}",
-                        rest.message(),
-                        cause.message()
+                        rest.reason(),
+                        cause.reason()
                     )));
                 }
                 return Err(cause);

@@ -2,7 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use api::{
     Capability, Database, Disk, EgressVerdict, Facts, KeyFacts, Machine, Outcome, ProofRow, RootKey,
@@ -19,6 +19,8 @@ use model::{ClusterId, DatabaseName, EgressPolicy, IdentityProvider, KeyService,
 #[derive(Default)]
 pub struct Engines {
     pub users: Mutex<BTreeMap<String, String>>,
+    /// Whether no user can be dropped.
+    pub keeps_users: AtomicBool,
     /// Users whose deletion did not come to its end.
     pub half_removed: Mutex<BTreeSet<String>>,
     pub databases: Mutex<BTreeSet<String>>,
@@ -74,6 +76,9 @@ impl Administration for Engines {
     }
 
     async fn drop_user(&self, _: ClusterId, name: &RoleName) -> Result<(), Refusal> {
+        if self.keeps_users.load(Ordering::Relaxed) {
+            return Err(Refusal::busy("the engine does not answer"));
+        }
         let removed = self.users.lock().unwrap().remove(name.as_str());
         removed.map(drop).ok_or_else(|| Refusal::not_found("no such user"))
     }

@@ -1,5 +1,7 @@
 //! How people sign in, as an administrator sets it: providers, revocation, throttle, users of providers.
 
+use std::sync::atomic::Ordering;
+
 use api::ThrottleLine;
 use axum::http::Request;
 use control::{ClearThrottle, Refusal};
@@ -334,6 +336,20 @@ async fn what_the_state_does_not_take_is_undone_in_the_engine() {
     assert_eq!(refused.status, 503);
     assert!(refused.json()["message"].as_str().unwrap().starts_with("nothing was changed: "));
     assert!(!world.engines.users.lock().unwrap().contains_key("maria"), "the answer was true");
+    // Where it cannot be undone, the answer says what there is, and what to do.
+    world.engines.keeps_users.store(true, Ordering::Relaxed);
+    let told = call("POST", &users, &request).await.json()["message"].as_str().unwrap().to_owned();
+    assert!(!told.contains("nothing was changed"), "{told}");
+    for part in [
+        "user maria was made, and could not be removed again",
+        "does not answer",
+        "remove it, and create it again",
+    ] {
+        assert!(told.contains(part), "{part}: {told}");
+    }
+    assert!(world.engines.users.lock().unwrap().contains_key("maria"));
+    world.engines.keeps_users.store(false, Ordering::Relaxed);
+    assert_eq!(call("DELETE", &format!("{users}/maria"), &Value::Null).await.status, 200);
     // Who is dropped is gone, whatever the state says of it; that follows.
     assert_eq!(call("DELETE", &format!("{users}/tom"), &Value::Null).await.status, 200);
     assert!(!world.engines.users.lock().unwrap().contains_key("tom"));
