@@ -32,6 +32,7 @@ const SETTLE: Duration = Duration::from_millis(10);
 const GUESSES_MAX: u32 = 100;
 /// Of a whole network: a neighbour alone does not use it up.
 const GUESSES_OF_NETWORK_MAX: u32 = 1_000;
+const GUESSES_BOUNDS: [u32; 2] = [GUESSES_MAX, GUESSES_OF_NETWORK_MAX];
 const GUESSES_SPAN: Duration = Duration::from_secs(60);
 /// Addresses and networks whose wrong keys are counted. Beyond, those that have not used up theirs are forgotten first.
 const GUESSERS_MAX: usize = 20_000;
@@ -95,8 +96,7 @@ impl Cancels {
     /// Whether a key from there is looked at.
     fn may_guess(&self, origin: &Origin, now: Instant) -> bool {
         let wrong = self.wrong.lock().unwrap_or_else(PoisonError::into_inner);
-        let bounds = [GUESSES_MAX, GUESSES_OF_NETWORK_MAX];
-        neighbourhoods(origin).iter().zip(bounds).all(|(part, most)| {
+        neighbourhoods(origin).iter().zip(GUESSES_BOUNDS).all(|(part, most)| {
             wrong.get(part).is_none_or(|guesses| guesses.is_over(now) || guesses.count < most)
         })
     }
@@ -110,16 +110,17 @@ impl Cancels {
                 wrong.clear();
             }
         }
-        for part in neighbourhoods(origin) {
+        for (part, most) in neighbourhoods(origin).into_iter().zip(GUESSES_BOUNDS) {
             let guesses = wrong.entry(part).or_insert(Guesses { since: now, count: 0 });
             if guesses.is_over(now) {
                 *guesses = Guesses { since: now, count: 0 };
             }
             guesses.count = guesses.count.saturating_add(1);
-            if guesses.count == GUESSES_MAX {
+            if guesses.count == most {
                 // Without an address, so that the log counts what is said again and again.
                 tracing::warn!(
-                    "somebody sends cancel requests with wrong keys; those of that address wait for a minute"
+                    most,
+                    "too many cancel requests with wrong keys from one address or network: its requests have no effect for up to a minute"
                 );
                 tracing::debug!(%origin, "cancel requests with wrong keys");
             }

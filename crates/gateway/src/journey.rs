@@ -12,7 +12,6 @@ use tokio::io::AsyncWriteExt;
 use tokio::net::TcpStream;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout, timeout_at};
-
 use wire::hello::CancelKey;
 
 use crate::admit::{Admission, admit, refusal};
