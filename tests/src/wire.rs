@@ -16,6 +16,8 @@ use crate::command::eventually;
 pub const ANSWER_DEADLINE: Duration = Duration::from_secs(180);
 /// For what the gateway does at once: less than the ten seconds after which it gives up on anybody who does not sign in.
 pub const AT_ONCE: Duration = Duration::from_secs(8);
+/// For something that must not come.
+const SILENCE: Duration = Duration::from_millis(700);
 /// Asks for TLS.
 pub const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 0x04, 0xd2, 0x16, 0x2f];
 /// Asks for GSSAPI encryption.
@@ -291,6 +293,15 @@ impl Wire {
         let look =
             format!("select count(*) from pg_stat_activity where pid = {process} and state = 'active'");
         eventually("the engine works at it", ANSWER_DEADLINE, || (watcher.value(&look) == "1").then_some(()));
+    }
+
+    /// Whether nothing comes for a while. What comes is not to be read by anybody else.
+    pub fn is_silent(&mut self) -> bool {
+        let limit = |wire: &Self, time| wire.socket().set_read_timeout(Some(time)).expect("a live socket");
+        limit(self, SILENCE);
+        let answer = self.read(&mut [0]);
+        limit(self, ANSWER_DEADLINE);
+        answer.is_err()
     }
 
     /// The single value of a query.

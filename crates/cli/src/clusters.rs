@@ -507,7 +507,7 @@ mod tests {
     fn an_open_cluster_warns_a_closed_one_says_how_to_open_it_and_a_set_one_says_nothing() {
         let open = allowlist_note(&wanted(PlanName::Serverless, &[]), true).unwrap();
         assert!(open.starts_with("warning:") && open.contains("every address"), "{open}");
-        let closed = allowlist_note(&wanted(PlanName::Serverless, &[]), false).unwrap();
+        let closed = allowlist_note(&wanted(PlanName::Dedicated, &[]), false).unwrap();
         assert!(closed.starts_with("note:") && closed.contains("allowlist add my-shop"), "{closed}");
         for plan in [PlanName::Serverless, PlanName::Dedicated] {
             assert_eq!(allowlist_note(&wanted(plan, &["10.0.0.0/8"]), false), None);

@@ -139,10 +139,10 @@ struct Entry {
 }
 
 struct Cancel {
-    /// What the client was told.
-    told: CancelKey,
+    /// What the client was told with the process id.
+    secret: Vec<u8>,
     engine: Arc<dyn Engine>,
-    /// What the engine told us.
+    /// What the engine told us. The process id is the client's too.
     engine_key: CancelKey,
     /// The key has come in plaintext, so somebody may have read it: from now on it counts from the session's own address only.
     is_exposed: bool,
@@ -290,7 +290,7 @@ impl Sessions {
         for number in inner.by_process.get(&key.process_id)?.values() {
             if let Some(entry) = inner.seats.get_mut(number)
                 && let Some(cancel) = &mut entry.cancel
-                && constant_time::verify_slices_are_equal(&cancel.told.secret, &key.secret).is_ok()
+                && constant_time::verify_slices_are_equal(&cancel.secret, &key.secret).is_ok()
             {
                 cancel.is_exposed |= !is_encrypted;
                 found = Some(Cancelled {
@@ -317,9 +317,8 @@ impl Seat {
         let mut inner = self.sessions.lock();
         let process_id = engine_key.process_id;
         let others = inner.by_process.get(&process_id).into_iter().flat_map(BTreeMap::values);
-        let known: HashSet<&[u8]> = others
-            .filter_map(|number| Some(&*inner.seats.get(number)?.cancel.as_ref()?.told.secret))
-            .collect();
+        let known: HashSet<&[u8]> =
+            others.filter_map(|number| Some(&*inner.seats.get(number)?.cancel.as_ref()?.secret)).collect();
         let mut secret = vec![0; secret_bytes];
         // The pair is what is looked up, so it is told to one client.
         loop {
@@ -328,9 +327,9 @@ impl Seat {
                 break;
             }
         }
-        let told = CancelKey { process_id, secret };
+        let told = CancelKey { process_id, secret: secret.clone() };
         if let Some(entry) = inner.seats.get_mut(&self.number) {
-            entry.cancel = Some(Cancel { told: told.clone(), engine, engine_key, is_exposed: false });
+            entry.cancel = Some(Cancel { secret, engine, engine_key, is_exposed: false });
             inner.by_process.entry(process_id).or_default().insert(self.facts.cluster, self.number);
         }
         told
@@ -340,7 +339,8 @@ impl Seat {
 impl Drop for Seat {
     fn drop(&mut self) {
         let mut inner = self.sessions.lock();
-        let process_id = inner.seats.remove(&self.number).and_then(|left| Some(left.cancel?.told.process_id));
+        let process_id =
+            inner.seats.remove(&self.number).and_then(|left| Some(left.cancel?.engine_key.process_id));
         if let Some(process_id) = process_id
             && let Some(of_process) = inner.by_process.get_mut(&process_id)
         {
