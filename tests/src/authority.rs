@@ -28,6 +28,15 @@ pub struct Identity {
     pub key: PathBuf,
 }
 
+impl Identity {
+    /// The certificate's serial number as it stands in DER.
+    pub fn serial(&self) -> Vec<u8> {
+        let pem = fs::read(&self.certificate).expect("a certificate");
+        let (_, pem) = x509_parser::pem::parse_x509_pem(&pem).expect("PEM");
+        pem.parse_x509().expect("a certificate").raw_serial().to_vec()
+    }
+}
+
 /// What a certificate says.
 #[derive(Clone, Debug)]
 pub struct Leaf {

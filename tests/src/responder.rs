@@ -5,7 +5,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use crate::authority::{Authority, Identity};
@@ -45,7 +45,7 @@ struct Inner {
     authority: PathBuf,
     signer: Identity,
     mood: Mutex<Mood>,
-    asked: AtomicUsize,
+    questions: Mutex<Vec<Vec<u8>>>,
     minutes: AtomicUsize,
     is_over: AtomicBool,
     scratch: tempfile::TempDir,
@@ -72,7 +72,7 @@ impl Responder {
             authority: authority.certificate(),
             signer,
             mood: Mutex::new(Mood::Honest),
-            asked: AtomicUsize::new(0),
+            questions: Mutex::default(),
             minutes: AtomicUsize::new(5),
             is_over: AtomicBool::new(false),
             scratch: tempfile::tempdir().expect("a scratch directory"),
@@ -114,9 +114,17 @@ impl Responder {
         format!("{}{}", finished.stdout, finished.stderr)
     }
 
-    /// How often it was asked.
+    /// How often it was asked, about whichever certificate: also about one on which a session stood that ended a moment
+    /// ago.
     pub fn asked(&self) -> usize {
-        self.inner.asked.load(Ordering::Relaxed)
+        self.inner.questions().len()
+    }
+
+    /// How often it was asked about one certificate.
+    pub fn asked_about(&self, identity: &Identity) -> usize {
+        let serial = identity.serial();
+        let is_about = |question: &&Vec<u8>| question.windows(serial.len()).any(|bytes| bytes == serial);
+        self.inner.questions().iter().filter(is_about).count()
     }
 }
 
@@ -129,10 +137,18 @@ impl Drop for Responder {
 }
 
 impl Inner {
+    fn questions(&self) -> MutexGuard<'_, Vec<Vec<u8>>> {
+        self.questions.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn serve(&self, mut stream: TcpStream) {
         let _ = stream.set_read_timeout(Some(Duration::from_secs(10)));
         let Some(question) = read_post(&mut stream) else { return };
-        let number = self.asked.fetch_add(1, Ordering::Relaxed);
+        let number = {
+            let mut questions = self.questions();
+            questions.push(question.clone());
+            questions.len() - 1
+        };
         let mood = self.mood.lock().unwrap_or_else(PoisonError::into_inner).clone();
         let minutes = self.minutes.load(Ordering::Relaxed).to_string();
         let body = match &mood {

@@ -71,13 +71,12 @@ pub fn t45_good_revoked_and_unknown_in_every_mode() {
         let (good, revoked, unknown) = (stage.leaf(), stage.leaf(), stage.leaf());
         stage.root.revoke(&revoked);
         stage.root.forget(&unknown);
-        let before = stage.responder.asked();
         stage.lets_in(mode, &good);
         match mode {
             "off" => {
                 stage.lets_in(mode, &revoked);
                 stage.lets_in(mode, &unknown);
-                assert_eq!(stage.responder.asked(), before, "nobody is asked");
+                assert_eq!(stage.responder.asked(), 0, "nobody is asked");
             }
             "lax" => {
                 stage.refuses(mode, &revoked, REVOKED);
@@ -185,10 +184,12 @@ pub fn t45_several_responders_are_asked_in_order() {
     let (dead, second) = (format!("http://{}/", free_port()), Responder::of(&stage.root));
     let leaf = Leaf::of("maria").asked_at(&dead).asked_at(&stage.responder.url()).asked_at(&second.url());
     stage.lets_in("the second answers", &stage.root.issue(&leaf));
-    assert_eq!((stage.responder.asked(), second.asked()), (1, 0));
+    assert!(stage.responder.asked() > 0);
+    assert_eq!(second.asked(), 0, "the third is not asked where the second answers");
     stage.responder.set(Mood::Garbage);
-    stage.lets_in("the third answers", &stage.root.issue(&leaf));
-    assert_eq!(second.asked(), 1);
+    let third = stage.root.issue(&leaf);
+    stage.lets_in("the third answers", &third);
+    assert!(stage.responder.asked_about(&third) > 0 && second.asked_about(&third) > 0);
     let revoked = stage.root.issue(&leaf);
     stage.root.revoke(&revoked);
     stage.refuses("revoked", &revoked, REVOKED);
@@ -203,7 +204,7 @@ pub fn t45_every_certificate_of_the_chain_is_asked_for() {
     stage.mode("strict");
     let first = leaf();
     stage.lets_in("a good chain", &first);
-    assert_eq!((stage.responder.asked(), delegated.asked()), (1, 1));
+    assert!(stage.responder.asked() > 0 && delegated.asked_about(&first) > 0);
     // Somebody whom the root let sign answers has no say about the intermediate's certificates.
     let usurper = Responder::signed_by(&middle, stage.root.delegate());
     stage.refuses(
@@ -226,21 +227,24 @@ pub fn t45_answers_are_kept_as_long_as_they_say() {
     let stage = stage("ocsp-kept");
     stage.mode("strict");
     let leaf = stage.leaf();
+    // Sessions that are open have their certificates asked about every two seconds.
+    let began = Instant::now();
+    let permitted = || 2 + usize::try_from(began.elapsed().as_secs()).expect("seconds") / 2;
     for _ in 0..6 {
         stage.lets_in("again", &leaf);
     }
-    assert!(stage.responder.asked() <= 2, "asked {} times", stage.responder.asked());
+    assert!(stage.responder.asked() <= permitted(), "asked {} times", stage.responder.asked());
     // What is kept carries through a responder that is down.
     stage.responder.set(Mood::Down);
     stage.lets_in("kept", &leaf);
     stage.refuses("another certificate is not kept", &stage.leaf(), STRICT);
     // A dead responder is not hammered.
-    let before = stage.responder.asked();
-    let other = stage.leaf();
+    let (other, began) = (stage.leaf(), Instant::now());
     for _ in 0..10 {
         stage.refuses("down", &other, STRICT);
     }
-    assert!(stage.responder.asked() - before <= 3, "asked {} times", stage.responder.asked() - before);
+    let (asked, permitted) = (stage.responder.asked_about(&other), 1 + began.elapsed().as_secs() / 5);
+    assert!(asked as u64 <= permitted, "asked {asked} times");
     // What is kept is this cluster's: another one with its own responder asks for itself.
     let elsewhere = cloud().cluster("ocsp-elsewhere", &[]);
     elsewhere.set_authorities(&stage.root.pem());
