@@ -1,6 +1,6 @@
 //! Who is using a cluster: SQL sessions at the gateway, and errands that the API runs on its engine.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Instant;
 
@@ -86,7 +86,7 @@ impl reconcile::Sessions for Presence {
         self.cut(|facts| (facts.cluster == cluster).then_some(Cut::VolumeLost));
     }
 
-    fn take_used_up(&self) -> HashSet<ClusterId> {
+    fn take_used_up(&self) -> HashMap<ClusterId, Instant> {
         self.gateway.get().map(|sessions| sessions.take_used_up()).unwrap_or_default()
     }
 }

@@ -127,8 +127,8 @@ struct Inner {
     /// clusters have a session with the same one; of one cluster it is the newest, whatever its engine says.
     by_process: HashMap<u32, BTreeMap<ClusterId, u64>>,
     clusters: HashMap<ClusterId, Use>,
-    /// Those that refused somebody because they had all sessions that they may have.
-    used_up: HashSet<ClusterId>,
+    /// Those that refused somebody because they had all sessions that they may have, and when last.
+    used_up: HashMap<ClusterId, Instant>,
 }
 
 struct Entry {
@@ -235,8 +235,8 @@ impl Sessions {
         facts.filter_map(|facts| Some((facts.cluster, facts.certificate.clone()?))).collect()
     }
 
-    /// The clusters that refused somebody since the last call because they had all sessions that they may have.
-    pub fn take_used_up(&self) -> HashSet<ClusterId> {
+    /// The clusters that refused somebody since the last call because they had all sessions that they may have, and when last.
+    pub fn take_used_up(&self) -> HashMap<ClusterId, Instant> {
         std::mem::take(&mut self.lock().used_up)
     }
 
@@ -263,7 +263,7 @@ impl Sessions {
         if is_used_up || by_user >= limits.per_user {
             // One user who has all that one may have stands for all; a role's own limit is its owner's wish.
             if is_used_up || by_user >= model::connections_per_user_max(limits.per_cluster) {
-                inner.used_up.insert(facts.cluster);
+                inner.used_up.insert(facts.cluster, Instant::now());
             }
             return Err(Refusal::TooMany(if is_used_up { "this cluster" } else { "this user" }));
         }
@@ -408,12 +408,13 @@ mod tests {
         let b = sessions.seat(facts(one, "a"), LIMITS).unwrap();
         assert_eq!(sessions.seat(facts(one, "a"), LIMITS).err(), Some(Refusal::TooMany("this user")));
         let c = sessions.seat(facts(one, "b"), LIMITS).unwrap();
-        assert_eq!(sessions.take_used_up(), HashSet::from([one]), "one user has all that one may have");
+        let used_up = || sessions.take_used_up().into_keys().collect::<Vec<_>>();
+        assert_eq!(used_up(), [one], "one user has all that one may have");
         assert_eq!(sessions.seat(facts(one, "c"), LIMITS).err(), Some(Refusal::TooMany("this cluster")));
-        assert_eq!(sessions.take_used_up(), HashSet::from([one]));
+        assert_eq!(used_up(), [one]);
         let of_role = Limits { per_cluster: 100, per_user: 2 };
         assert_eq!(sessions.seat(facts(one, "a"), of_role).err(), Some(Refusal::TooMany("this user")));
-        assert!(sessions.take_used_up().is_empty(), "a role's own limit uses nothing up");
+        assert!(used_up().is_empty(), "a role's own limit uses nothing up");
         let d = sessions.seat(facts(other, "a"), LIMITS).unwrap();
         assert_eq!((sessions.count(one), sessions.total(), sessions.idle_since(one)), (3, 4, None));
         drop((a, b, c, d));

@@ -20,8 +20,8 @@ pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
     let mut ticks = Ticks::every(LOOK_EVERY, stop);
     let mut next_forgetting = Instant::now();
     while ticks.next().await {
-        for id in house.sessions.take_used_up() {
-            if let Err(cause) = used_up(house, id).await {
+        for (id, refused_at) in house.sessions.take_used_up() {
+            if let Err(cause) = used_up(house, id, refused_at.into()).await {
                 // The next who is refused tells of it again.
                 tracing::warn!(cluster = %id, %cause, "could not write that a cluster used up its sessions");
             }
@@ -33,8 +33,11 @@ pub(crate) async fn run(house: &Reconciler, stop: &CancellationToken) {
     }
 }
 
-async fn used_up(house: &Reconciler, id: ClusterId) -> Result<(), store::Error> {
-    // Of a run that has ended meanwhile, its next start gets what it would have got.
+async fn used_up(house: &Reconciler, id: ClusterId, refused_at: Instant) -> Result<(), store::Error> {
+    // Of a run that has ended meanwhile, its next start gets what it would have got, and nothing is said of that one.
+    if is_of_earlier_run(house, id, refused_at) {
+        return Ok(());
+    }
     let (Some(count), Some(entry)) =
         (house.host.connections_max(id), house.store.snapshot().get(&id).cloned())
     else {
@@ -61,7 +64,15 @@ async fn used_up(house: &Reconciler, id: ClusterId) -> Result<(), store::Error> 
         cluster = %entry.cluster.handle(), sessions = count, from_next_start = grown,
         "its sessions are used up, and somebody was refused"
     );
+    // Once more: the write before this one may have taken its time.
+    if is_of_earlier_run(house, id, refused_at) {
+        return Ok(());
+    }
     house.write(move |store| store.note(id, |seen| seen.connections_used_up_at = Some(now))).await
+}
+
+fn is_of_earlier_run(house: &Reconciler, id: ClusterId, refused_at: Instant) -> bool {
+    house.awake_since().get(&id).is_none_or(|since| refused_at < *since)
 }
 
 async fn forget_old(house: &Reconciler) {

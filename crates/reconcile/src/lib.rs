@@ -49,8 +49,8 @@ pub trait Sessions: Send + Sync + 'static {
     /// Ends the sessions of a cluster whose volume was lost under its engine, and says so to them.
     fn cut_for_lost_volume(&self, cluster: ClusterId);
 
-    /// The clusters that refused somebody since the last call because all sessions that they may have were in use.
-    fn take_used_up(&self) -> HashSet<ClusterId>;
+    /// The clusters that refused somebody since the last call because all sessions that they may have were in use, and when last.
+    fn take_used_up(&self) -> HashMap<ClusterId, std::time::Instant>;
 }
 
 /// The cloud's root key while it is exchanged. Answered by the program.

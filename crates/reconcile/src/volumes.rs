@@ -55,9 +55,7 @@ pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
                         tracing::error!(cluster = %id, %reason, "the cluster's volume must be looked at");
                     }
                 }
-                Looked::Lost(reason) => {
-                    tracing::error!(cluster = %id, %reason, "the cluster's volume is lost");
-                }
+                Looked::Lost(reason) => tell_lost(id, &reason),
             }
         }
         looks = waiting;
@@ -73,16 +71,22 @@ pub(crate) async fn run(house: &Arc<Reconciler>, stop: &CancellationToken) {
     }
 }
 
+fn tell_lost(id: ClusterId, reason: &str) {
+    tracing::error!(cluster = %id, reason, "the cluster's volume is lost");
+}
+
 /// Whether the volume is why the engine does not work, for whoever buries it.
 pub(crate) async fn reason(host: &Host, id: ClusterId) -> Option<String> {
     let until = Instant::now() + REASON_MAX;
     let mut look = host.look_at_volume(id);
     while let Some(begun) = look.take() {
-        if let Looked::Waiting(begun) = host.see(begun, ANSWER_MAX)
-            && Instant::now() < until
-        {
-            sleep(REASON_PAUSE).await;
-            look = Some(begun);
+        match host.see(begun, ANSWER_MAX) {
+            Looked::Waiting(begun) if Instant::now() < until => {
+                sleep(REASON_PAUSE).await;
+                look = Some(begun);
+            }
+            Looked::Lost(reason) => tell_lost(id, &reason),
+            Looked::Waiting(_) | Looked::Well | Looked::Warned(_) => {}
         }
     }
     host.lost(id)

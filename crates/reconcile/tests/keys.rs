@@ -118,8 +118,8 @@ impl Sessions for Nobody {
 
     fn cut_for_lost_volume(&self, _: ClusterId) {}
 
-    fn take_used_up(&self) -> std::collections::HashSet<ClusterId> {
-        std::collections::HashSet::new()
+    fn take_used_up(&self) -> std::collections::HashMap<ClusterId, std::time::Instant> {
+        std::collections::HashMap::new()
     }
 }
 
