@@ -1,6 +1,7 @@
 //! What tests give a host of engines: a launcher, which is the test program itself as the one test below, and a record.
 
 use std::collections::HashMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 
 use engine::{Launcher, VolumeRecord};
@@ -13,6 +14,10 @@ struct Nothing(Mutex<HashMap<u32, Template>>);
 impl VolumeRecord for Nothing {
     fn check(&self, _: ClusterId, _: VolumeId) -> Result<(), String> {
         Ok(())
+    }
+
+    fn major(&self, _: ClusterId) -> Option<u32> {
+        None
     }
 
     fn checkpoint(&self, _: ClusterId) -> Option<Checkpoint> {
@@ -32,6 +37,17 @@ impl VolumeRecord for Nothing {
 /// A record of nothing.
 pub fn no_record() -> Arc<dyn VolumeRecord> {
     Arc::new(Nothing::default())
+}
+
+/// Folders of PostgreSQL beside the system's, as `chitin start` is told of them.
+pub fn postgres() -> Vec<PathBuf> {
+    let all = std::env::var("CHITIN_POSTGRES").unwrap_or_default();
+    all.split(',').filter(|folder| !folder.is_empty()).map(PathBuf::from).collect()
+}
+
+/// The major version that tests run on, if it is to be another than the newest.
+pub fn default_major() -> Option<u32> {
+    std::env::var("CHITIN_DEFAULT_VERSION").ok()?.parse().ok()
 }
 
 /// This program, called so that it is the launcher.

@@ -17,6 +17,7 @@ mod roles;
 mod silent;
 mod stops;
 mod storage;
+mod versions;
 mod volumes;
 
 use house::runner::Suite;
@@ -106,6 +107,16 @@ pub(crate) fn suite() -> Suite {
             silent::a_longer_time_for_a_result_is_longer_than_the_kernel_s_own,
             silent::clients_that_do_nothing_hold_up_no_stop,
         ])
+        .beside_unless(
+            house::postgres::missing().as_deref(),
+            tests![
+                versions::every_version_runs_beside_the_others_and_each_cluster_stays_with_its_own,
+                versions::a_cluster_whose_version_is_gone_says_so_and_comes_back_with_it,
+                versions::a_newer_version_that_is_installed_later_is_for_new_clusters_alone,
+                versions::a_minor_update_is_told_and_is_taken_at_the_next_start,
+                versions::a_folder_that_others_may_write_to_is_not_used_and_says_so,
+            ],
+        )
         .alone(tests![
             resources::a_cluster_that_eats_memory_loses_its_own_sessions_and_says_so,
             resources::a_cluster_that_never_rests_has_no_more_processors_than_its_own,

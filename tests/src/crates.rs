@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::command::run_with;
+use crate::postgres::{self, MAJOR_VERSIONS};
 
 /// For all tests of one program.
 const PROGRAM_MAX: Duration = Duration::from_mins(20);
@@ -17,6 +18,10 @@ const SKIPPED: &str = "CHITIN_TESTS_SKIPPED";
 /// The program that runs all others.
 const OUTSIDE: &str = "outside";
 
+/// Whose tests ask what PostgreSQL lets whom do, which differs by version: they run on the oldest and the newest, too.
+const ON_OTHER_VERSIONS: &[&str] =
+    &["crate engine: attacks", "crate engine: own_sessions", "crate reconcile: roles"];
+
 /// A program with tests, as cargo names it.
 #[derive(Clone, Debug)]
 pub struct Program {
@@ -24,6 +29,8 @@ pub struct Program {
     pub name: String,
     folder: PathBuf,
     executable: PathBuf,
+    /// The major version of PostgreSQL, where it is to be another than the machine's.
+    version: Option<u32>,
 }
 
 /// One test of a program.
@@ -43,7 +50,8 @@ pub struct Result {
 pub fn built(messages: &Path) -> Vec<Program> {
     let said = fs::read_to_string(messages)
         .unwrap_or_else(|error| panic!("could not read what was built at {}: {error}", messages.display()));
-    said.lines().filter_map(|line| program(&serde_json::from_str(line).ok()?)).collect()
+    let all = said.lines().filter_map(|line| program(&serde_json::from_str(line).ok()?));
+    all.flat_map(|program| program.on_versions()).collect()
 }
 
 fn program(message: &Value) -> Option<Program> {
@@ -56,10 +64,26 @@ fn program(message: &Value) -> Option<Program> {
     let (package, target_name) = (folder.file_name()?.to_str()?, target["name"].as_str()?);
     let is_file = target["kind"].as_array()?.iter().any(|kind| kind == "test" || kind == "example");
     let name = if is_file { format!("crate {package}: {target_name}") } else { format!("crate {package}") };
-    Some(Program { name, folder, executable })
+    Some(Program { name, folder, executable, version: None })
 }
 
 impl Program {
+    /// The program as it is, and on the versions that it runs on beside the machine's.
+    fn on_versions(self) -> Vec<Self> {
+        let versions = [*MAJOR_VERSIONS.start(), *MAJOR_VERSIONS.end()];
+        let mut all = vec![self.clone()];
+        // Of the run on one version everything is on that one.
+        let is_chosen = std::env::var_os(postgres::FOLDERS).is_some();
+        if ON_OTHER_VERSIONS.contains(&self.name.as_str()) && !is_chosen && postgres::missing().is_none() {
+            all.extend(versions.map(|major| Self {
+                name: format!("{} on PostgreSQL {major}", self.name),
+                version: Some(major),
+                ..self.clone()
+            }));
+        }
+        all
+    }
+
     /// Runs its tests as `cargo test` would. An error is what it said when something failed.
     pub fn run(&self) -> (Vec<Result>, std::result::Result<(), String>) {
         let skipped = tempfile::NamedTempFile::new().expect("a temporary file");
@@ -71,6 +95,10 @@ impl Program {
             // The stable runner knows how long a test took and says so only to those who ask like this.
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["-Z", "unstable-options", "--report-time"]);
+        if let Some(major) = self.version {
+            command.env(postgres::FOLDERS, postgres::package(&major.to_string()));
+            command.env(postgres::DEFAULT_VERSION, major.to_string());
+        }
         let ended = run_with(&mut command, b"", PROGRAM_MAX);
         let mut results: Vec<Result> = ended.stdout.lines().filter_map(|line| self.result(line)).collect();
         let reasons = fs::read_to_string(skipped.path()).unwrap_or_default();
@@ -154,8 +182,12 @@ mod tests {
 
     #[test]
     fn what_a_program_says_of_its_tests_is_read() {
-        let program =
-            Program { name: "crate wire".into(), folder: PathBuf::new(), executable: PathBuf::new() };
+        let program = Program {
+            name: "crate wire".into(),
+            folder: PathBuf::new(),
+            executable: PathBuf::new(),
+            version: None,
+        };
         let read = |line: &str| {
             let one = program.result(line)?;
             Some((one.name, one.is_passed, one.reason, one.taken.as_millis()))
@@ -177,8 +209,12 @@ mod tests {
 
     #[test]
     fn a_skipped_test_has_not_passed_and_a_lost_one_is_noticed() {
-        let program =
-            Program { name: "crate wire".into(), folder: PathBuf::new(), executable: PathBuf::new() };
+        let program = Program {
+            name: "crate wire".into(),
+            folder: PathBuf::new(),
+            executable: PathBuf::new(),
+            version: None,
+        };
         let lines = ["test hello::a ... ok <0.120s>", "test hello::b ... ok <0.120s>"];
         let mut results: Vec<Result> = lines.iter().filter_map(|line| program.result(line)).collect();
         let said =

@@ -19,6 +19,7 @@ pub mod ledger;
 pub mod machine;
 pub mod networking;
 pub mod ports;
+pub mod postgres;
 pub mod provider;
 pub mod proxy;
 pub mod responder;

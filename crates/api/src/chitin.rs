@@ -33,8 +33,17 @@ pub struct Status {
 /// What the machine gives to engines.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Machine {
-    /// The engine's version.
+    /// The version of PostgreSQL that new clusters get where nobody asks for another.
     pub postgres_version: String,
+    /// Every version that clusters can run on, one of each major version, the oldest first.
+    #[serde(default)]
+    pub postgres: Vec<Postgres>,
+    /// The major version that new clusters get where nobody asks for another.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub default_major: Option<u32>,
+    /// Installations of PostgreSQL that were found or named and are not used, and why.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unusable_postgres: Vec<String>,
     /// How new volumes are encrypted; absent means not at all.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
@@ -48,6 +57,17 @@ pub struct Machine {
     /// What is left of the disk below all clusters.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub disk: Option<Disk>,
+}
+
+/// An installation of PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Postgres {
+    /// Its major version.
+    pub major: u32,
+    /// Its version, for instance `15.18`.
+    pub version: String,
+    /// The folder with its programs.
+    pub programs: String,
 }
 
 /// The disk below all clusters.

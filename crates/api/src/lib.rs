@@ -32,7 +32,7 @@ pub use access::{
 };
 pub use chitin::{
     Authority, Caller, Capability, ClusterDetail, ClusterPhase, ClusterPhases, Disk, Expiry, Facts, Machine,
-    Organization, Outcome, Proof, ProofRow, PutExpiry, Status,
+    Organization, Outcome, Postgres, Proof, ProofRow, PutExpiry, Status,
 };
 pub use client::{Client, DEADLINE};
 pub use cluster::{

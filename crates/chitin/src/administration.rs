@@ -444,7 +444,13 @@ impl control::Administration for Administrator {
     }
 
     fn machine(&self) -> Machine {
-        let posture = self.host.posture();
+        let (posture, installed) = (self.host.posture(), self.host.installed());
+        let default = installed.versions.iter().find(|one| Some(one.major) == installed.default_major);
+        let postgres = |one: &engine::Version| api::Postgres {
+            major: one.major,
+            version: one.version.clone(),
+            programs: one.programs.display().to_string(),
+        };
         let wall = |name: &str, capability: &Capability| {
             let (is_present, explanation, next_step) = match capability {
                 Capability::Present { how } => (true, how.clone(), None),
@@ -453,7 +459,10 @@ impl control::Administration for Administrator {
             api::Capability { name: name.to_owned(), is_present, explanation, next_step }
         };
         Machine {
-            postgres_version: posture.postgres_version.clone(),
+            postgres_version: default.map_or_else(String::new, |one| one.version.clone()),
+            postgres: installed.versions.iter().map(postgres).collect(),
+            default_major: installed.default_major,
+            unusable_postgres: installed.unusable.clone(),
             encryption: posture.encryption,
             no_encryption_reason: posture.no_encryption_reason.clone(),
             is_unencrypted_allowed: posture.is_unencrypted_allowed,
@@ -544,6 +553,7 @@ fn refusal(cause: engine::Error) -> Refusal {
         engine::Error::Refused(_)
         | engine::Error::NoRoom { .. }
         | engine::Error::TooManyEngines { .. }
+        | engine::Error::VersionGone { .. }
         | engine::Error::ReserveReached { .. }
         | engine::Error::TooMuch { .. }
         | engine::Error::VolumeRefused { .. } => Refusal::wrong_state(text),

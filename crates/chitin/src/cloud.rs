@@ -43,6 +43,7 @@ use crate::root_key;
 use crate::root_key::rotation::{self, Rotation};
 use crate::staple::Stapler;
 use crate::trial::Trial;
+use crate::versions;
 use crate::volume_record::VolumeRecord;
 use crate::waker::Waker;
 use crate::{descriptors, http, knocks, operator, revoked, watch};
@@ -216,7 +217,8 @@ impl Cloud {
             data: paths.data().to_owned(),
             keys: ring.clone(),
             allow_unencrypted: options.allow_unencrypted,
-            postgres_bin: options.postgres_bin.clone(),
+            postgres: options.postgres.clone(),
+            default_major: options.default_version,
             encryption: options.encryption.map(Into::into),
             attestation: options.attestation.clone(),
             launcher: launcher()?,
@@ -400,6 +402,7 @@ impl Cloud {
             "the watch over client certificates",
             revoked::run(examiner, presence.clone(), options.revocation_every, loops.stop.clone()),
         );
+        loops.spawn("the watch over versions", versions::run(host.clone(), loops.stop.clone()));
         loops.spawn("the keeper of the root key", rotation.clone().run(loops.stop.clone()));
         loops.spawn("the outlets of engines", outlets.run(loops.stop.clone()));
         let watched = certificates.clone().watch(clock_watch.jumps(), loops.stop.clone());

@@ -43,6 +43,7 @@ mod storage;
 mod testing;
 mod threads;
 mod trial;
+mod versions;
 mod volume_record;
 mod waker;
 mod watch;

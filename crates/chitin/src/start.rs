@@ -83,6 +83,17 @@ impl Signals {
     }
 }
 
+/// The versions that clusters can run on, and what else was found and is not used.
+fn engines(installed: &engine::Installed) -> String {
+    let word = |one: &engine::Version| {
+        let is_default = installed.versions.len() > 1 && Some(one.major) == installed.default_major;
+        format!("{}{}", one.version, if is_default { " (of new clusters)" } else { "" })
+    };
+    let all: Vec<String> = installed.versions.iter().map(word).collect();
+    let unusable = installed.unusable.iter().fold(String::new(), |text, one| text + "; NOT USED: " + one);
+    format!("PostgreSQL {}{unusable}", all.join(", "))
+}
+
 /// Says where everything is, what the machine gives, and what to do next.
 fn greet(cloud: &Cloud, began: Instant) {
     let posture = cloud.host.posture();
@@ -107,7 +118,7 @@ fn greet(cloud: &Cloud, began: Instant) {
         ("API", format!("https://{}", cloud.http)),
         ("root certificate", cloud.paths.root_certificate().display().to_string()),
         ("data", format!("{data} ({clusters} {})", if clusters == 1 { "cluster" } else { "clusters" })),
-        ("engine", format!("PostgreSQL {}", posture.postgres_version)),
+        ("engines", engines(&cloud.host.installed())),
         ("encryption at rest", encryption),
         ("sandbox", capability(&posture.sandbox)),
         ("own OS users", capability(&posture.own_users)),

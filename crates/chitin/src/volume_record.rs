@@ -27,6 +27,12 @@ impl engine::VolumeRecord for VolumeRecord {
         entry.seen.check_volume(found)
     }
 
+    fn major(&self, id: ClusterId) -> Option<u32> {
+        let snapshot = self.0.get()?.snapshot();
+        let entry = snapshot.get(&id)?;
+        entry.cluster.postgres_major(&entry.seen)
+    }
+
     fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint> {
         self.0.get()?.snapshot().get(&id)?.seen.volume.checkpoint
     }

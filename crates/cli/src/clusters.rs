@@ -158,6 +158,7 @@ fn request(wanted: &CreateCluster) -> Request {
     let mut spec = CreateSpec {
         delete_protection: wanted.protect.then_some(Protection::Enabled),
         max_connections: wanted.connections,
+        postgres_version: wanted.version,
         ..CreateSpec::default()
     };
     let restrict_egress_traffic = wanted.restrict_egress.then_some(true);
@@ -495,6 +496,7 @@ mod tests {
             connections: None,
             name: "my-shop".parse().unwrap(),
             plan,
+            version: None,
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
             storage: Some(20),
             protect: true,

@@ -258,12 +258,16 @@ pub struct UpdateLimits {
 
 /// `chitin cluster create`
 #[derive(Args, Clone, Debug)]
+#[command(disable_version_flag = true)]
 pub struct CreateCluster {
     /// Its name: 6 to 40 lower-case letters, digits and dashes
     pub name: ClusterName,
     /// serverless sleeps when idle and is open to every address; dedicated stays awake and is closed until --allow
     #[arg(long, value_enum, default_value_t = PlanName::Serverless)]
     pub plan: PlanName,
+    /// The major version of PostgreSQL; without it the newest that is installed: chitin status
+    #[arg(long, value_name = "MAJOR", value_parser = clap::value_parser!(u32).range(14..=18))]
+    pub version: Option<u32>,
     /// An address range that may connect; more than one may be given
     #[arg(long, value_name = "CIDR")]
     pub allow: Vec<AddressRange>,

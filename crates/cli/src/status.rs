@@ -1,6 +1,6 @@
 //! `chitin status`: the cloud, what the machine gives, and the clusters' numbers.
 
-use api::{Alert, Disk, RootKey, Status};
+use api::{Alert, Disk, Machine, Postgres, RootKey, Status};
 use time::format_description::well_known::Rfc3339;
 
 use crate::cloud::Cloud;
@@ -40,7 +40,7 @@ fn shown(status: &Status, root: &RootKey) -> String {
             ("SQL", status.sql.clone()),
             ("API", format!("https://{}", status.http)),
             ("clusters", clusters),
-            ("engine", format!("PostgreSQL {}", machine.postgres_version)),
+            ("engines", engines(machine)),
             ("encryption", encryption),
             ("disk", machine.disk.as_ref().map(disk).unwrap_or_default()),
             ("root key", keys::root_line(root)),
@@ -54,6 +54,18 @@ fn shown(status: &Status, root: &RootKey) -> String {
         return head;
     }
     format!("{head}\n\n{}", table(["WALL", "STANDS", "HOW", "NEXT STEP"], rows))
+}
+
+/// The versions that clusters can run on, and what is not used.
+fn engines(machine: &Machine) -> String {
+    let word = |one: &Postgres| {
+        let is_default = machine.postgres.len() > 1 && Some(one.major) == machine.default_major;
+        format!("{}{}", one.version, if is_default { " (of new clusters)" } else { "" })
+    };
+    let all: Vec<String> = machine.postgres.iter().map(word).collect();
+    let unusable: String =
+        machine.unusable_postgres.iter().fold(String::new(), |text, one| text + "; NOT USED: " + one);
+    format!("PostgreSQL {}{unusable}", if all.is_empty() { "NONE".to_owned() } else { all.join(", ") })
 }
 
 /// What the disk below all clusters has left.
@@ -99,7 +111,7 @@ mod tests {
             clusters: 0,
             running: 0,
             asleep: 0,
-            machine: api::Machine {
+            machine: Machine {
                 no_encryption_reason: Some("the file system has none".to_owned()),
                 is_unencrypted_allowed: true,
                 capabilities: vec![api::Capability {
@@ -108,7 +120,7 @@ mod tests {
                     explanation: "no controllers".to_owned(),
                     next_step: None,
                 }],
-                ..api::Machine::default()
+                ..Machine::default()
             },
             warnings: Vec::new(),
             alerts: vec![Alert {

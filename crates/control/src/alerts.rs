@@ -1,16 +1,23 @@
 //! What somebody must look at, from what was last seen. Every word of a key service has been bounded where it was read.
 
-use api::{Alert, Severity};
+use api::{Alert, Machine, Severity};
 use model::{CONNECTIONS_PER_CLUSTER_MAX, Cluster, Enforcement, Fullness, KeyServiceName, Wish};
 use store::{Entry, Snapshot, Trouble, TroubleKind};
 use time::OffsetDateTime;
+
+use crate::versions;
 
 /// Most alerts of one answer.
 const ALERTS_MAX: usize = 1_000;
 
 /// Everything that is wrong, the worst first; `troubles` are those of the state itself.
-pub(crate) fn all(snapshot: &Snapshot, troubles: Vec<Trouble>) -> Vec<Alert> {
-    let mut alerts: Vec<Alert> = snapshot.iter().flat_map(|entry| of(entry)).collect();
+pub(crate) fn all(snapshot: &Snapshot, troubles: Vec<Trouble>, machine: &Machine) -> Vec<Alert> {
+    let of_entry = |entry| match versions::gone(entry, machine) {
+        // It says what the failed start says, and also of one that sleeps.
+        Some(gone) => vec![gone],
+        None => of(entry),
+    };
+    let mut alerts: Vec<Alert> = snapshot.iter().flat_map(|entry| of_entry(entry)).collect();
     alerts.extend(troubles.into_iter().map(of_state));
     // An order of its own, so that two looks can be compared.
     alerts.sort_by(|one, other| (one.severity, &one.cluster).cmp(&(other.severity, &other.cluster)));
@@ -58,7 +65,7 @@ fn of_state(trouble: Trouble) -> Alert {
     Alert { severity, cluster: None, what, since: Some(since), next_step: next_step.to_owned() }
 }
 
-fn of_cluster(
+pub(crate) fn of_cluster(
     cluster: &Cluster,
     severity: Severity,
     what: String,

@@ -7,7 +7,7 @@ use model::{AddressRange, ClusterId, Phase};
 use serde::Deserialize;
 
 use crate::page::Page;
-use crate::{Refusal, State, alerts, input};
+use crate::{Refusal, State, alerts, input, versions};
 
 /// Shows the cloud.
 pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
@@ -26,7 +26,8 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
     for name in plain.take(20) {
         warnings.push(format!("cluster {name} is not encrypted"));
     }
-    let mut alerts = alerts::all(&snapshot, state.store.troubles());
+    warnings.extend(versions::updates(&snapshot, &machine));
+    let mut alerts = alerts::all(&snapshot, state.store.troubles(), &machine);
     if let Some(disk) = machine.disk.as_ref().filter(|disk| disk.is_used_up) {
         alerts.insert(0, alerts::reserve_reached(disk));
     }

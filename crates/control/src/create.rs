@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 
 use crate::network::ranges::Others;
 use crate::update::{connections, keep_hardware, keep_limits};
-use crate::{Refusal, State, clusters, expiry, input, network};
+use crate::{Refusal, State, clusters, expiry, input, network, versions};
 
 /// A client whose connection broke sends its request again; within this time it gets the first result.
 pub(crate) const REPEAT_MAX: Duration = Duration::minutes(1);
@@ -28,8 +28,10 @@ const LABEL_CHARACTERS_MAX: usize = 63;
 pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<Json<api::Cluster>, Refusal> {
     let request: CreateCluster = input::body(&body)?;
     let expires_at = expiry::end(request.spec.expires_in_seconds, input::now(&state))?;
+    let version = request.spec.postgres_version;
     let mut draft = draft(request)?;
     draft.asked.expires_at = expires_at;
+    draft.asked.postgres_major = Some(versions::choose(&state.administration.machine(), version)?);
     if state.store.snapshot().organization().allowlist_starts_closed {
         draft.allowlist.clear();
     }

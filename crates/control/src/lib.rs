@@ -34,6 +34,7 @@ mod throttle;
 mod unbuilt;
 mod update;
 mod users;
+mod versions;
 mod web;
 
 use std::sync::Arc;

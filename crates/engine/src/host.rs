@@ -29,10 +29,10 @@ use crate::claim::Claim;
 use crate::companion::Companion;
 use crate::connector::Connector;
 use crate::inside::Inside;
-use crate::jail::{Jail, Purpose};
+use crate::jail::{self, Jail, Purpose};
 use crate::launch::Launcher;
 use crate::places::{Marker, Owner, Places, give, make_folder, remove_folder};
-use crate::postgres::Postgres;
+use crate::postgres::{Installations, Postgres};
 use crate::process::none_left;
 use crate::running::{Running, Watch};
 use crate::volume::{self, Unlocked};
@@ -60,8 +60,10 @@ pub struct HostConfig {
     pub keys: Arc<dyn KeyRing>,
     /// Whether clusters may be made where nothing encrypts.
     pub allow_unencrypted: bool,
-    /// PostgreSQL's programs, if they are to be others than the newest found.
-    pub postgres_bin: Option<PathBuf>,
+    /// Folders with installations of PostgreSQL, beside those in the system's places.
+    pub postgres: Vec<PathBuf>,
+    /// The major version of new clusters that ask for none, if it is to be another than the newest that is installed.
+    pub default_major: Option<u32>,
     /// The kind of encryption, if it is to be another than the best found.
     pub encryption: Option<Encryption>,
     /// What encrypts the disk below, in the operator's words. Needed for [`Encryption::Attested`].
@@ -76,6 +78,10 @@ pub struct HostConfig {
 pub trait VolumeRecord: std::fmt::Debug + Send + Sync + 'static {
     /// Whether this may be the volume of the cluster that counts; if not, what is on record instead.
     fn check(&self, id: ClusterId, found: VolumeId) -> Result<(), String>;
+
+    /// The major version of PostgreSQL that the cluster is made with; none where that was never kept, since there was one for
+    /// all.
+    fn major(&self, id: ClusterId) -> Option<u32>;
 
     /// The newest checkpoint that was seen of the cluster; none where none was, or where an older volume was accepted.
     fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint>;
@@ -105,12 +111,34 @@ pub struct Started {
     pub engine_version: String,
 }
 
+/// An installation of PostgreSQL.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Its major version.
+    pub major: u32,
+    /// Its version, for instance `15.18`.
+    pub version: String,
+    /// The folder with its programs.
+    pub programs: PathBuf,
+}
+
+/// The installations of PostgreSQL on this machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Installed {
+    /// Those that clusters can run on, one of each major version, the oldest first.
+    pub versions: Vec<Version>,
+    /// The major version of new clusters that ask for none.
+    pub default_major: Option<u32>,
+    /// What else was found or named, and why it is not used.
+    pub unusable: Vec<String>,
+}
+
 /// The engines of this machine.
 pub struct Host {
     places: Places,
     keys: Arc<dyn KeyRing>,
     record: Arc<dyn VolumeRecord>,
-    postgres: Postgres,
+    installations: Arc<Installations>,
     launcher: Launcher,
     posture: Posture,
     groups: Option<Groups>,
@@ -182,14 +210,16 @@ impl Host {
         // Only when the one of a Chitin that was killed is done.
         let companion = Arc::new(Companion::start(&data, &config.launcher)?);
         leftovers::clear(&places);
-        let postgres = Postgres::find(config.postgres_bin.as_deref())?;
+        let sandbox = jail::probe().map_err(|reason| Error::NoSandbox { reason })?;
+        let ask = jail::asking(places.clone(), config.launcher.clone());
+        let installations = Installations::look(&config.postgres, config.default_major, ask)?;
         let groups = Groups::open(&data);
-        let posture = Posture::probe(config, &postgres, (&places, &companion), groups.as_ref())?;
+        let posture = Posture::probe(config, sandbox, (&places, &companion), groups.as_ref());
         let host = Arc::new(Self {
             places,
             keys: config.keys.clone(),
             record: config.record.clone(),
-            postgres,
+            installations: Arc::new(installations),
             launcher: config.launcher.clone(),
             posture,
             groups: groups.ok(),
@@ -244,6 +274,28 @@ impl Host {
         place.map(Some).map_err(|_| Error::TooManyEngines { max: *max })
     }
 
+    /// The installations of PostgreSQL that clusters can run on, and what else was found or named and why that is not used.
+    pub fn installed(&self) -> Installed {
+        let all = self.installations.all();
+        let versions = all.iter().map(|one| Version {
+            major: one.major,
+            version: one.version.clone(),
+            programs: one.bin.clone(),
+        });
+        let (versions, unusable) = (versions.collect(), self.installations.unusable());
+        Installed { versions, default_major: self.installations.default_major(), unusable }
+    }
+
+    /// Looks for installations of PostgreSQL that were made, updated or removed since.
+    pub async fn look_for_versions(self: &Arc<Self>) -> Result<(), Error> {
+        let installations = self.installations.clone();
+        blocking(move || {
+            installations.look_again();
+            Ok(())
+        })
+        .await
+    }
+
     /// What the machine gives.
     pub fn posture(&self) -> &Posture {
         &self.posture
@@ -289,19 +341,34 @@ impl Host {
     }
 
     async fn start_in(self: &Arc<Self>, slot: &Slot, cluster: &Cluster) -> Result<Started, Error> {
-        let engine_version = self.postgres.version.clone();
         if let Some(running) = lock(&slot.running).clone()
             && !running.has_exited()
             && running.lost().is_none()
         {
+            let engine_version = running.postgres.version.clone();
             return Ok(Started { volume: running.on, engine_version });
         }
         // One that died, or lost its volume, left that unlocked, and so does a copy until it is given up.
         self.stop_in(slot).await?;
         self.place_for_engine()?;
+        // Before anything is unlocked.
+        let postgres = self.postgres_of(cluster.id).await?;
         let (on, volume, admitted) = self.unlock(cluster).await?;
-        self.launch(slot, cluster, (on, volume), &admitted).await?;
-        Ok(Started { volume: on, engine_version })
+        self.launch(slot, (cluster, &postgres), (on, volume), &admitted).await?;
+        Ok(Started { volume: on, engine_version: postgres.version.clone() })
+    }
+
+    /// The installation that the cluster runs on, as it is now.
+    async fn postgres_of(self: &Arc<Self>, id: ClusterId) -> Result<Arc<Postgres>, Error> {
+        let host = self.clone();
+        blocking(move || host.postgres_of_now(id)).await
+    }
+
+    fn postgres_of_now(&self, id: ClusterId) -> Result<Arc<Postgres>, Error> {
+        match self.record.major(id) {
+            Some(major) => self.installations.of(major),
+            None => self.installations.default(),
+        }
     }
 
     async fn unlock(self: &Arc<Self>, cluster: &Cluster) -> Result<(VolumeId, Unlocked, Vec<String>), Error> {
@@ -338,17 +405,18 @@ impl Host {
     async fn launch(
         self: &Arc<Self>,
         slot: &Slot,
-        cluster: &Cluster,
+        (cluster, postgres): (&Cluster, &Arc<Postgres>),
         (on, volume): (VolumeId, Unlocked),
         admitted: &[String],
     ) -> Result<(), Error> {
         let (host, wanted, names) = (self.clone(), cluster.clone(), admitted.to_vec());
+        let engine = postgres.clone();
         let (base, place) = (volume.base.clone(), volume.base.clone());
         let deaths = self.deaths.clone();
         let started = blocking(move || {
             let place = host.place_for_engine()?;
             let watch = Watch::prepare(wanted.id, place, deaths)?;
-            host.spawn(&wanted, &base, &names).map(|started| (watch, started))
+            host.spawn((&wanted, &engine), &base, &names).map(|started| (watch, started))
         })
         .await;
         let (watch, (child, connector, group)) = match started {
@@ -363,7 +431,7 @@ impl Host {
             child,
             connector,
             watch,
-            (cluster, group),
+            (cluster, postgres.clone(), group),
             (on, volume, slot.giving.clone()),
             admitted,
         ));
@@ -380,20 +448,20 @@ impl Host {
 
     fn spawn(
         &self,
-        cluster: &Cluster,
+        (cluster, postgres): (&Cluster, &Postgres),
         base: &Path,
         admitted: &[String],
     ) -> Result<(std::process::Child, Connector, Option<Group>), Error> {
         let owner = Owner::of(cluster);
         let data = Inside::open(base, "pg")?;
-        settings::write(&data, &self.postgres, cluster, owner)?;
-        settings::write_identities(&data, &self.postgres, admitted.iter().map(String::as_str), owner)?;
+        settings::write(&data, postgres, cluster, owner)?;
+        settings::write_identities(&data, postgres, admitted.iter().map(String::as_str), owner)?;
         // Of a run that was killed. Its process is gone: the slot is ours, and its namespace died with it.
         data.remove("postmaster.pid");
         let (run, etc) = self.prepare_run(cluster, owner)?;
         let folder = Inside::at(&run)?;
         let group = self.limited(cluster)?;
-        let jail = self.jail(owner, base, (&run, &etc), group.as_ref());
+        let jail = self.jail(postgres, (owner, base), (&run, &etc), group.as_ref());
         let mut command = jail.command(Purpose::Run, "postgres", &["-D/volume/pg"])?;
         let log = Inside::open(base, "log")?.create("start.log", owner)?;
         command.stdout(Stdio::null()).stderr(log);
@@ -420,12 +488,12 @@ impl Host {
 
     fn jail<'a>(
         &'a self,
-        owner: Owner,
-        base: &'a Path,
+        postgres: &'a Postgres,
+        (owner, base): (Owner, &'a Path),
         (run, etc): (&'a Path, &'a Path),
         group: Option<&'a Group>,
     ) -> Jail<'a> {
-        Jail { postgres: &self.postgres, launcher: &self.launcher, owner, base, run, etc, group }
+        Jail { postgres, launcher: &self.launcher, owner, base, run, etc, group }
     }
 
     /// The cluster's control group with its limits set; none where the machine has no such groups.
@@ -515,6 +583,6 @@ fn broken_off(cause: &tokio::task::JoinError) -> Error {
     Error::Unready(format!("internal work was broken off: {cause}"))
 }
 
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

@@ -3,13 +3,15 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use crate::Error;
 use crate::cgroup::Group;
 use crate::inner_network;
 use crate::launch::{LAUNCHER, Launcher, ORDERS, Orders, SHORTAGE_LINK, Then};
-use crate::places::{Owner, is_root, make_folder};
-use crate::postgres::Postgres;
+use crate::places::{Owner, Places, give, is_root, make_folder, remove_folder};
+use crate::postgres::{Ask, Postgres};
+use crate::process::run_with;
 
 /// Where the engine sees its volume.
 pub(crate) const VOLUME: &str = "/volume";
@@ -18,6 +20,8 @@ pub(crate) const RUN: &str = "/run/chitin";
 /// What the engine calls the OS user of its node; `pg_ident.conf` trusts this name.
 pub(crate) const NODE: &str = "chitin-node";
 const ENGINE: &str = "engine";
+/// For a program to tell its version.
+const ASKED_MAX: Duration = Duration::from_secs(20);
 
 /// What runs inside.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -74,9 +78,12 @@ impl Jail<'_> {
             bwrap.args(["--cap-add", "CAP_SYS_ADMIN", "--cap-add", "CAP_SETPCAP"]);
         }
         let libraries = libraries();
-        let programs = [&self.postgres.bin, &self.postgres.lib, &self.postgres.share];
+        // Its folder may hold more than these: everything that the machine has, or a shell.
+        let programs = self.postgres.programs();
+        let folders = self.postgres.folders();
+        let all = libraries.iter().chain(&programs).map(PathBuf::as_path).chain(folders.iter().copied());
         // As root, bubblewrap keeps folders that it makes on the way to itself.
-        for folder in above(libraries.iter().chain(programs).map(PathBuf::as_path)) {
+        for folder in above(all) {
             bwrap.args(["--perms", "0755", "--dir"]).arg(folder);
         }
         for folder in &libraries {
@@ -87,8 +94,8 @@ impl Jail<'_> {
                 bwrap.args(["--symlink", target, link]);
             }
         }
-        for folder in programs {
-            bwrap.arg("--ro-bind").arg(folder).arg(folder);
+        for path in folders.into_iter().chain(programs.iter().map(PathBuf::as_path)) {
+            bwrap.arg("--ro-bind").arg(path).arg(path);
         }
         // The time zones have a link to the machine's own, which PostgreSQL reads with them.
         for path in [
@@ -102,7 +109,7 @@ impl Jail<'_> {
         }
         bwrap.arg("--ro-bind").arg(&self.launcher.program).arg(LAUNCHER);
         let mut executable = libraries.clone();
-        executable.push(self.postgres.bin.clone());
+        executable.extend(programs);
         if purpose == Purpose::Initialize {
             let shell =
                 Path::new("/bin/sh").canonicalize().map_err(Error::file("find", Path::new("/bin/sh")))?;
@@ -185,6 +192,25 @@ impl Jail<'_> {
         }
         inner_network::write_hosts(self.etc, &[])
     }
+}
+
+/// Runs programs of installations that are not known yet, in a sandbox of the same make as an engine's.
+pub(crate) fn asking(places: Places, launcher: Launcher) -> Box<Ask> {
+    Box::new(move |postgres, program, arguments| {
+        let (owner, place) = (Owner::of_templates(), places.run_of_probe());
+        let folders = ["volume", "run", "etc"].map(|name| place.join(name));
+        let said = (|| {
+            for folder in &folders {
+                make_folder(folder, 0o700)?;
+                give(folder, owner)?;
+            }
+            let [base, run, etc] = &folders;
+            let jail = Jail { postgres, launcher: &launcher, owner, base, run, etc, group: None };
+            run_with(program, jail.command(Purpose::Run, program, arguments)?, &[], ASKED_MAX)
+        })();
+        remove_folder(&place)?;
+        said
+    })
 }
 
 /// Checks that a jail can be made here at all.

@@ -49,8 +49,8 @@ pub use connector::Connector;
 pub use evidence::{Evidence, shortage_protection};
 pub use foreign_data::Subscriptions;
 pub use host::{
-    Copied, CopyProgress, Host, HostConfig, KeyUse, Look, Looked, MachineRoom, Made, OnDisk, Started,
-    StateMark, VolumeRecord,
+    Copied, CopyProgress, Host, HostConfig, Installed, KeyUse, Look, Looked, MachineRoom, Made, OnDisk,
+    Started, StateMark, Version, VolumeRecord,
 };
 pub use launch::{Launcher, launch_if_asked, protect_in_shortage};
 pub use pinned::pinned_settings;
@@ -76,6 +76,18 @@ pub enum Error {
     NoPostgres {
         /// Where it was looked for.
         searched: String,
+    },
+    /// A cluster's version of PostgreSQL is not installed.
+    #[error(
+        "PostgreSQL {major} is not installed here (installed: {installed}), and what was made with one major version runs on no other; \
+         install it (apt-get install postgresql-{major}), or name the folder that it is in (chitin start --postgres DIR); then it goes \
+         on by itself"
+    )]
+    VersionGone {
+        /// The major version.
+        major: u32,
+        /// The versions that are.
+        installed: String,
     },
     /// The sandbox program is missing or does not work.
     #[error(

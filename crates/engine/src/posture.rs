@@ -1,6 +1,5 @@
 //! What this machine gives and what it cannot, found out by trying.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use model::Encryption;
@@ -9,8 +8,7 @@ use serde::Serialize;
 use crate::cgroup::Groups;
 use crate::companion::Companion;
 use crate::places::{Places, is_root};
-use crate::postgres::Postgres;
-use crate::{Error, HostConfig, jail, volume};
+use crate::{Error, HostConfig, volume};
 
 /// Something that the machine gives or does not.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -33,10 +31,6 @@ pub enum Capability {
 /// What the machine gives.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Posture {
-    /// The engine's version.
-    pub postgres_version: String,
-    /// Where its programs lie.
-    pub postgres_bin: PathBuf,
     /// Namespaces around each engine.
     pub sandbox: Capability,
     /// An OS user of its own for each engine.
@@ -54,11 +48,10 @@ pub struct Posture {
 impl Posture {
     pub(crate) fn probe(
         config: &HostConfig,
-        postgres: &Postgres,
+        sandbox: String,
         (places, companion): (&Places, &Arc<Companion>),
         groups: Result<&Groups, &String>,
-    ) -> Result<Self, Error> {
-        let sandbox = jail::probe().map_err(|reason| Error::NoSandbox { reason })?;
+    ) -> Self {
         let own_users = if is_root() {
             Capability::Present { how: "uid 1900000000 plus the routing id".to_owned() }
         } else {
@@ -86,16 +79,14 @@ impl Posture {
                 Err(reason) => (None, Some(reason)),
             },
         };
-        Ok(Self {
-            postgres_version: postgres.version.clone(),
-            postgres_bin: postgres.bin.clone(),
+        Self {
             sandbox: Capability::Present { how: sandbox },
             own_users,
             cgroups,
             encryption,
             no_encryption_reason,
             is_unencrypted_allowed: config.allow_unencrypted,
-        })
+        }
     }
 
     /// How a new cluster's volume is to be encrypted, or why none can be made.

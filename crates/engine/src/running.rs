@@ -16,6 +16,7 @@ use crate::Error;
 use crate::cgroup::{Group, MemoryKills};
 use crate::connector::Connector;
 use crate::inside::Inside;
+use crate::postgres::Postgres;
 use crate::process::{self, Watcher, none_left};
 use crate::settings;
 use crate::volume::{Giving, Unlocked};
@@ -50,6 +51,8 @@ pub(crate) struct Running {
     /// The process that holds the jail.
     pub(crate) jailer: u32,
     pub(crate) connector: Arc<Connector>,
+    /// The installation that it was started from.
+    pub(crate) postgres: Arc<Postgres>,
     /// Its control group.
     pub(crate) group: Option<Group>,
     /// What the group's limits were set to.
@@ -88,7 +91,7 @@ impl Running {
         child: Child,
         connector: Connector,
         watch: Watch,
-        (cluster, group): (&Cluster, Option<Group>),
+        (cluster, postgres, group): (&Cluster, Arc<Postgres>, Option<Group>),
         (on, volume, giving): (VolumeId, Unlocked, Arc<Mutex<[Giving; 2]>>),
         admitted: HashSet<String>,
     ) -> Self {
@@ -103,6 +106,7 @@ impl Running {
             routing_id,
             jailer,
             connector: Arc::new(connector),
+            postgres,
             memory_kills: Group::watch_memory(group.as_ref()),
             group,
             resources: Mutex::new(cluster.resources()),

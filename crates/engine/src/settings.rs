@@ -242,7 +242,7 @@ mod tests {
     fn a_role_s_name_cannot_leave_its_quotes() {
         let folder = tempfile::tempdir().unwrap();
         let data = Inside::open(folder.path(), ".").unwrap();
-        let mut postgres = Postgres::find(None).unwrap();
+        let mut postgres = crate::postgres::tests::of_machine();
         postgres.major = 15;
         let owner =
             Owner { uid: rustix::process::geteuid().as_raw(), gid: rustix::process::getegid().as_raw() };

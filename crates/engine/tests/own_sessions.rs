@@ -164,6 +164,12 @@ async fn nobody_keeps_a_user_by_holding_its_role() {
     let other = VERIFIER.replace("$4096:", "$4097:");
 
     // Up to PostgreSQL 15 everybody with CREATEROLE can; later whoever has ADMIN OPTION.
+    let superuser = common::attach(&host, cluster.id, "chitin", "postgres").await.unwrap();
+    let version: String = superuser.query_one("SHOW server_version_num", &[]).await.unwrap().get(0);
+    if version.parse::<u32>().unwrap() >= 160_000 {
+        superuser.batch_execute("GRANT otto TO maria WITH ADMIN OPTION").await.unwrap();
+    }
+    drop(superuser);
     let friend = session("maria").await;
     friend.batch_execute("BEGIN; ALTER ROLE otto CONNECTION LIMIT 7").await.unwrap();
     let began = std::time::Instant::now();

@@ -18,7 +18,7 @@ pub enum Tier {
 }
 
 /// Kept because clients compare our answers with what they sent. Of it only storage ([`crate::StorageLimit`]), processors and disk
-/// operations ([`crate::Resources`]), [`Self::connections_max`] and [`Self::expires_at`] change anything here.
+/// operations ([`crate::Resources`]), [`Self::connections_max`], [`Self::postgres_major`] and [`Self::expires_at`] change anything here.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Asked {
@@ -46,6 +46,9 @@ pub struct Asked {
     pub disk_iops: Option<u32>,
     /// Sessions at a time.
     pub connections_max: Option<u32>,
+    /// The major version of PostgreSQL. Where nobody asked for one, that of new clusters when it was created; none where an earlier
+    /// version of Chitin created it.
+    pub postgres_major: Option<u32>,
     /// When the cluster is deleted by itself, unless it is protected then.
     #[serde(with = "time::serde::rfc3339::option")]
     pub expires_at: Option<OffsetDateTime>,

@@ -310,6 +310,14 @@ impl Cluster {
         self.allowlist.iter().any(|entry| entry.sql && entry.range.contains(address))
     }
 
+    /// The major version of PostgreSQL that its files are of; none where that was never kept, because it was not made yet.
+    pub fn postgres_major(&self, seen: &Observation) -> Option<u32> {
+        self.asked.postgres_major.or_else(|| {
+            let version = seen.engine_version.as_deref()?;
+            version.split(|character: char| !character.is_ascii_digit()).next()?.parse().ok()
+        })
+    }
+
     /// Whether it is to be deleted by itself at this moment: its time has come, and nothing protects it.
     pub fn is_expired(&self, now: OffsetDateTime) -> bool {
         let is_there = matches!(self.wish, Wish::Exists(_)) && !self.is_delete_protected;

@@ -29,6 +29,8 @@ pub struct Engines {
     pub cleared: Mutex<Vec<ClearThrottle>>,
     pub capabilities: Mutex<Vec<Capability>>,
     pub disk: Mutex<Option<Disk>>,
+    /// What is installed, if it is to be something else than 15.18.
+    pub postgres: Mutex<Option<Vec<api::Postgres>>>,
     tunnels: AtomicUsize,
     pub engine_egress: Mutex<Vec<(ClusterId, bool)>>,
     /// Which keys were tried, and for whom.
@@ -43,6 +45,12 @@ pub struct Engines {
     pub provider_refusal: Mutex<Option<Refusal>>,
     pub key_facts: Mutex<KeyFacts>,
     root_rotations: AtomicUsize,
+}
+
+/// An installation.
+pub fn installed(version: &str) -> api::Postgres {
+    let major = version.split('.').next().unwrap().parse().unwrap();
+    api::Postgres { major, version: version.to_owned(), programs: format!("/opt/{major}/bin") }
 }
 
 /// What stands in every private key of these engines.
@@ -196,7 +204,16 @@ impl Administration for Engines {
     fn machine(&self) -> Machine {
         let capabilities = self.capabilities.lock().unwrap().clone();
         let disk = self.disk.lock().unwrap().clone();
-        Machine { postgres_version: "15.18".to_owned(), capabilities, disk, ..Machine::default() }
+        let postgres = self.postgres.lock().unwrap().clone();
+        let postgres = postgres.unwrap_or_else(|| vec![installed("15.18")]);
+        Machine {
+            postgres_version: postgres.last().map_or_else(String::new, |one| one.version.clone()),
+            default_major: postgres.last().map(|one| one.major),
+            postgres,
+            capabilities,
+            disk,
+            ..Machine::default()
+        }
     }
 
     fn wireguard_private_key(&self) -> String {

@@ -20,4 +20,5 @@ mod served;
 mod sign_in;
 mod stopping;
 mod storage;
+mod versions;
 mod world;

@@ -16,6 +16,10 @@ impl engine::VolumeRecord for Nothing {
         Ok(())
     }
 
+    fn major(&self, _: ClusterId) -> Option<u32> {
+        None
+    }
+
     fn checkpoint(&self, _: ClusterId) -> Option<Checkpoint> {
         None
     }

@@ -21,10 +21,10 @@ impl Host {
         if role.is_reserved() {
             return Err(Error::Refused(format!("user name '{role}' is reserved")));
         }
-        if settings::admits_all(&self.postgres) {
+        let running = self.running(id)?;
+        if settings::admits_all(&running.postgres) {
             return Ok(());
         }
-        let running = self.running(id)?;
         let mut admitted = running.admitted.lock().await;
         if !admitted.insert(role.as_str().to_owned()) {
             return Ok(());
@@ -43,7 +43,7 @@ impl Host {
         role: &RoleName,
     ) -> Result<(), Error> {
         let base = lock(&running.volume).as_ref().ok_or(Error::Asleep)?.base.clone();
-        let (postgres, names) = (self.postgres.clone(), admitted.clone());
+        let (postgres, names) = (running.postgres.clone(), admitted.clone());
         let owner = Owner::of_routing_id(running.routing_id);
         blocking(move || {
             let data = Inside::open(&base, "pg")?;

@@ -10,6 +10,7 @@ use super::{Host, Made, Started, blocking, to_its_end};
 use crate::Error;
 use crate::inside::Inside;
 use crate::places::{Marker, Owner, make_folder};
+use crate::postgres::Postgres;
 use crate::volume::{self, Unlocked};
 
 impl Host {
@@ -32,13 +33,15 @@ impl Host {
         // Before there are files that would have to be removed again. Its start takes the place.
         self.place_for_engine()?;
         self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
-        let source = self.template().await?;
+        let postgres = self.postgres_of(cluster.id).await?;
+        let source = self.source(&postgres).await?;
         let key = DataKey::random();
         let wrapped = self.keys.wrap(cluster, &key).await?;
-        let (host, wanted) = (self.clone(), cluster.clone());
-        let volume = blocking(move || host.make_files(&wanted, source, kind, (&key, &wrapped))).await?;
+        let (host, wanted, engine) = (self.clone(), cluster.clone(), postgres.clone());
+        let volume =
+            blocking(move || host.make_files((&wanted, &engine), source, kind, (&key, &wrapped))).await?;
         let marker = Marker { routing_id: cluster.routing_id, encryption: kind, generation: 0 };
-        let made = self.launch(&slot, cluster, (marker.volume(), volume), &[]).await;
+        let made = self.launch(&slot, (cluster, &postgres), (marker.volume(), volume), &[]).await;
         if made.is_err() {
             // Nothing half made stays; the next attempt begins at the beginning.
             self.destroy_in(&slot, cluster.id, Some(cluster.routing_id)).await?;
@@ -47,12 +50,12 @@ impl Host {
         let text = serde_json::to_vec(&marker).map_err(|cause| Error::Unready(cause.to_string()))?;
         let path = self.places.marker(cluster.id);
         blocking(move || Ok(keys::write_atomically(&path, &text)?)).await?;
-        Ok(Made { volume: marker.volume(), engine_version: self.postgres.version.clone() })
+        Ok(Made { volume: marker.volume(), engine_version: postgres.version.clone() })
     }
 
     fn make_files(
         &self,
-        cluster: &Cluster,
+        (cluster, postgres): (&Cluster, &Postgres),
         source: Source,
         kind: Encryption,
         (key, wrapped): (&DataKey, &WrappedKey),
@@ -68,10 +71,16 @@ impl Host {
             for name in ["pg", "log"] {
                 base.make_folder(name, 0o700, owner)?;
             }
-            volume.prepare_empty(&folder, owner)?;
             let (run, etc) = self.prepare_run(cluster, owner)?;
             let group = self.limited(cluster)?;
-            source.copy_into(&self.jail(owner, &volume.base, (&run, &etc), group.as_ref()))?;
+            let jail = self.jail(postgres, (owner, &volume.base), (&run, &etc), group.as_ref());
+            if source.fills_what_is_empty() {
+                source.fill(&jail)?;
+                volume.separate_wal(&folder, owner)?;
+            } else {
+                volume.prepare_empty(&folder, owner)?;
+                source.fill(&jail)?;
+            }
             volume.sync(&folder)
         })();
         match made {

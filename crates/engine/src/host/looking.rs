@@ -173,7 +173,7 @@ impl Host {
                 give(folder, owner)?;
             }
             let [volume, run, etc] = &folders;
-            let jail = self.jail(owner, volume, (run, etc), running.group.as_ref());
+            let jail = self.jail(&running.postgres, (owner, volume), (run, etc), running.group.as_ref());
             let probe = jail.command(Purpose::Probe, "", &[])?;
             process::run_with("the probe", probe, &[], PROBE_MAX)
         })();

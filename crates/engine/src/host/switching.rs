@@ -2,20 +2,16 @@
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::time::Duration;
 
 use keys::DataKey;
 use model::{Cluster, StorageLimit, VolumeId};
 
 use super::{Host, KeyUse, NextVolume, Slot, admitted_before, blocking, lock, to_its_end};
+use crate::Error;
+use crate::control_file;
 use crate::copying::{self, Stopped};
-use crate::jail::Purpose;
 use crate::places::{Marker, Owner};
 use crate::volume::{self, Unlocked};
-use crate::{Error, process};
-
-/// For `pg_controldata`, which reads one small file.
-const LOOK_MAX: Duration = Duration::from_secs(20);
 
 impl Host {
     /// Stops the engine, copies what changed since the copy, makes the copied volume the one that counts, and destroys
@@ -118,43 +114,32 @@ impl Host {
             let (owner, companion, limit) = (Owner::of(cluster), self.companion.clone(), cluster.storage());
             let unlock = move || volume::unlock(&companion, &folder, marker.encryption, &key, owner, limit);
             let volume = blocking(unlock).await?;
-            let (host, wanted) = (self.clone(), cluster.clone());
-            let (volume, state) = blocking(move || {
-                let state = host.control_state(&wanted, &volume);
-                Ok((volume, state))
+            let (volume, is_clean) = blocking(move || {
+                // One that has no such file, or one that nobody can read, is not clean.
+                let is_clean = control_file::checkpoint(&volume.base)
+                    .and_then(|_| control_file::is_shut_down(&volume.base));
+                Ok((volume, is_clean))
             })
             .await?;
-            let is_clean = matches!(&state, Ok(state) if state == "shut down");
-            if is_clean {
+            if matches!(is_clean, Ok(true)) {
                 return Ok(volume);
             }
-            if is_last || state.is_err() {
+            if is_last || is_clean.is_err() {
                 blocking(move || volume.lock()).await?;
+                let says = is_clean.map_or_else(
+                    |cause| cause.to_string(),
+                    |_| "its files say that it was not shut down".to_owned(),
+                );
                 return Err(Error::Unready(format!(
-                    "it did not end cleanly, so its volume cannot be switched: {}",
-                    state.map_or_else(|cause| cause.to_string(), |state| format!("its files say `{state}`"))
+                    "it did not end cleanly, so its volume cannot be switched: {says}"
                 )));
             }
             let admitted = admitted_before(&volume.base);
-            self.launch(slot, cluster, (marker.volume(), volume), &admitted).await?;
+            let postgres = self.postgres_of(cluster.id).await?;
+            self.launch(slot, (cluster, &postgres), (marker.volume(), volume), &admitted).await?;
             self.stop_in(slot).await?;
         }
         Err(Error::Unready("it did not end cleanly".to_owned()))
-    }
-
-    /// What PostgreSQL's own program says of a stopped engine's files. It runs in the jail: they are a tenant's.
-    fn control_state(&self, cluster: &Cluster, volume: &Unlocked) -> Result<String, Error> {
-        let owner = Owner::of(cluster);
-        let (run, etc) = self.prepare_run(cluster, owner)?;
-        let group = self.limited(cluster)?;
-        let jail = self.jail(owner, &volume.base, (&run, &etc), group.as_ref());
-        let look = jail.command(Purpose::Run, "pg_controldata", &["-D", "/volume/pg"])?;
-        let said = process::run_with("pg_controldata", look, &[], LOOK_MAX)?;
-        let state = said.lines().find_map(|line| line.strip_prefix("Database cluster state:"));
-        state.map(|state| state.trim().to_owned()).ok_or_else(|| Error::Program {
-            program: "pg_controldata",
-            reason: "it does not tell the cluster's state".to_owned(),
-        })
     }
 }
 

@@ -204,7 +204,7 @@ mod tests {
 
     use super::*;
     use crate::places::is_root;
-    use crate::postgres::Postgres;
+    use crate::postgres::tests::of_machine;
     use crate::skipped::skipped;
 
     #[test]
@@ -237,7 +237,7 @@ mod tests {
         }
         let folder = crate::folder::Folder::new();
         let place = folder.path();
-        let postgres = Postgres::find(None).unwrap();
+        let postgres = of_machine();
         let data = place.join("pg");
         for made in ["pg", "run"] {
             std::fs::create_dir(place.join(made)).unwrap();

@@ -25,7 +25,7 @@ use model::{Cluster, ClusterId, Encryption, Plan, Power, Provider, RoleName, Vol
 use time::OffsetDateTime;
 
 pub use folder::Folder;
-pub use launcher::{launcher, no_record};
+pub use launcher::{default_major, launcher, no_record, postgres};
 pub use skipped::skipped;
 
 /// For what comes on the slowest machine too; whatever takes as long never comes.
@@ -114,7 +114,8 @@ async fn open_by(
         data: folder.to_owned(),
         keys,
         allow_unencrypted,
-        postgres_bin: None,
+        postgres: postgres(),
+        default_major: default_major(),
         encryption,
         attestation: Some("a disk of the test".to_owned()),
         launcher,

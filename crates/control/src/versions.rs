@@ -1,0 +1,82 @@
+//! Versions of PostgreSQL: which a new cluster gets, and what becomes of those that were made before.
+
+use std::collections::BTreeMap;
+
+use api::{Alert, Machine, Severity};
+use model::{Phase, Wish};
+use store::{Entry, Snapshot};
+
+use crate::Refusal;
+use crate::alerts::of_cluster;
+
+/// Names of clusters in one warning.
+const NAMES_MAX: usize = 5;
+
+/// The major version of a new cluster.
+pub(crate) fn choose(machine: &Machine, wanted: Option<u32>) -> Result<u32, Refusal> {
+    let Some(wanted) = wanted else {
+        return machine.default_major.ok_or_else(|| {
+            Refusal::wrong_state(
+                "no PostgreSQL 14 to 18 is installed any more, so no cluster can be made; install one: apt-get install postgresql",
+            )
+        });
+    };
+    if machine.postgres.iter().any(|one| one.major == wanted) {
+        return Ok(wanted);
+    }
+    Err(Refusal::invalid(format_args!(
+        "PostgreSQL {wanted} is not installed here (installed: {}); choose one of these, or install it (apt-get install \
+         postgresql-{wanted}) or name the folder that it is in (chitin start --postgres DIR)",
+        installed(machine)
+    )))
+}
+
+fn installed(machine: &Machine) -> String {
+    let all: Vec<&str> = machine.postgres.iter().map(|one| one.version.as_str()).collect();
+    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+}
+
+/// The alert of a cluster whose version is not installed.
+pub(crate) fn gone(entry: &Entry, machine: &Machine) -> Option<Alert> {
+    let (cluster, seen) = (&entry.cluster, &entry.seen);
+    let major = cluster.postgres_major(seen)?;
+    let is_there = machine.postgres.iter().any(|one| one.major == major);
+    // What runs goes on with the files that it has open.
+    if is_there || seen.phase == Phase::Running || cluster.wish == Wish::Deleted {
+        return None;
+    }
+    let what = format!(
+        "it was made with PostgreSQL {major}, which is not installed here (installed: {}), so it cannot run",
+        installed(machine)
+    );
+    let next_step = format!(
+        "install it (apt-get install postgresql-{major}), or start Chitin with --postgres and the folder that it is in; the cluster \
+         goes on by itself then"
+    );
+    Some(of_cluster(cluster, Severity::Critical, what, None, next_step))
+}
+
+/// Which running clusters get another minor version at their next start.
+pub(crate) fn updates(snapshot: &Snapshot, machine: &Machine) -> Vec<String> {
+    let mut waiting: BTreeMap<(&str, &str), Vec<&str>> = BTreeMap::new();
+    for entry in snapshot.iter().filter(|entry| entry.seen.phase == Phase::Running) {
+        let runs = entry.seen.engine_version.as_deref();
+        let major = entry.cluster.postgres_major(&entry.seen);
+        let there = machine.postgres.iter().find(|one| Some(one.major) == major);
+        if let (Some(runs), Some(there)) = (runs, there)
+            && runs != there.version
+        {
+            waiting.entry((runs, &there.version)).or_default().push(entry.cluster.name.as_str());
+        }
+    }
+    let line = |((runs, there), names): ((&str, &str), Vec<&str>)| {
+        let more = names.len().saturating_sub(NAMES_MAX);
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        let names = names[..names.len().min(NAMES_MAX)].join(", ");
+        format!(
+            "PostgreSQL {there} is installed, and still with {runs} run: {names}{more}; each takes it at its next start: chitin \
+             cluster sleep NAME, chitin cluster wake NAME"
+        )
+    };
+    waiting.into_iter().map(line).collect()
+}
