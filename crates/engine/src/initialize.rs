@@ -5,7 +5,7 @@ use std::time::Duration;
 use model::{ADMIN_ROLE, DEFAULT_DATABASE, INTERNAL_ROLE};
 
 use crate::Error;
-use crate::administration::ensured_admin;
+use crate::administration::{ensured_admin, made_own_database};
 use crate::jail::{Jail, Purpose};
 use crate::postgres::Postgres;
 use crate::process::{run, run_with};
@@ -49,7 +49,7 @@ pub(crate) fn reset_log(jail: &Jail<'_>) -> Result<(), Error> {
     run("pg_resetwal", command, RESET_LOG_MAX)
 }
 
-/// What makes the roles and the database that every cluster starts with: statements, each for itself.
+/// What makes the roles and the databases that every cluster starts with: statements, each for itself.
 pub(crate) fn furnishing(postgres: &Postgres) -> String {
     let mut all = Vec::new();
     if postgres.major < SAFE_CREATEROLE_MAJOR {
@@ -65,7 +65,10 @@ pub(crate) fn furnishing(postgres: &Postgres) -> String {
         ]);
     }
     all.push(ensured_admin());
-    all.push("REVOKE ALL ON DATABASE postgres, template1 FROM PUBLIC".to_owned());
+    all.extend(made_own_database());
+    all.push("REVOKE ALL ON DATABASE template1 FROM PUBLIC".to_owned());
+    // Which `createdb`, graphical clients and test runners open first.
+    all.push(format!("ALTER DATABASE postgres OWNER TO {ADMIN_ROLE}"));
     all.push(format!("CREATE DATABASE {DEFAULT_DATABASE} OWNER {ADMIN_ROLE}"));
     // What ends a statement with the option -j (PostgreSQL's manual, postgres).
     all.into_iter().map(|statement| statement + ";\n\n").collect()

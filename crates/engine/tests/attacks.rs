@@ -111,7 +111,7 @@ async fn names_of_our_own_are_refused_whoever_asks() {
             assert!(matches!(refused, Err(Error::Refused(_))), "{reserved}: {refused:?}");
         }
     }
-    for reserved in ["postgres", "template0", "template1"] {
+    for reserved in ["chitin_internal", "template0", "template1"] {
         let (reserved, other) = (reserved.parse().unwrap(), "other".parse().unwrap());
         assert!(matches!(place.administration.drop_database(&reserved).await, Err(Error::Refused(_))));
         let renamed = place.administration.rename_database(&reserved, &other).await;
@@ -123,7 +123,7 @@ async fn names_of_our_own_are_refused_whoever_asks() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_tenant_reaches_no_database_of_the_engine_and_keeps_no_write_ahead_log() {
     let place = place(83, Plan::Serverless).await;
-    for database in ["postgres", "template1", "template0"] {
+    for database in ["chitin_internal", "template1", "template0"] {
         let refused = place.session("maria", database).await.err().unwrap();
         assert!(refused.as_db_error().is_some(), "{database}: {refused}");
     }
@@ -137,7 +137,10 @@ async fn a_tenant_reaches_no_database_of_the_engine_and_keeps_no_write_ahead_log
         "CREATE EXTENSION plperlu",
         "CREATE LANGUAGE plpython3u",
         "DO LANGUAGE plpgsql $$ BEGIN EXECUTE 'COPY (SELECT 1) TO PROGRAM ''id'''; END $$",
-        "ALTER DATABASE postgres ALLOW_CONNECTIONS false",
+        "ALTER DATABASE chitin_internal ALLOW_CONNECTIONS false",
+        "ALTER DATABASE chitin_internal CONNECTION LIMIT -1",
+        "DROP DATABASE chitin_internal",
+        "CREATE DATABASE copied TEMPLATE chitin_internal",
         "ALTER DATABASE defaultdb SET session_preload_libraries = 'x'",
         "ALTER ROLE maria SET session_preload_libraries = 'x'",
         "ALTER ROLE maria SET log_statement = 'all'",

@@ -247,6 +247,62 @@ async fn users_and_databases_are_made_listed_and_removed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn every_cluster_has_a_database_postgres_of_its_own_also_one_of_an_earlier_version() {
+    let Place { folder: _folder, host } = place(Some(Encryption::None)).await;
+    let cluster = cluster(41);
+    host.create(&cluster).await.unwrap();
+    let administration = host.administration(cluster.id).await.unwrap();
+    maria(&administration).await;
+    let listed = async || {
+        let all = host.administration(cluster.id).await.unwrap().databases().await.unwrap();
+        all.into_iter().map(|one| (one.name, one.owner)).collect::<Vec<_>>()
+    };
+    let whole = ["defaultdb", "postgres"].map(|name| (name.to_owned(), "admin".to_owned()));
+    assert_eq!(listed().await, whole);
+    drop(administration);
+
+    // As an earlier version left it: the database `postgres` is ours and closed, and there is no other of ours.
+    let as_before = async |more: &[&str]| {
+        let superuser = common::attach(&host, cluster.id, "chitin", "template1").await.unwrap();
+        let before = [
+            "DROP DATABASE IF EXISTS chitin_internal WITH (FORCE)",
+            "REVOKE ALL ON DATABASE postgres FROM PUBLIC",
+            "ALTER DATABASE postgres OWNER TO chitin",
+        ];
+        for statement in before.iter().chain(more) {
+            superuser.batch_execute(statement).await.unwrap();
+        }
+    };
+    as_before(&[]).await;
+    assert!(common::attach(&host, cluster.id, "maria", "postgres").await.is_err(), "it is closed");
+    // Several of us at once.
+    let connected = futures::future::join_all((0..4).map(|_| host.administration(cluster.id))).await;
+    assert!(connected.iter().all(Result::is_ok));
+    drop(connected);
+    assert_eq!(listed().await, whole);
+    let own = session(&host, cluster.id, "maria", "postgres").await;
+    own.batch_execute("CREATE TABLE hers (x int)").await.unwrap();
+    drop(own);
+    assert!(common::attach(&host, cluster.id, "maria", "chitin_internal").await.is_err());
+
+    // A tenant who took our name before it was ours keeps it, and is still administered.
+    as_before(&["CREATE DATABASE chitin_internal OWNER admin"]).await;
+    let hers = session(&host, cluster.id, "maria", "chitin_internal").await;
+    hers.batch_execute("CREATE TABLE hers (x int)").await.unwrap();
+    let administration = host.administration(cluster.id).await.unwrap();
+    administration.create_user(&"paula".parse().unwrap(), VERIFIER).await.unwrap();
+    hers.batch_execute("SELECT * FROM hers").await.unwrap();
+    session(&host, cluster.id, "paula", "chitin_internal").await;
+    assert!(common::attach(&host, cluster.id, "maria", "postgres").await.is_err(), "it stays closed");
+    drop((hers, administration));
+    let superuser = common::attach(&host, cluster.id, "chitin", "template1").await.unwrap();
+    superuser.batch_execute("ALTER DATABASE chitin_internal RENAME TO hers").await.unwrap();
+    drop(superuser);
+    assert_eq!(listed().await.len(), 3, "from now on as all others");
+    host.destroy(&cluster).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_killed_engine_is_reported_and_starts_again_with_everything() {
     let Place { folder, host } = place(None).await;
     let cluster = cluster(6);
@@ -341,7 +397,7 @@ fn archive(folder: &Path) -> PathBuf {
 async fn copies_of_one_template_have_names_of_their_own_and_whole_files() {
     let Place { folder, host } = place(Some(Encryption::None)).await;
     if let Some(reason) = missing_copies(&host) {
-        return common::skipped(reason);
+        return skipped(reason);
     }
     let (one, other) = (cluster(20), cluster(21));
     let mut systems = Vec::new();
@@ -396,7 +452,7 @@ async fn what_is_planted_in_a_template_is_in_no_new_cluster() {
     const PLANTED: &[u8] = b"planted-by-who-has-the-disk";
     let Place { folder, host } = place(Some(Encryption::None)).await;
     if let Some(reason) = missing_copies(&host) {
-        return common::skipped(reason);
+        return skipped(reason);
     }
     let first = cluster(20);
     host.create(&first).await.unwrap();
@@ -453,7 +509,7 @@ async fn a_template_of_another_minor_version_is_made_anew() {
     let (folder, record) = (common::folder(), common::no_record());
     let host = common::open_recorded(folder.path(), record.clone()).await.unwrap();
     if let Some(reason) = missing_copies(&host) {
-        return common::skipped(reason);
+        return skipped(reason);
     }
     host.create(&cluster(20)).await.unwrap();
     let made = std::fs::metadata(archive(folder.path())).unwrap().modified().unwrap();

@@ -64,6 +64,8 @@ pub use volume::{Checkpoint, VolumeId, VolumeSeen};
 
 /// The database that every cluster starts with, as CockroachDB Cloud names it.
 pub const DEFAULT_DATABASE: &str = "defaultdb";
+/// The database of the engine's internal superuser: ours alone.
+pub const INTERNAL_DATABASE: &str = "chitin_internal";
 /// The role that every user made by the API is a member of.
 pub const ADMIN_ROLE: &str = "admin";
 /// The engine's internal superuser: ours alone, never reachable through the gateway.

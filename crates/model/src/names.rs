@@ -6,6 +6,8 @@ use std::str::FromStr;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::INTERNAL_DATABASE;
+
 /// Why a name was refused; the text says what would be accepted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{what} is not valid: {rule}")]
@@ -227,7 +229,7 @@ impl DatabaseName {
 
     /// Whether the database belongs to the engine: it can be neither listed, made nor dropped by a tenant.
     pub fn is_reserved(&self) -> bool {
-        matches!(self.0.as_str(), "postgres" | "template0" | "template1")
+        matches!(self.0.as_str(), INTERNAL_DATABASE | "template0" | "template1")
     }
 }
 

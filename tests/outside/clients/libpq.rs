@@ -153,6 +153,27 @@ pub fn pgbench_runs_with_fifty_clients() {
     assert_eq!(one.psql(balance).ok(), "t\n");
 }
 
+pub fn createdb_and_dropdb_and_whoever_opens_the_database_postgres_first_work() {
+    let one = cluster();
+    // Both open it to say what they want.
+    run(&mut one.client("createdb", &["made-by-createdb"])).ok();
+    let mut there = one.client("psql", &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+    there.env("PGDATABASE", "postgres");
+    let sql = "create table t_first as select 7 as n; select n from t_first; \
+               select string_agg(datname, ' ' order by datname) from pg_database where not datistemplate; \
+               select has_database_privilege('chitin_internal', 'connect'); drop table t_first";
+    let said = run_with(&mut there, sql.as_bytes(), LONG).ok();
+    assert!(said.starts_with("7\n"), "{said}");
+    for name in ["defaultdb", "made-by-createdb", "postgres"] {
+        assert!(said.contains(name), "{said}");
+    }
+    assert!(said.ends_with("f\n"), "ours is closed: {said}");
+    run(&mut one.client("dropdb", &["made-by-createdb"])).ok();
+    let mut closed = one.client("psql", &["-X", "-c", "select 1"]);
+    let refused = run(closed.env("PGDATABASE", "chitin_internal")).refused();
+    assert!(refused.contains("permission denied for database"), "{refused}");
+}
+
 pub fn a_dump_restores_to_the_same_dump() {
     let one = cluster();
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/schema/shop.sql");

@@ -174,7 +174,7 @@ pub fn t40_users_that_are_not_people_never_sign_in() {
         let refusal = shared.with_user(name, &shared.password).try_sign_in().err().expect(name);
         assert!(["28P01", "28000", "08P01"].contains(&refusal.code.as_str()), "{name:?}: {refusal:?}");
     }
-    for database in ["postgres", "template0", "template1"] {
+    for database in ["chitin_internal", "template0", "template1"] {
         let mut wire = shared.knock_with(&[("database", database)]);
         let refusal = wire
             .expect_message()

@@ -59,7 +59,7 @@ async fn reserved_and_impossible_names_are_refused() {
         let body = json!({"password": PASSWORD});
         assert_eq!(world.call("PUT", &format!("{path}/password"), body).await.refusal(), (400, 3));
     }
-    for name in ["", "postgres", "template0", "template1"] {
+    for name in ["", "chitin_internal", "template0", "template1"] {
         let answer = world.call("POST", &format!("{cluster}/databases"), json!({"name": name})).await;
         assert_eq!(answer.refusal(), (400, 3), "{name:?}");
     }
