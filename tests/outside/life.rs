@@ -108,7 +108,7 @@ pub(crate) fn suite() -> Suite {
             silent::clients_that_do_nothing_hold_up_no_stop,
         ])
         .beside_unless(
-            house::postgres::missing().as_deref(),
+            house::postgres::missing(),
             tests![
                 versions::every_version_runs_beside_the_others_and_each_cluster_stays_with_its_own,
                 versions::a_cluster_whose_version_is_gone_says_so_and_comes_back_with_it,

@@ -95,9 +95,11 @@ impl Program {
             // The stable runner knows how long a test took and says so only to those who ask like this.
             .env("RUSTC_BOOTSTRAP", "1")
             .args(["-Z", "unstable-options", "--report-time"]);
-        if let Some(major) = self.version {
-            command.env(postgres::FOLDERS, postgres::package(&major.to_string()));
-            command.env(postgres::DEFAULT_VERSION, major.to_string());
+        let shelf = self.version.map(|major| (major, postgres::shelf()));
+        if let Some((major, shelf)) = &shelf {
+            let place = shelf.path().join(major.to_string());
+            postgres::install(&major.to_string(), &place);
+            command.env(postgres::FOLDERS, place).env(postgres::DEFAULT_VERSION, major.to_string());
         }
         let ended = run_with(&mut command, b"", PROGRAM_MAX);
         let mut results: Vec<Result> = ended.stdout.lines().filter_map(|line| self.result(line)).collect();

@@ -217,7 +217,7 @@ impl Cloud {
             data: paths.data().to_owned(),
             keys: ring.clone(),
             allow_unencrypted: options.allow_unencrypted,
-            postgres: options.postgres.clone(),
+            postgres: options.postgres.iter().chain(&options.postgres_bin).cloned().collect(),
             default_major: options.default_version,
             encryption: options.encryption.map(Into::into),
             attestation: options.attestation.clone(),

@@ -100,8 +100,11 @@ pub struct StartOptions {
     pub unlock: Unlock,
     /// A folder with an installation of PostgreSQL (bin/postgres is in it), or with several; comes before the system's places,
     /// and may be given more than once
-    #[arg(long, alias = "postgres-bin", env = "CHITIN_POSTGRES", value_name = "DIR", value_delimiter = ',')]
+    #[arg(long, env = "CHITIN_POSTGRES", value_name = "DIR", value_delimiter = ',')]
     pub postgres: Vec<PathBuf>,
+    /// What `--postgres` was called when there was one version for all clusters
+    #[arg(long, env = "CHITIN_POSTGRES_BIN", value_name = "DIR", hide = true)]
+    pub postgres_bin: Option<PathBuf>,
     /// The major version of PostgreSQL of new clusters that ask for none [default: the newest that is installed]
     #[arg(long, env = "CHITIN_DEFAULT_VERSION", value_name = "MAJOR", value_parser = clap::value_parser!(u32).range(14..=18))]
     pub default_version: Option<u32>,

@@ -27,10 +27,10 @@ impl engine::VolumeRecord for VolumeRecord {
         entry.seen.check_volume(found)
     }
 
-    fn major(&self, id: ClusterId) -> Option<u32> {
-        let snapshot = self.0.get()?.snapshot();
-        let entry = snapshot.get(&id)?;
-        entry.cluster.postgres_major(&entry.seen)
+    fn major(&self, id: ClusterId) -> Result<Option<u32>, String> {
+        let snapshot = self.store()?.snapshot();
+        let entry = snapshot.get(&id).ok_or("the cloud's sealed state knows no such cluster")?;
+        Ok(entry.cluster.postgres_major(&entry.seen))
     }
 
     fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint> {

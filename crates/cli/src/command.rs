@@ -265,7 +265,7 @@ pub struct CreateCluster {
     /// serverless sleeps when idle and is open to every address; dedicated stays awake and is closed until --allow
     #[arg(long, value_enum, default_value_t = PlanName::Serverless)]
     pub plan: PlanName,
-    /// The major version of PostgreSQL; without it the newest that is installed: chitin status
+    /// The major version of PostgreSQL; chitin status lists what is installed, and which of them new clusters get without this
     #[arg(long, value_name = "MAJOR", value_parser = clap::value_parser!(u32).range(14..=18))]
     pub version: Option<u32>,
     /// An address range that may connect; more than one may be given

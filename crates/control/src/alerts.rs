@@ -12,12 +12,11 @@ const ALERTS_MAX: usize = 1_000;
 
 /// Everything that is wrong, the worst first; `troubles` are those of the state itself.
 pub(crate) fn all(snapshot: &Snapshot, troubles: Vec<Trouble>, machine: &Machine) -> Vec<Alert> {
-    let of_entry = |entry| match versions::gone(entry, machine) {
-        // It says what the failed start says, and also of one that sleeps.
-        Some(gone) => vec![gone],
-        None => of(entry),
-    };
-    let mut alerts: Vec<Alert> = snapshot.iter().flat_map(|entry| of_entry(entry)).collect();
+    let mut alerts: Vec<Alert> = snapshot.iter().flat_map(|entry| of(entry)).collect();
+    // Also of what sleeps, which says nothing of it itself.
+    let is_broken = |entry: &Entry| matches!(entry.seen.phase, model::Phase::Broken { .. });
+    let others = snapshot.iter().filter(|entry| !is_broken(entry));
+    alerts.extend(others.filter_map(|entry| versions::gone(entry, machine)));
     alerts.extend(troubles.into_iter().map(of_state));
     // An order of its own, so that two looks can be compared.
     alerts.sort_by(|one, other| (one.severity, &one.cluster).cmp(&(other.severity, &other.cluster)));

@@ -14,46 +14,54 @@ const NAMES_MAX: usize = 5;
 
 /// The major version of a new cluster.
 pub(crate) fn choose(machine: &Machine, wanted: Option<u32>) -> Result<u32, Refusal> {
-    let Some(wanted) = wanted else {
-        return machine.default_major.ok_or_else(|| {
-            Refusal::wrong_state(
-                "no PostgreSQL 14 to 18 is installed any more, so no cluster can be made; install one: apt-get install postgresql",
-            )
-        });
+    let is_there = |major: &u32| machine.postgres.iter().any(|one| one.major == *major);
+    let Some(chosen) = wanted.or(machine.default_major) else {
+        return Err(Refusal::wrong_state(format!(
+            "no PostgreSQL 14 to 18 is installed any more (installed: {}), so no cluster can be made; install one: apt-get install \
+             postgresql",
+            installed(machine)
+        )));
     };
-    if machine.postgres.iter().any(|one| one.major == wanted) {
-        return Ok(wanted);
+    if is_there(&chosen) {
+        return Ok(chosen);
     }
-    Err(Refusal::invalid(format_args!(
-        "PostgreSQL {wanted} is not installed here (installed: {}); choose one of these, or install it (apt-get install \
-         postgresql-{wanted}) or name the folder that it is in (chitin start --postgres DIR)",
+    let refused = format!(
+        "PostgreSQL {chosen} is not installed here, or not so that it can be used (installed: {}); choose one of these, or install it \
+         (apt-get install postgresql-{chosen}) or name the folder that it is in (chitin start --postgres DIR)",
         installed(machine)
-    )))
+    );
+    Err(if wanted.is_some() { Refusal::invalid(refused) } else { Refusal::wrong_state(refused) })
 }
 
+/// What is there, and what is there and not used.
 fn installed(machine: &Machine) -> String {
     let all: Vec<&str> = machine.postgres.iter().map(|one| one.version.as_str()).collect();
-    if all.is_empty() { "none".to_owned() } else { all.join(", ") }
+    let all = if all.is_empty() { "none".to_owned() } else { all.join(", ") };
+    machine.unusable_postgres.iter().fold(all, |text, one| text + "; not used: " + one)
 }
 
-/// The alert of a cluster whose version is not installed.
+/// The alert of a cluster that was made with a version that is not installed.
 pub(crate) fn gone(entry: &Entry, machine: &Machine) -> Option<Alert> {
     let (cluster, seen) = (&entry.cluster, &entry.seen);
     let major = cluster.postgres_major(seen)?;
     let is_there = machine.postgres.iter().any(|one| one.major == major);
-    // What runs goes on with the files that it has open.
-    if is_there || seen.phase == Phase::Running || cluster.wish == Wish::Deleted {
+    if is_there || !seen.is_initialized || cluster.wish == Wish::Deleted {
         return None;
     }
+    let installed = installed(machine);
     let what = format!(
-        "it was made with PostgreSQL {major}, which is not installed here (installed: {}), so it cannot run",
-        installed(machine)
+        "it was made with PostgreSQL {major}, which is not installed here, or not so that it can be used (installed: {installed})"
     );
+    let (severity, effect) = match seen.phase {
+        // It has the files that it has open, and those that are left.
+        Phase::Running => (Severity::Warning, "it runs until its engine ends, and cannot be started then"),
+        _ => (Severity::Critical, "it cannot run"),
+    };
     let next_step = format!(
-        "install it (apt-get install postgresql-{major}), or start Chitin with --postgres and the folder that it is in; the cluster \
-         goes on by itself then"
+        "install it (apt-get install postgresql-{major}), or start Chitin with --postgres and the folder that it is in; it is noticed by \
+         itself"
     );
-    Some(of_cluster(cluster, Severity::Critical, what, None, next_step))
+    Some(of_cluster(cluster, severity, format!("{what}: {effect}"), None, next_step))
 }
 
 /// Which running clusters get another minor version at their next start.

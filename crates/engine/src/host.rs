@@ -80,8 +80,8 @@ pub trait VolumeRecord: std::fmt::Debug + Send + Sync + 'static {
     fn check(&self, id: ClusterId, found: VolumeId) -> Result<(), String>;
 
     /// The major version of PostgreSQL that the cluster is made with; none where that was never kept, since there was one for
-    /// all.
-    fn major(&self, id: ClusterId) -> Option<u32>;
+    /// all. `Err` where nothing is known of the cluster.
+    fn major(&self, id: ClusterId) -> Result<Option<u32>, String>;
 
     /// The newest checkpoint that was seen of the cluster; none where none was, or where an older volume was accepted.
     fn checkpoint(&self, id: ClusterId) -> Option<Checkpoint>;
@@ -365,7 +365,7 @@ impl Host {
     }
 
     fn postgres_of_now(&self, id: ClusterId) -> Result<Arc<Postgres>, Error> {
-        match self.record.major(id) {
+        match self.record.major(id).map_err(Error::Unready)? {
             Some(major) => self.installations.of(major),
             None => self.installations.default(),
         }

@@ -28,7 +28,7 @@ const ASKED_MAX: Duration = Duration::from_secs(20);
 pub(crate) enum Purpose {
     /// The engine: no shell is there.
     Run,
-    /// `initdb`, which starts its helpers through `/bin/sh`. It makes no tenant's files.
+    /// `initdb`, which starts its helpers through `/bin/sh`. No tenant's session runs then.
     Initialize,
     /// Nothing of PostgreSQL's: the launcher itself tries what must not be possible in there.
     Probe,

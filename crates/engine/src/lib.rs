@@ -71,7 +71,7 @@ use rustix::io::Errno;
 pub enum Error {
     /// No PostgreSQL of a supported version.
     #[error(
-        "no PostgreSQL 14 to 18 was found in {searched}; install one: apt-get install postgresql (Debian, Ubuntu) or dnf install postgresql-server (Fedora, RHEL)"
+        "no PostgreSQL 14 to 18 was found in {searched}; install one: apt-get install postgresql (Debian, Ubuntu) or dnf install postgresql-server (Fedora, RHEL), or name its folder: chitin start --postgres DIR"
     )]
     NoPostgres {
         /// Where it was looked for.
@@ -79,9 +79,9 @@ pub enum Error {
     },
     /// A cluster's version of PostgreSQL is not installed.
     #[error(
-        "PostgreSQL {major} is not installed here (installed: {installed}), and what was made with one major version runs on no other; \
-         install it (apt-get install postgresql-{major}), or name the folder that it is in (chitin start --postgres DIR); then it goes \
-         on by itself"
+        "PostgreSQL {major} is not installed here, or not so that it can be used (installed: {installed}), and what was made with one \
+         major version runs on no other; install it (apt-get install postgresql-{major}), or name the folder that it is in (chitin start \
+         --postgres DIR); it is noticed by itself"
     )]
     VersionGone {
         /// The major version.

@@ -175,7 +175,7 @@ async fn inside_the_jail_there_is_nothing_of_the_machine_and_nothing_of_other_cl
         "SELECT pg_ls_dir('/home')",
         "SELECT pg_ls_dir('/root')",
         "SELECT pg_ls_dir('/sys')",
-        "SELECT pg_ls_dir('/var')",
+        "SELECT pg_ls_dir('/var/lib')",
         "COPY (SELECT 1) TO '/etc/new'",
         "COPY (SELECT 1) TO '/usr/new'",
         "COPY (SELECT 1) TO PROGRAM 'cat'",

@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use house::cloud::PATIENCE;
 use house::command::eventually;
-use house::postgres::{DEFAULT_VERSION, MAJOR_VERSIONS, install};
+use house::postgres::{DEFAULT_VERSION, EARLIER, MAJOR_VERSIONS, another, install, shelf};
 use house::{Cloud, Cluster, Options};
 use tempfile::TempDir;
 
@@ -13,8 +13,7 @@ struct Shelf(TempDir);
 
 impl Shelf {
     fn new() -> Self {
-        // Not in /tmp, where a sandbox has something else.
-        Self(tempfile::Builder::new().prefix("pg").tempdir_in("/var/tmp").expect("a temporary directory"))
+        Self(shelf())
     }
 
     fn place(&self, name: &str) -> PathBuf {
@@ -90,7 +89,6 @@ pub fn every_version_runs_beside_the_others_and_each_cluster_stays_with_its_own(
         use_it(one);
         one.sleep();
     }
-    // Nothing of another is to be seen in its sandbox: its programs are its own, and there is no shell.
     cloud.stop();
     cloud.boot();
     for (major, one) in &made {
@@ -103,10 +101,11 @@ pub fn every_version_runs_beside_the_others_and_each_cluster_stays_with_its_own(
 
 pub fn a_cluster_whose_version_is_gone_says_so_and_comes_back_with_it() {
     let shelf = Shelf::new();
-    let place = shelf.place("16");
-    install("16", &place);
+    let gone = another().to_string();
+    let place = shelf.place(&gone);
+    install(&gone, &place);
     let cloud = Cloud::start(Options::unencrypted(&["--postgres", shelf.path()]));
-    let one = cloud.cluster("older-shop", &["--version", "16"]);
+    let one = cloud.cluster("older-shop", &["--version", &gone]);
     ask(&one, "CREATE TABLE kept AS SELECT 7 AS n");
     cloud.stop();
     std::fs::rename(&place, shelf.place("away")).expect("the same file system");
@@ -115,24 +114,30 @@ pub fn a_cluster_whose_version_is_gone_says_so_and_comes_back_with_it() {
     cloud.boot();
     // The others go on: only what was made with that version does not.
     let other = cloud.cluster("other-shop", &[]);
-    assert!(!ask(&other, "SHOW server_version").starts_with("16."));
+    assert!(!ask(&other, "SHOW server_version").starts_with(&format!("{gone}.")));
     eventually("the cluster is broken", PATIENCE, || (one.phase() == "broken").then_some(()));
     let refusal = one.try_sign_in().err().expect("it has no engine");
     assert_eq!(refusal.code, "57P03", "{refusal:?}");
     let alerts = cloud.json(["status"])["alerts"].to_string();
     for told in [alerts, cloud.chitin(["cluster", "show", &one.name]).ok()] {
-        assert!(told.contains("PostgreSQL 16") && told.contains("is not installed here"), "{told}");
-        assert!(told.contains("apt-get install postgresql-16") && told.contains("--postgres"), "{told}");
+        assert!(
+            told.contains(&format!("PostgreSQL {gone}")) && told.contains("is not installed here"),
+            "{told}"
+        );
+        assert!(
+            told.contains(&format!("apt-get install postgresql-{gone}")) && told.contains("--postgres"),
+            "{told}"
+        );
     }
     assert!(cloud.chitin(["cluster", "list"]).ok().contains("broken"));
-    let refused = cloud.chitin(["cluster", "create", "third-shop", "--version", "16"]).refused();
-    assert!(refused.contains("PostgreSQL 16 is not installed here"), "{refused}");
+    let refused = cloud.chitin(["cluster", "create", "third-shop", "--version", &gone]).refused();
+    assert!(refused.contains(&format!("PostgreSQL {gone} is not installed here")), "{refused}");
 
     // Nobody starts Chitin again for it.
-    install("16", &place);
+    install(&gone, &place);
     eventually("it runs again", PATIENCE, || (one.phase() == "running").then_some(()));
     assert_eq!(ask(&one, "SELECT n FROM kept"), "7");
-    cloud.cluster("third-shop", &["--version", "16"]);
+    cloud.cluster("third-shop", &["--version", &gone]);
 }
 
 /// So that nothing finds it.
@@ -161,7 +166,7 @@ pub fn a_newer_version_that_is_installed_later_is_for_new_clusters_alone() {
 pub fn a_minor_update_is_told_and_is_taken_at_the_next_start() {
     let shelf = Shelf::new();
     let place = shelf.place("17");
-    install("17-earlier", &place);
+    install(EARLIER, &place);
     let cloud = Cloud::start(Options::unencrypted(&["--postgres", shelf.path()]));
     let one = cloud.cluster("small-shop", &["--version", "17"]);
     let before = ask(&one, "SHOW server_version");
@@ -185,13 +190,14 @@ pub fn a_minor_update_is_told_and_is_taken_at_the_next_start() {
 
 pub fn a_folder_that_others_may_write_to_is_not_used_and_says_so() {
     let shelf = Shelf::new();
-    let place = shelf.place("17");
-    install("17", &place);
+    let version = another().to_string();
+    let place = shelf.place(&version);
+    install(&version, &place);
     let library = place.join("lib/postgresql/plpgsql.so");
     std::fs::set_permissions(&library, std::os::unix::fs::PermissionsExt::from_mode(0o666)).expect("a mode");
     let cloud = Cloud::start(Options::unencrypted(&["--postgres", shelf.path()]));
-    let refused = cloud.chitin(["cluster", "create", "small-shop", "--version", "17"]).refused();
-    assert!(refused.contains("PostgreSQL 17 is not installed here"), "{refused}");
+    let refused = cloud.chitin(["cluster", "create", "small-shop", "--version", &version]).refused();
+    assert!(refused.contains(&format!("PostgreSQL {version} is not installed here")), "{refused}");
     let told = cloud.chitin(["status"]).ok();
     assert!(
         told.contains("NOT USED") && told.contains("chmod go-w") && told.contains("plpgsql.so"),

@@ -28,9 +28,13 @@ async fn a_cluster_has_the_version_that_is_asked_for_or_the_default_and_keeps_it
     // Whoever asks once more for the same has the same.
     assert_eq!(world.call("POST", "/clusters", wanted.clone()).await.json()["id"], json!(older));
 
-    for (version, why) in
-        [(16, "PostgreSQL 16 is not installed here (installed: 14.20, 17.5, 18.1)"), (9, "PostgreSQL 9")]
-    {
+    for (version, why) in [
+        (
+            16,
+            "PostgreSQL 16 is not installed here, or not so that it can be used (installed: 14.20, 17.5, 18.1)",
+        ),
+        (9, "PostgreSQL 9"),
+    ] {
         wanted["name"] = json!("other-shop");
         wanted["spec"]["postgres_version"] = json!(version);
         let refused = world.call("POST", "/clusters", wanted.clone()).await;
@@ -60,23 +64,27 @@ async fn status_tells_of_a_version_that_is_gone_and_of_one_that_waits_for_the_ne
 
     install(&world, &["17.5"]);
     // What runs has its files.
-    assert!(alerts().await.is_empty());
+    let warned = alerts().await;
+    assert_eq!((warned.len(), &warned[0]["severity"]), (1, &json!("warning")), "{warned:?}");
+    assert!(warned[0]["what"].to_string().contains("cannot be started then"), "{warned:?}");
 
-    for phase in [Phase::Asleep, Phase::Broken { reason: "PostgreSQL 15 is not installed here".to_owned() }] {
-        let seen = world.store.snapshot().get(&id).unwrap().seen.clone();
-        world.store.observe(id, Observation { phase, ..seen }).unwrap();
-        let alerts = alerts().await;
-        assert_eq!(alerts.len(), 1, "{alerts:?}");
-        let what = alerts[0]["what"].as_str().unwrap();
-        assert!(
-            what.contains("made with PostgreSQL 15, which is not installed here (installed: 17.5)"),
-            "{what}"
-        );
-        assert!(
-            alerts[0]["next_step"].as_str().unwrap().contains("apt-get install postgresql-15"),
-            "{alerts:?}"
-        );
-    }
+    let seen = world.store.snapshot().get(&id).unwrap().seen.clone();
+    let asleep = Observation { phase: Phase::Asleep, ..seen.clone() };
+    world.store.observe(id, asleep.clone()).unwrap();
+    let told = alerts().await;
+    assert_eq!((told.len(), &told[0]["severity"]), (1, &json!("critical")), "{told:?}");
+    let what = told[0]["what"].as_str().unwrap();
+    assert!(what.contains("made with PostgreSQL 15, which is not installed here"), "{what}");
+    assert!(what.contains("(installed: 17.5): it cannot run"), "{what}");
+    assert!(told[0]["next_step"].as_str().unwrap().contains("apt-get install postgresql-15"), "{told:?}");
+    // Whatever else is wrong with it is told beside that, and once.
+    let mut changed = asleep.clone();
+    changed.volume.alarm = Some("another volume lies in its place".to_owned());
+    world.store.observe(id, changed).unwrap();
+    assert!(alerts().await.iter().any(|one| one["what"] == "another volume lies in its place"));
+    let broken = Phase::Broken { reason: "PostgreSQL 15 is not installed here".to_owned() };
+    world.store.observe(id, Observation { phase: broken, ..asleep }).unwrap();
+    assert_eq!(alerts().await.len(), 1);
 }
 
 #[tokio::test]

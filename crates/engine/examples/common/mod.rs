@@ -16,8 +16,8 @@ impl engine::VolumeRecord for Nothing {
         Ok(())
     }
 
-    fn major(&self, _: ClusterId) -> Option<u32> {
-        None
+    fn major(&self, _: ClusterId) -> Result<Option<u32>, String> {
+        Ok(None)
     }
 
     fn checkpoint(&self, _: ClusterId) -> Option<Checkpoint> {

@@ -11,6 +11,7 @@ use crate::Error;
 use crate::control_file;
 use crate::copying::{self, Stopped};
 use crate::places::{Marker, Owner};
+use crate::postgres::Postgres;
 use crate::volume::{self, Unlocked};
 
 impl Host {
@@ -54,9 +55,11 @@ impl Host {
         let (folder, kept) = (new_folder.clone(), wrapped.clone());
         blocking(move || volume::keep_wrapped_key(&folder, &kept)).await?;
 
+        // An engine that could not be started again is not stopped.
+        let postgres = self.postgres_of(id).await?;
         self.stop_in(slot).await?;
         fail::fail_point!("switch-stopped");
-        let source = self.ended_cleanly(slot, cluster, old, &old_key).await?;
+        let source = self.ended_cleanly(slot, (cluster, &postgres), old, &old_key).await?;
         let (last, owner, companion) = (next.clone(), Owner::of(cluster), self.companion.clone());
         blocking(move || {
             let unlocked =
@@ -105,7 +108,7 @@ impl Host {
     async fn ended_cleanly(
         self: &Arc<Self>,
         slot: &Slot,
-        cluster: &Cluster,
+        (cluster, postgres): (&Cluster, &Arc<Postgres>),
         marker: Marker,
         key: &DataKey,
     ) -> Result<Unlocked, Error> {
@@ -135,8 +138,7 @@ impl Host {
                 )));
             }
             let admitted = admitted_before(&volume.base);
-            let postgres = self.postgres_of(cluster.id).await?;
-            self.launch(slot, (cluster, &postgres), (marker.volume(), volume), &admitted).await?;
+            self.launch(slot, (cluster, postgres), (marker.volume(), volume), &admitted).await?;
             self.stop_in(slot).await?;
         }
         Err(Error::Unready("it did not end cleanly".to_owned()))
