@@ -22,6 +22,7 @@ pub(crate) fn suite() -> Suite {
             libpq::the_pasted_url_signs_in,
             libpq::wrong_password_unknown_user_and_unknown_cluster_read_alike,
             libpq::createdb_and_dropdb_and_whoever_opens_the_database_postgres_first_work,
+            libpq::a_client_certificate_of_x509_version_1_counts_as_none,
             libpq::a_dump_restores_to_the_same_dump,
             libpq::control_c_in_psql_cancels_also_where_libpq_sends_it_in_plaintext,
             drivers::psycopg_works,

@@ -132,6 +132,26 @@ fn what_is_in_the_program_is_told_from_its_tests() {
 }
 
 #[test]
+fn clients_certificates_are_taken_from_connections_in_one_place() {
+    let mut places = Vec::new();
+    for (path, text) in sources() {
+        let Ok(name) = path.strip_prefix(root().join("crates")) else { continue };
+        if name.starts_with("cli") || name.components().any(|part| part.as_os_str() == "tests") {
+            continue;
+        }
+        let Some(code) = shipped(&path, &text) else { continue };
+        if code.contains("peer_certificates") {
+            places.push(name.display().to_string());
+        }
+    }
+    assert_eq!(
+        places,
+        ["gateway/src/tls.rs"],
+        "take them by `tls::presented`, which knows whose key was shown"
+    );
+}
+
+#[test]
 fn one_file_connects_to_engines() {
     let ways = [
         "UnixStream::connect",

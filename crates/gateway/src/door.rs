@@ -15,6 +15,7 @@ use wire::proxy::{CloudEndpoint, PROXY_PREFIX_BYTES, Proxied, ProxyHeader, Proxy
 use crate::Certificates;
 use crate::line::Line;
 use crate::refusal::Refusal;
+use crate::tls::presented;
 
 /// For a PROXY header to arrive: a balancer sends it at once.
 const HEADER_MAX: Duration = Duration::from_secs(3);
@@ -112,7 +113,7 @@ pub(crate) async fn arrive(
         }
         Door::Proxies => {
             let tls = TlsAcceptor::from(certificates.shown(None, None).config.clone()).accept(tcp).await?;
-            let certificate = tls.get_ref().1.peer_certificates().and_then(<[_]>::first);
+            let certificate = presented(tls.get_ref().1).first();
             let digest = certificate.and_then(|certificate| key_digest(certificate)).ok_or(Refusal::Lost)?;
             let way = Way::Endpoint(EndpointId::Certificate(digest));
             Ok(arrived(Line::tunnel(tls), Origin { address, way }))

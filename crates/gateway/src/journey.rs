@@ -27,7 +27,7 @@ use crate::sessions::{Limits, Seat};
 use crate::sign_in::{Claim, Identity, prove};
 use crate::startup::Wanted;
 use crate::stream::{ClientStream, send};
-use crate::{Cut, SessionFacts, Slot, cancel, startup};
+use crate::{Cut, SessionFacts, Slot, cancel, startup, tls};
 
 /// A client in private: TLS stands, nobody knows yet who it is.
 struct Private {
@@ -157,8 +157,10 @@ async fn become_private(
     }
     let shown = house.certificates.shown(server_name.as_deref(), inside);
     let client = handshake.into_stream(shown.config.clone()).await?;
-    let presented = client.get_ref().1.peer_certificates().unwrap_or_default();
-    let presented = presented.iter().map(|certificate| certificate.clone().into_owned()).collect();
+    let presented = tls::presented(client.get_ref().1)
+        .iter()
+        .map(|certificate| certificate.clone().into_owned())
+        .collect();
     let binding = shown.binding.clone();
     let manner = Manner { is_direct: door.is_direct(), server_name, binding, presented };
     Ok(Private { client, origin, manner })

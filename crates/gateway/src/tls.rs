@@ -104,11 +104,33 @@ impl ClientCertVerifier for Possession {
         certificate: &CertificateDer<'_>,
         signature: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        if !keys::client::can_be_checked(certificate) {
+            // It proves nothing, and counts as none: `presented`.
+            return Ok(HandshakeSignatureValid::assertion());
+        }
         verify_tls13_signature(message, certificate, signature, &self.algorithms)
     }
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.algorithms.supported_schemes()
+    }
+}
+
+/// The certificates that a client presented, its own first, and whose key it has shown to have. None where its own is of a kind
+/// that cannot be checked: clients send what lies in their folder, also to whoever has no use for it, so it counts as none
+/// instead of ending the handshake. Nobody takes them from the connection in another way.
+pub(crate) fn presented(connection: &rustls::ServerConnection) -> &[CertificateDer<'static>] {
+    let presented = connection.peer_certificates().unwrap_or_default();
+    match presented.first() {
+        Some(own) if keys::client::can_be_checked(own) => presented,
+        Some(_) => {
+            tracing::info!(
+                "a client certificate counts as none: it is damaged, or of X.509 version 1, which has no extensions; its authority \
+                 is to issue one of version 3"
+            );
+            &[]
+        }
+        None => &[],
     }
 }
 
@@ -118,5 +140,106 @@ fn provider() -> CryptoProvider {
     CryptoProvider {
         kx_groups: vec![kx_group::X25519MLKEM768, kx_group::X25519, kx_group::SECP256R1, kx_group::SECP384R1],
         ..aws_lc_rs::default_provider()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use keys::{Authority, RootKey};
+    use model::SystemClock;
+    use rustls::client::ResolvesClientCert;
+    use rustls::pki_types::pem::PemObject;
+    use rustls::sign::CertifiedKey;
+    use rustls::{ClientConfig, ClientConnection, RootCertStore, ServerConnection};
+
+    use super::*;
+
+    /// Of version 1, as `openssl x509 -req` makes it of a request without extensions.
+    const VERSION_1: &[u8] = b"-----BEGIN CERTIFICATE-----\n\
+        MIIBHDCBwwIUUqlmKpPgq6veVy/A7uTfWJKwFG4wCgYIKoZIzj0EAwIwEDEOMAwG\n\
+        A1UEAwwFbWFyaWEwIBcNMjYxMjAxMDMyNTMyWhgPMjEyNjExMDcwMzI1MzJaMBAx\n\
+        DjAMBgNVBAMMBW1hcmlhMFkwEwYHKoZIzj0CAQYIKoZIzj0DAQcDQgAEzZr8MdfX\n\
+        kXlvPukl7pgHCzWYCnAr554XBDtOXhlER6hN4pbKiIJImgwN7dg31pZAx2abRhQR\n\
+        xdY4bKSNEhl0ojAKBggqhkjOPQQDAgNIADBFAiBETyH/T8enDF5k6QLflBuQTLO7\n\
+        PKGYW5dtNE7vLoo3AQIhAJzwhxejoJBGLUVEC3c3O4a8gg+RzV6ruGBzccAoEggG\n\
+        -----END CERTIFICATE-----\n";
+
+    /// A client that presents a certificate and signs with whatever key it has.
+    #[derive(Debug)]
+    struct Presents(Arc<CertifiedKey>);
+
+    impl ResolvesClientCert for Presents {
+        fn resolve(&self, _: &[&[u8]], _: &[SignatureScheme]) -> Option<Arc<CertifiedKey>> {
+            Some(self.0.clone())
+        }
+
+        fn has_certs(&self) -> bool {
+            true
+        }
+    }
+
+    /// The server's side of a handshake in which these certificates are presented with the key of another.
+    fn shaken(chain: Vec<CertificateDer<'static>>) -> Result<ServerConnection, rustls::Error> {
+        let folder = tempfile::tempdir().unwrap();
+        let root_key = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
+        let sealer = root_key.sealer("authority").unwrap();
+        let authority = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
+        let own = authority.issue(&["localhost".to_owned()], &SystemClock).unwrap();
+        let mut roots = RootCertStore::empty();
+        roots.add(authority.root().clone()).unwrap();
+        let another = aws_lc_rs::sign::any_supported_type(&own.key).unwrap();
+        let presents = Presents(Arc::new(CertifiedKey::new(chain, another)));
+        let config = ClientConfig::builder_with_provider(Arc::new(provider()))
+            .with_protocol_versions(&[&rustls::version::TLS13])
+            .unwrap()
+            .with_root_certificates(roots)
+            .with_client_cert_resolver(Arc::new(presents));
+        let mut client = ClientConnection::new(Arc::new(config), "localhost".try_into().unwrap()).unwrap();
+        let shown = Shown::new(&own, Vec::new()).unwrap();
+        let mut server = ServerConnection::new(shown.config.clone()).unwrap();
+        while client.is_handshaking() || server.is_handshaking() || client.wants_write() {
+            let mut sent = Vec::new();
+            while client.wants_write() {
+                client.write_tls(&mut sent).unwrap();
+            }
+            let mut rest = sent.as_slice();
+            while !rest.is_empty() {
+                server.read_tls(&mut rest).unwrap();
+                server.process_new_packets()?;
+            }
+            let mut answered = Vec::new();
+            while server.wants_write() {
+                server.write_tls(&mut answered).unwrap();
+            }
+            let mut rest = answered.as_slice();
+            while !rest.is_empty() {
+                client.read_tls(&mut rest).unwrap();
+                client.process_new_packets().unwrap();
+            }
+        }
+        Ok(server)
+    }
+
+    #[test]
+    fn a_certificate_that_nobody_can_check_ends_no_handshake_and_is_handed_to_nobody() {
+        let old = CertificateDer::from_pem_slice(VERSION_1).unwrap();
+        // Whoever is known by the digest of a key would be believed without having it.
+        assert!(keys::client::key_digest(&old).is_some() && !keys::client::can_be_checked(&old));
+        for chain in [vec![old], vec![CertificateDer::from(b"\x30\x03no".to_vec())]] {
+            let server = shaken(chain).unwrap();
+            assert!(server.peer_certificates().is_some_and(|sent| !sent.is_empty()), "it was sent");
+            assert!(presented(&server).is_empty());
+        }
+    }
+
+    #[test]
+    fn whoever_presents_another_s_certificate_without_its_key_gets_no_further() {
+        let folder = tempfile::tempdir().unwrap();
+        let root_key = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
+        let sealer = root_key.sealer("authority").unwrap();
+        let authority = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
+        let another = authority.issue(&["localhost".to_owned()], &SystemClock).unwrap();
+        let refused = shaken(another.chain).err().unwrap();
+        assert!(matches!(refused, rustls::Error::InvalidCertificate(_)), "{refused:?}");
     }
 }

@@ -174,6 +174,21 @@ pub fn createdb_and_dropdb_and_whoever_opens_the_database_postgres_first_work() 
     assert!(refused.contains("permission denied for database"), "{refused}");
 }
 
+pub fn a_client_certificate_of_x509_version_1_counts_as_none() {
+    let one = cluster();
+    let scratch = tempfile::tempdir().expect("a scratch directory");
+    let (key, certificate) = (scratch.path().join("old.key"), scratch.path().join("old.pem"));
+    // As OpenSSL makes it of a request without extensions.
+    let steps = "openssl req -new -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes -keyout \"$0\" -subj /CN=maria | \
+                 openssl x509 -req -signkey \"$0\" -days 10 -out \"$1\" && chmod 600 \"$0\"";
+    run(std::process::Command::new("sh").args(["-c", steps]).arg(&key).arg(&certificate)).ok();
+    let mut there = one.client("psql", &["-X", "-q", "-A", "-t", "-c", "select 7"]);
+    // libpq sends what it finds, whether or not anybody has a use for it.
+    let said = run(there.env("PGSSLCERT", &certificate).env("PGSSLKEY", &key)).ok();
+    assert_eq!(said.trim(), "7");
+    assert!(cloud().log().contains("a client certificate counts as none"), "{}", cloud().log_end());
+}
+
 pub fn a_dump_restores_to_the_same_dump() {
     let one = cluster();
     let schema = Path::new(env!("CARGO_MANIFEST_DIR")).join("clients/schema/shop.sql");
@@ -198,6 +213,15 @@ pub fn a_dump_restores_to_the_same_dump() {
     let mut again = one.client("psql", &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
     let after = run_with(again.env("PGDATABASE", "restored"), facts.as_bytes(), LONG).ok();
     assert_eq!(before, after);
+    // By four sessions at once.
+    let (scratch, database) = (tempfile::tempdir().expect("a scratch directory"), "restored-by-four");
+    one.psql(&format!("create database \"{database}\"")).ok();
+    let file = scratch.path().join("dump");
+    let file = file.to_str().expect("a plain path");
+    run(&mut dump("defaultdb", &["-Fc", "-n", "shop", "--blobs", "-f", file])).ok();
+    run(&mut one.client("pg_restore", &["--exit-on-error", "-j4", "-d", database, file])).ok();
+    let mut by_four = one.client("psql", &["-X", "-q", "-A", "-t", "-v", "ON_ERROR_STOP=1"]);
+    assert_eq!(before, run_with(by_four.env("PGDATABASE", database), facts.as_bytes(), LONG).ok());
     // The trigger and the foreign key work there, too.
     let proof = "begin; update shop.purchase set state = 'sent' where id = 1; \
                  select count(*) from shop.history where became = 'sent'; \

@@ -15,6 +15,7 @@ mod tests;
 
 use rustls_pki_types::CertificateDer;
 use time::OffsetDateTime;
+use webpki::EndEntityCert;
 use x509_parser::oid_registry::OID_PKIX_ACCESS_DESCRIPTOR_OCSP;
 use x509_parser::prelude::{FromDer, GeneralName, ParsedExtension, X509Certificate};
 
@@ -29,6 +30,12 @@ pub const PRESENTED_MAX: usize = 10;
 /// Most responders of one certificate that are asked.
 const RESPONDERS_MAX: usize = 4;
 const RESPONDER_BYTES_MAX: usize = 2_048;
+
+/// Whether a certificate is of a kind that can be checked at all: X.509 version 3, and undamaged. Of another kind not even the
+/// signature in a TLS handshake is looked at, by which its holder shows to have its key.
+pub fn can_be_checked(certificate: &CertificateDer<'_>) -> bool {
+    EndEntityCert::try_from(certificate).is_ok()
+}
 
 /// SHA-256 of a certificate's public key (SubjectPublicKeyInfo, as in RFC 7469, section 2.4) in lower-case hexadecimal;
 /// `None` for what is no certificate.
