@@ -378,6 +378,7 @@ impl Run {
 
     fn conclude(self) -> ExitCode {
         let mut count = Count::default();
+        let mut by_version: BTreeMap<String, [usize; 3]> = BTreeMap::new();
         let is_whole = self.ended.len() == self.count;
         if !is_whole {
             println!("{} of {} jobs have ended", self.ended.len(), self.count);
@@ -387,6 +388,14 @@ impl Run {
             let is_counted = inside.is_empty() || matches!(outcome, Outcome::Failed(_));
             let is_failed_inside = inside.iter().any(|one| one.is_passed == Some(false));
             for crates::Result { name, is_passed, reason, taken } in inside {
+                if let Some((_, version)) = name.split("::").next().and_then(|name| name.split_once(" on ")) {
+                    let all = by_version.entry(version.to_owned()).or_default();
+                    all[match is_passed {
+                        Some(true) => 0,
+                        Some(false) => 1,
+                        None => 2,
+                    }] += 1;
+                }
                 match is_passed {
                     Some(true) => count.passed += 1,
                     Some(false) => count.failed_count += 1,
@@ -405,6 +414,10 @@ impl Run {
             }
             count.times.push((taken, name));
         }
+        let lines = by_version.into_iter().map(|(version, [passed, failed, skipped])| {
+            format!("{version}: {passed} passed, {failed} failed, {skipped} skipped")
+        });
+        say_list("By version of PostgreSQL, beside the machine's:", &lines.collect::<Vec<_>>());
         count.say(self.begun.elapsed(), self.is_clean && is_whole)
     }
 }

@@ -21,6 +21,9 @@ pub struct Status {
     pub running: usize,
     /// Of them, those that sleep.
     pub asleep: usize,
+    /// Of them, those whose engine could not be started or has died, and is tried again.
+    #[serde(default)]
+    pub broken: usize,
     /// What the machine gives.
     pub machine: Machine,
     /// What the operator should know.

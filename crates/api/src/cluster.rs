@@ -84,6 +84,9 @@ pub struct CreateSpec {
     /// Sessions at a time, 10 to 2,000; absent for the plan's own, which grows. Ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_connections: Option<u32>,
+    /// Whether cancel requests in plaintext are taken, from the session's own address; absent means that they are. Ours.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub plaintext_cancels: Option<bool>,
     /// The major version of PostgreSQL, one of those that `GET /chitin/status` lists; absent for the default there. Ours.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub postgres_version: Option<u32>,

@@ -13,7 +13,7 @@ use api::{
 };
 use async_trait::async_trait;
 use control::{ClearThrottle, KeyInUse, Refusal};
-use engine::{Administration as Engine, Capability, Host, SearchReport};
+use engine::{Administration as Engine, Capability, Host, SearchReport, VolumeState};
 use gateway::Cut;
 use identity::scram::Verifier;
 use identity::throttle::{Filter, Throttle};
@@ -154,10 +154,7 @@ impl Administrator {
         }
         match searched {
             Ok(report) => {
-                let is_plain = self
-                    .host
-                    .volume_state(id)
-                    .is_none_or(|state| matches!(state.encryption, Encryption::None | Encryption::Attested));
+                let is_plain = self.host.volume_state(id).is_none_or(|state| is_unlocked(&state).is_none());
                 let evidence = format!(
                     "{} bytes of {} searched: found {} times; in the files as the engine sees them: {} times",
                     report.bytes, report.place, report.hits, report.hits_in_plaintext
@@ -335,7 +332,7 @@ impl control::Administration for Administrator {
         Ok(Facts {
             sessions: self.presence.sessions(id),
             sessions_max: self.host.connections_max(id),
-            is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
+            is_unlocked: volume.as_ref().and_then(is_unlocked),
             volume_evidence: volume.map(|volume| volume.evidence),
             storage: self.host.last_storage(id),
         })
@@ -390,7 +387,7 @@ impl control::Administration for Administrator {
             key_version: wrapped.version,
             algorithm: wrapped.algorithm,
             encryption: volume.as_ref().map(|volume| volume.encryption),
-            is_unlocked: volume.as_ref().map(|volume| volume.is_unlocked),
+            is_unlocked: volume.as_ref().and_then(is_unlocked),
             volume_evidence: volume.map(|volume| volume.evidence),
             progress: self.host.copy_progress(id).map(|progress| CopyProgress {
                 done_bytes: progress.done_bytes,
@@ -495,6 +492,12 @@ impl std::fmt::Debug for Administrator {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Administrator")
     }
+}
+
+/// Whether the volume's key lets somebody at its files; none where there is no key of ours.
+fn is_unlocked(volume: &VolumeState) -> Option<bool> {
+    let has_key = !matches!(volume.encryption, Encryption::None | Encryption::Attested);
+    has_key.then_some(volume.is_unlocked)
 }
 
 fn canary_outcome(report: &SearchReport, is_plain: bool) -> Outcome {

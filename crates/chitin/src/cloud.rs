@@ -227,10 +227,6 @@ impl Cloud {
         let host = Host::open_claimed(config, claim).await?;
         host.bound_engines(budget.engines);
         paths.forget_endpoint();
-        if let (None, false) = (host.posture().encryption, options.allow_unencrypted) {
-            let reason = host.posture().no_encryption_reason.clone().unwrap_or_default();
-            return Err(engine::Error::NoEncryption { reason }.into());
-        }
         let store = Store::open_locked(state, root_key.sealer("state")?)?;
         tracing::info!(commits = store.commits(), "the state is whole");
         let stand_ins = root_key.sealer("stand-ins")?.first_secret()?;

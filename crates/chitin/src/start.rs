@@ -100,7 +100,13 @@ fn greet(cloud: &Cloud, began: Instant) {
     let encryption = match posture.encryption {
         Some(Encryption::Attested) => "stated by the operator for the disk below, not proven".to_owned(),
         Some(kind) if kind != Encryption::None => format!("new clusters with {}", kind.as_str()),
-        _ => "NONE: clusters lie on the disk in plaintext, as --allow-unencrypted allows".to_owned(),
+        _ if posture.is_unencrypted_allowed => {
+            "NONE: clusters lie on the disk in plaintext, as --allow-unencrypted allows".to_owned()
+        }
+        _ => {
+            let reason = posture.no_encryption_reason.clone().unwrap_or_default();
+            format!("NONE, so no cluster is made: {}", engine::Error::NoEncryption { reason })
+        }
     };
     let capability = |capability: &Capability| match capability {
         Capability::Present { how } => how.clone(),

@@ -159,6 +159,7 @@ fn request(wanted: &CreateCluster) -> Request {
         delete_protection: wanted.protect.then_some(Protection::Enabled),
         max_connections: wanted.connections,
         postgres_version: wanted.version,
+        plaintext_cancels: wanted.plaintext_cancels.map(|switch| switch == Switch::On),
         ..CreateSpec::default()
     };
     let restrict_egress_traffic = wanted.restrict_egress.then_some(true);
@@ -316,12 +317,7 @@ fn shown(
         Phase::Failed { reason } | Phase::Broken { reason } => reason.clone(),
         _ => String::new(),
     };
-    let key = match detail.facts.is_unlocked {
-        _ if detail.encryption == Some(model::Encryption::None) => "none: nothing is encrypted",
-        Some(true) => "in the kernel",
-        Some(false) => "not in the kernel",
-        None => "",
-    };
+    let key = keys::place_of_volume_key(detail.encryption, detail.facts.is_unlocked);
     let allowlist = if cluster.network_visibility == Visibility::Private {
         format!("{} entries, without effect while it is private", detail.allowlist_entries)
     } else if detail.is_open_to_every_address {
@@ -393,7 +389,12 @@ async fn update(cloud: &Cloud, wanted: &UpdateLimits, printer: Printer) -> Resul
             0 => "may have its plan's sessions from its engine's next start on".to_owned(),
             count => format!("may have {count} sessions from its engine's next start on"),
         });
-        format!("{} {}", cluster.name, told.chain(sessions).collect::<Vec<_>>().join(", "))
+        let cancels = wanted.plaintext_cancels.map(|switch| match switch {
+            Switch::On => "takes cancel requests in plaintext from a session's own address".to_owned(),
+            Switch::Off => "refuses cancel requests in plaintext".to_owned(),
+        });
+        let told: Vec<String> = told.chain(sessions).chain(cancels).collect();
+        format!("{} {}", cluster.name, told.join(", "))
     })
 }
 
@@ -497,6 +498,7 @@ mod tests {
             name: "my-shop".parse().unwrap(),
             plan,
             version: None,
+            plaintext_cancels: None,
             allow: allow.iter().map(|range| range.parse().unwrap()).collect(),
             storage: Some(20),
             protect: true,

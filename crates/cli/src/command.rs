@@ -285,6 +285,10 @@ pub struct CreateCluster {
     /// What it may store in GiB, its write-ahead log included; without it 10 on serverless and 100 on dedicated
     #[arg(long, value_name = "GIB", value_parser = clap::value_parser!(u32).range(1..=65_536))]
     pub storage: Option<u32>,
+    /// Take cancel requests that are not encrypted, as libpq before 17 sends them: from the session's own address only; on unless
+    /// given
+    #[arg(long, value_enum)]
+    pub plaintext_cancels: Option<Switch>,
     /// Refuse deletion until the protection is lifted: chitin cluster protect NAME --off
     #[arg(long)]
     pub protect: bool,

@@ -6,7 +6,7 @@ use api::{
     ClusterKeys, CmekClusterInfo, CmekKeySpec, CmekRegionSpec, CmekSpecification, CopyProgress, KeyList,
     RootKey,
 };
-use model::{ClusterId, CmekStatus, KeyType};
+use model::{ClusterId, CmekStatus, Encryption, KeyType};
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio::time::{Instant, sleep};
@@ -369,13 +369,23 @@ pub fn trouble(keys: &ClusterKeys) -> String {
     }
 }
 
+/// Where a volume's key is while files can be read by it.
+pub(crate) fn place_of_volume_key(encryption: Option<Encryption>, is_unlocked: Option<bool>) -> &'static str {
+    match (encryption, is_unlocked) {
+        (Some(Encryption::None), _) => "none: nothing is encrypted",
+        (Some(Encryption::Attested), _) => "none of Chitin's: whoever encrypts the disk below has it",
+        // Its key is in the process that serves the volume.
+        (Some(Encryption::Gocryptfs), Some(true)) => "in the memory of gocryptfs",
+        (Some(Encryption::Gocryptfs), Some(false)) => "in nobody's memory",
+        (_, Some(true)) => "in the kernel",
+        (_, Some(false)) => "not in the kernel",
+        (_, None) => "",
+    }
+}
+
 fn shown(keys: &ClusterKeys) -> String {
     let known = &keys.facts;
-    let kernel = match known.is_unlocked {
-        Some(true) => "in the kernel",
-        Some(false) => "not in the kernel",
-        None => "",
-    };
+    let kernel = place_of_volume_key(known.encryption, known.is_unlocked);
     let progress = known.progress.map(|progress| {
         let percent = progress.done_bytes.saturating_mul(100).checked_div(progress.total_bytes).unwrap_or(0);
         format!("{percent} % of {} bytes", progress.total_bytes)

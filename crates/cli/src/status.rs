@@ -33,7 +33,9 @@ fn shown(status: &Status, root: &RootKey) -> String {
     } else {
         encryption
     };
-    let clusters = format!("{} ({} running, {} asleep)", status.clusters, status.running, status.asleep);
+    let broken = if status.broken > 0 { format!(", {} BROKEN", status.broken) } else { String::new() };
+    let clusters =
+        format!("{} ({} running, {} asleep{broken})", status.clusters, status.running, status.asleep);
     let head = alerts(&status.alerts)
         + &facts([
             ("chitin", status.version.clone()),
@@ -111,6 +113,7 @@ mod tests {
             clusters: 0,
             running: 0,
             asleep: 0,
+            broken: 0,
             machine: Machine {
                 no_encryption_reason: Some("the file system has none".to_owned()),
                 is_unencrypted_allowed: true,

@@ -38,6 +38,7 @@ pub(crate) async fn status(Shared(state): Shared<State>) -> Json<Status> {
         clusters: snapshot.len(),
         running: count(&Phase::Running),
         asleep: count(&Phase::Asleep),
+        broken: snapshot.iter().filter(|entry| matches!(entry.seen.phase, Phase::Broken { .. })).count(),
         machine,
         warnings,
         alerts,

@@ -57,7 +57,7 @@ async fn keep(state: &State, id: &str, body: &Bytes, replaces: bool) -> Result<J
         let kept = &mut cluster.sign_in.client_ca;
         if !replaces && kept.as_ref().is_some_and(|known| *known != pem) {
             return Err(Refusal::exists(
-                "the cluster has client authorities already; replace them with PATCH, or delete them first",
+                "the cluster has client authorities already; replace them (chitin client-ca set), or delete them first",
             ));
         }
         *kept = Some(pem);

@@ -44,7 +44,8 @@ pub(crate) async fn enable(
         match current {
             Some(current) if current == spec => Ok(()),
             Some(current) => Err(Refusal::exists(format!(
-                "the cluster has a key already, {current}; go over to another with PUT"
+                "the cluster has a key already, {current}; to go over to another, change that: chitin key rotate {} --uri URI",
+                cluster.name
             ))),
             None => {
                 demand(cluster, spec, now);
@@ -88,7 +89,7 @@ pub(crate) async fn set_status(
     input::edit(&state, id, move |cluster| {
         if !cluster.keys.spec().is_customers() {
             return Err(Refusal::wrong_state(
-                "the cluster has no key of the customer's that could be revoked; give it one with POST",
+                "the cluster has no key of the customer's that could be revoked; give it one first: chitin key enable",
             ));
         }
         match action {
@@ -112,7 +113,7 @@ pub(crate) fn of_added_regions(cluster: &Cluster, specs: serde_json::Value) -> R
     if !specs.iter().all(|spec| is_it(&spec.key_spec)) {
         return Err(Refusal::invalid(format_args!(
             "one volume serves every region, so a region that is added has the cluster's key, {current}; change \
-             the key with PUT …/cmek"
+             that key first: chitin key rotate"
         )));
     }
     Ok(())

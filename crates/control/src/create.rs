@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use api::{CreateCluster, CreateDedicated, CreateServerless, Protection, UpgradeType};
+use api::{CreateCluster, CreateDedicated, CreateServerless, Machine, Protection, UpgradeType};
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::State as Shared;
@@ -28,7 +28,7 @@ const LABEL_CHARACTERS_MAX: usize = 63;
 pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<Json<api::Cluster>, Refusal> {
     let request: CreateCluster = input::body(&body)?;
     let expires_at = expiry::end(request.spec.expires_in_seconds, input::now(&state))?;
-    let version = request.spec.postgres_version;
+    let (version, plaintext_cancels) = (request.spec.postgres_version, request.spec.plaintext_cancels);
     let mut draft = draft(request)?;
     draft.asked.expires_at = expires_at;
     draft.asked.postgres_major = Some(versions::choose(&state.administration.machine(), version)?);
@@ -38,6 +38,8 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
     if draft.network != Network::default() {
         network::machine_allows(&state)?;
     }
+    draft.network.refuses_plaintext_cancels = plaintext_cancels == Some(false);
+    can_encrypt(&state.administration.machine())?;
     let (store, now) = (state.store.clone(), state.clock.now());
     let work = move || match make(&store, &draft, now) {
         Ok(cluster) => Ok(cluster.id),
@@ -58,6 +60,19 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
     };
     let id = tokio::task::spawn_blocking(work).await.map_err(Refusal::internal)??;
     clusters::find(&state, id).map(Json)
+}
+
+/// Refuses where nothing would encrypt the cluster's files and the operator did not accept that.
+fn can_encrypt(machine: &Machine) -> Result<(), Refusal> {
+    match &machine.no_encryption_reason {
+        Some(reason) if machine.encryption.is_none() && !machine.is_unencrypted_allowed => {
+            Err(Refusal::wrong_state(format!(
+                "this machine cannot encrypt a cluster's files ({reason}), so none is made; chitin start as root, or with gocryptfs and \
+                 fuse3 installed, can, and if you accept files in plaintext: chitin start --allow-unencrypted"
+            )))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Why a draft did not become a cluster.

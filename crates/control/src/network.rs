@@ -59,7 +59,8 @@ pub(crate) fn asked(visibility: Option<&str>, cidr_range: Option<&str>) -> Resul
 
 /// Gives a cluster that is being made the range that it asked for, or a free one where it needs one.
 pub(crate) fn complete(network: &mut Network, others: &Others<'_>) -> Result<(), Refusal> {
-    let Network { visibility, range, .. } = std::mem::take(network);
+    let Network { visibility, range, refuses_plaintext_cancels, .. } = std::mem::take(network);
+    network.refuses_plaintext_cancels = refuses_plaintext_cancels;
     settle(network, visibility, range, others)
 }
 

@@ -177,6 +177,23 @@ pub fn delete_protection_holds() {
     assert_eq!(cloud.chitin(["cluster", "show", "kept-safe"]).code(), 0);
 }
 
+pub fn verify_calls_missing_and_not_failed_what_nobody_encrypts() {
+    let attested = ["--encryption", "attested", "--attestation", "a disk of the test"];
+    let plain = ["--encryption", "none", "--allow-unencrypted"];
+    for (name, arguments) in [("plain-files", &plain[..]), ("attested-files", &attested[..])] {
+        let cloud = Cloud::start(Options::with(&[arguments, &["--fetch-allow", "127.0.0.1/32"]].concat()));
+        cloud.chitin(["cluster", "create", name]).ok();
+        let finished = run_with(&mut cloud.command(["verify", name]), b"", Duration::from_secs(400));
+        assert_eq!(finished.code(), 0, "{name}: {}{}", finished.stdout, finished.stderr);
+        assert!(finished.stdout.contains("0 FAILED"), "{name}: {}", finished.stdout);
+        assert!(finished.stdout.contains("missing"), "{name}: {}", finished.stdout);
+        cloud.chitin(["cluster", "sleep", name, "--force"]).ok();
+        let shown = cloud.chitin(["cluster", "show", name]).ok();
+        let key = shown.lines().find(|line| line.starts_with("volume key")).expect("the key's line");
+        assert!(key.contains("none"), "{key}");
+    }
+}
+
 pub fn what_verify_made_for_itself_goes_when_it_is_killed() {
     let cloud = Cloud::start(Options::with(&["--fetch-allow", "127.0.0.1/32"]));
     cloud.chitin(["cluster", "create", "stays-here"]).ok();

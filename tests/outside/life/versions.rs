@@ -130,6 +130,7 @@ pub fn a_cluster_whose_version_is_gone_says_so_and_comes_back_with_it() {
         );
     }
     assert!(cloud.chitin(["cluster", "list"]).ok().contains("broken"));
+    assert!(cloud.chitin(["status"]).ok().contains("1 BROKEN)"));
     let refused = cloud.chitin(["cluster", "create", "third-shop", "--version", &gone]).refused();
     assert!(refused.contains(&format!("PostgreSQL {gone} is not installed here")), "{refused}");
 

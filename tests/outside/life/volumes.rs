@@ -145,6 +145,15 @@ pub fn a_cluster_without_encryption_never_starts_without_the_operator_s_word() {
     eventually("the operator is told why", PATIENCE, said);
 }
 
+pub fn without_encryption_a_cloud_starts_and_makes_no_cluster() {
+    let cloud = Cloud::start(Options::with(&["--encryption", "none"]));
+    assert!(cloud.log().contains("NONE, so no cluster is made"), "{}", cloud.log());
+    assert!(cloud.chitin(["status"]).ok().contains("NONE: the operator chose none"));
+    let refused = cloud.chitin(["cluster", "create", "my-shop"]).refused();
+    assert!(refused.contains("cannot encrypt") && refused.contains("--allow-unencrypted"), "{refused}");
+    assert_eq!(cloud.json(["status"])["clusters"], 0);
+}
+
 pub fn what_new_clusters_are_copied_from_is_believed_by_the_state_alone() {
     let cloud = Cloud::plain();
     cloud.cluster("first-copy", &[]);

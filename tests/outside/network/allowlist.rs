@@ -217,6 +217,13 @@ pub fn an_allowlist_begins_closed_where_the_operator_says_so_and_has_a_most() {
     open.sign_in();
     assert!(cloud.chitin(["allowlist", "default", "closed"]).ok().starts_with("closed"));
     let closed = cloud.cluster("begins-closed", &[]);
+    let made = cloud.chitin(["cluster", "create", "closed-too"]);
+    assert!(
+        made.stderr.contains("nobody may connect") && !made.stderr.contains("warning"),
+        "{}",
+        made.stderr
+    );
+    made.ok();
     assert!(cloud.chitin(["allowlist", "list", "begins-closed"]).stderr.contains("nobody may connect"));
     let refusal = closed.try_sign_in().err().expect("closed");
     assert_eq!(words(&refusal), ("28000", NOT_LISTED));

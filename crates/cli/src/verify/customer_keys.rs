@@ -5,7 +5,7 @@ use std::time::Duration;
 use api::{
     CmekKeySpec, CmekRegionSpec, CmekSpecification, Password, PutKeyCredentials, PutKeyService, SecretText,
 };
-use model::{CmekStatus, KeyType};
+use model::{CmekStatus, Encryption, KeyType};
 use tokio::time::{Instant, sleep};
 
 use super::keeper::{Keeper, Mood};
@@ -65,6 +65,13 @@ async fn play(stage: &Stage<'_>, name: &str) -> Result<Vec<Verdict>, Stop> {
         force: false,
     };
     api.put_key_service(name, &service).await.map_err(setup)?;
+    let encryption = api.cluster_keys(id).await.map_err(setup)?.facts.encryption;
+    if let Some(kind @ (Encryption::None | Encryption::Attested)) = encryption {
+        return Err(Stop::Missing(format!(
+            "the files are not encrypted by Chitin ({}), so no key of a customer's would lock them",
+            kind.as_str()
+        )));
+    }
     api.enable_cmek(id, &wanted(KeyType::Vault, KEY, Some(name))).await.map_err(setup)?;
     let enabled = reach(stage, |status| status != CmekStatus::Enabling).await?;
     if enabled != CmekStatus::Enabled {

@@ -79,3 +79,25 @@ async fn sessions_that_were_used_up_are_an_alert_with_a_next_step() {
     assert!(told[0]["what"].as_str().unwrap().contains("it may have 200"), "{told}");
     assert!(told[0]["next_step"].as_str().unwrap().contains("update used-up-1 --connections"), "{told}");
 }
+
+#[tokio::test]
+async fn cancel_requests_in_plaintext_are_refused_from_the_start_where_that_is_asked_for() {
+    let world = World::new();
+    // Which it needs none of.
+    world.without_private_networks();
+    for (name, asked, takes) in
+        [("takes-1", None, true), ("takes-2", Some(true), true), ("refuses-1", Some(false), false)]
+    {
+        let mut wanted = serverless(name);
+        if let Some(asked) = asked {
+            wanted["spec"]["plaintext_cancels"] = json!(asked);
+        }
+        let made = world.call("POST", "/clusters", wanted.clone()).await;
+        assert_eq!(made.status, 200, "{}", made.text);
+        let id = made.json()["id"].as_str().unwrap().to_owned();
+        let detail = world.get(&format!("/chitin/clusters/{id}")).await.json();
+        assert_eq!(detail["plaintext_cancels"], json!(takes), "{name}");
+        // Whoever asks once more for the same has the same.
+        assert_eq!(world.call("POST", "/clusters", wanted).await.json()["id"], json!(id));
+    }
+}

@@ -85,6 +85,11 @@ async fn status_tells_of_a_version_that_is_gone_and_of_one_that_waits_for_the_ne
     let broken = Phase::Broken { reason: "PostgreSQL 15 is not installed here".to_owned() };
     world.store.observe(id, Observation { phase: broken, ..asleep }).unwrap();
     assert_eq!(alerts().await.len(), 1);
+    let status = status().await;
+    assert_eq!(
+        (&status["clusters"], &status["asleep"], &status["broken"]),
+        (&json!(1), &json!(0), &json!(1))
+    );
 }
 
 #[tokio::test]
