@@ -1,5 +1,6 @@
 //! PostgreSQL 14 to 18 as npm's packages have them, each in a folder of its own, beside the machine's.
 
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -49,7 +50,10 @@ pub fn install(name: &str, prefix: &Path) {
 
 /// A folder for installations, which is not in `/tmp`: there a sandbox has something else.
 pub fn shelf() -> TempDir {
-    tempfile::Builder::new().prefix("pg").tempdir_in("/var/tmp").expect("a temporary directory")
+    let shelf = tempfile::Builder::new().prefix("pg").tempdir_in("/var/tmp").expect("a temporary directory");
+    // Also for tests that are run as another user.
+    std::fs::set_permissions(shelf.path(), PermissionsExt::from_mode(0o755)).expect("a mode");
+    shelf
 }
 
 /// The major versions that the machine has itself.

@@ -12,14 +12,12 @@ use tokio_postgres::{Config, NoTls, Row};
 use crate::budget::Budgeted;
 use crate::connector::Connector;
 use crate::session::{AnswerMax, RawName, Session, get, too_much, unready};
-use crate::{Error, is_want_of_descriptors, pinned};
+use crate::{Error, is_want_of_descriptors, own_database, pinned};
 
 const CONNECT_MAX: Duration = Duration::from_secs(5);
 /// For sessions that were told to end.
 const LEAVE_MAX: Duration = Duration::from_secs(5);
 const LEAVE_PAUSE: Duration = Duration::from_millis(20);
-/// A tenant's; in a cluster that an earlier version made it was ours, until it has a database of ours.
-const POSTGRES: &str = "postgres";
 
 /// A connection to one engine as its internal superuser.
 pub struct Administration {
@@ -51,85 +49,30 @@ pub(crate) fn ensured_admin() -> String {
     )
 }
 
-/// What makes the database that is ours alone: statements, each for itself.
-pub(crate) fn made_own_database() -> [String; 2] {
-    [
-        // Of the two templates this is the one that nobody ever was in. The limit is none for a superuser, and keeps everybody else
-        // out from the first moment.
-        format!("CREATE DATABASE {INTERNAL_DATABASE} TEMPLATE template0 CONNECTION LIMIT 0"),
-        format!("REVOKE ALL ON DATABASE {INTERNAL_DATABASE} FROM PUBLIC"),
-    ]
+/// An engine's refusal to open a session.
+pub(crate) struct Refused(pub(crate) tokio_postgres::Error);
+
+impl From<Refused> for Error {
+    fn from(Refused(cause): Refused) -> Self {
+        unready(cause)
+    }
 }
 
 impl Administration {
     /// Opens a session in the database that is ours alone.
     pub(crate) async fn connect(connector: &Arc<Connector>) -> Result<Self, Error> {
-        if let Some(own) = Self::in_own(connector, INTERNAL_DATABASE).await? {
-            return Ok(own);
-        }
-        let Some(earlier) = Self::in_own(connector, POSTGRES).await? else {
-            return Err(Error::Refused(format!(
-                "its database {INTERNAL_DATABASE} is not Chitin's own; somebody with the superuser's rights changed it"
-            )));
-        };
-        // Where somebody else of us made it a moment ago, it is there.
-        let made = earlier.make_own_database().await;
-        if let Some(own) = Self::in_own(connector, INTERNAL_DATABASE).await? {
-            return Ok(own);
-        }
-        // It has no room left, or somebody has given this name to something else.
-        let cause = made.err().map_or_else(|| "it is somebody else's".to_owned(), |cause| cause.to_string());
-        tracing::warn!(
-            cause,
-            "database {INTERNAL_DATABASE} could not be made, so {POSTGRES} stays closed to the tenant; it is tried again"
-        );
-        Ok(earlier)
+        own_database::connect(connector).await
     }
 
-    /// A session in this database, if it is there and the superuser's, who alone could have made it so.
-    async fn in_own(connector: &Arc<Connector>, database: &str) -> Result<Option<Self>, Error> {
+    /// Opens a session in this database, or tells why the engine refuses it.
+    pub(crate) async fn in_database(
+        connector: &Arc<Connector>,
+        database: &str,
+    ) -> Result<Result<Self, Refused>, Error> {
         let mut config = Config::new();
         config.user(INTERNAL_ROLE).dbname(database).application_name("chitin").options(pinned::options());
-        let session = match open(connector, &config).await? {
-            Ok(session) => session,
-            Err(missing) if missing.code() == Some(&SqlState::INVALID_CATALOG_NAME) => return Ok(None),
-            Err(refused) => return Err(unready(refused)),
-        };
-        let opened = Self { session, config, connector: connector.clone() };
-        let asked = "SELECT datdba = 10, datname <> 'postgres' AND EXISTS \
-                     (SELECT FROM pg_database WHERE datname = 'postgres' AND datdba = 10) \
-                     FROM pg_database WHERE datname = current_database()";
-        let rows = opened.query(asked, &[]).await?;
-        let Some(row) = rows.first() else { return Ok(None) };
-        let (is_own, is_postgres_ours): (bool, bool) = (get(row, 0)?, get(row, 1)?);
-        if is_own
-            && is_postgres_ours
-            && let Err(cause) = opened.give_postgres().await
-        {
-            // Somebody else of us does it at this moment, or what we were opened for may still work: the next one tries again.
-            tracing::info!(%cause, "database {POSTGRES} could not be given to the tenant yet");
-        }
-        Ok(is_own.then_some(opened))
-    }
-
-    /// Makes the database that is ours alone. One of that name that is there already is left as it is, whosever it is.
-    async fn make_own_database(&self) -> Result<(), Error> {
-        for statement in made_own_database() {
-            self.batch(&statement).await?;
-        }
-        Ok(())
-    }
-
-    /// Gives the tenant the database `postgres`, as new clusters have it.
-    async fn give_postgres(&self) -> Result<(), Error> {
-        self.ensure_admin().await?;
-        // One transaction.
-        self.batch(&format!(
-            "GRANT CONNECT, TEMPORARY ON DATABASE {POSTGRES} TO PUBLIC; ALTER DATABASE {POSTGRES} OWNER TO {ADMIN_ROLE}"
-        ))
-        .await?;
-        tracing::info!("database {POSTGRES} is the tenant's from now on");
-        Ok(())
+        let opened = open(connector, &config).await?;
+        Ok(opened.map_err(Refused).map(|session| Self { session, config, connector: connector.clone() }))
     }
 
     /// Another session with the same engine.
@@ -152,7 +95,8 @@ impl Administration {
     /// we could not even ask, it has said nothing that counts against it.
     pub(crate) async fn answers(connector: &Connector) -> Result<(), Error> {
         let mut config = Config::new();
-        config.user(INTERNAL_ROLE).dbname(INTERNAL_DATABASE).application_name("chitin");
+        let database = connector.maintenance().database().unwrap_or(INTERNAL_DATABASE);
+        config.user(INTERNAL_ROLE).dbname(database).application_name("chitin");
         match open(connector, &config).await {
             Ok(Err(silent)) if silent.as_db_error().is_none() => Err(unready(silent)),
             Ok(_) | Err(Error::NoProcess { .. } | Error::NoDescriptors(_)) => Ok(()),
@@ -164,8 +108,8 @@ impl Administration {
     pub async fn databases(&self) -> Result<Vec<Database>, Error> {
         let mut databases = Vec::new();
         let sql = "SELECT datname, pg_get_userbyid(datdba) FROM pg_database
-                   WHERE NOT datistemplate AND datname <> $1 ORDER BY datname";
-        self.each(sql, &[&INTERNAL_DATABASE], AnswerMax::LIST, |row| {
+                   WHERE NOT datistemplate AND datdba <> 10 ORDER BY datname";
+        self.each(sql, &[], AnswerMax::LIST, |row| {
             // One whose name is not UTF-8 cannot be named by anybody here.
             if let (Some(name), owner) = (get::<RawName>(row, 0)?.0, get::<RawName>(row, 1)?.0) {
                 databases.push(Database { name, owner: owner.unwrap_or_default(), table_count: None });

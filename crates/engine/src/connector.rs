@@ -18,6 +18,7 @@ use tokio::net::UnixStream;
 use tokio::time::{Instant, sleep};
 
 use crate::inside::Inside;
+use crate::own_database::Maintenance;
 use crate::places::Owner;
 use crate::process;
 
@@ -39,6 +40,7 @@ pub struct Connector {
     /// The process that holds the sandbox.
     sandbox: u32,
     namespace: OnceLock<Namespace>,
+    maintenance: Maintenance,
 }
 
 /// What the kernel calls a namespace (namespaces(7)): two are the same where device and inode are.
@@ -51,7 +53,24 @@ struct Namespace {
 impl Connector {
     /// From the folder as it was made, still empty.
     pub(crate) fn new(folder: Inside, owner: Owner, sandbox: u32) -> Self {
-        Self { folder, user: owner.uid, node: owner.node(), sandbox, namespace: OnceLock::new() }
+        Self {
+            folder,
+            user: owner.uid,
+            node: owner.node(),
+            sandbox,
+            namespace: OnceLock::new(),
+            maintenance: Maintenance::default(),
+        }
+    }
+
+    /// Where our own sessions with this run are.
+    pub(crate) fn maintenance(&self) -> &Maintenance {
+        &self.maintenance
+    }
+
+    /// The OS user that the engine runs as.
+    pub(crate) fn user(&self) -> u32 {
+        self.user
     }
 
     /// Leads to what this very process listens at.
@@ -59,7 +78,8 @@ impl Connector {
     pub(crate) fn to_this_process(folder: &std::path::Path) -> Self {
         let (user, sandbox) = (rustix::process::geteuid().as_raw(), std::process::id());
         let namespace = OnceLock::from(namespace_of(sandbox).unwrap());
-        Self { folder: Inside::at(folder).unwrap(), user, node: user, sandbox, namespace }
+        let maintenance = Maintenance::default();
+        Self { folder: Inside::at(folder).unwrap(), user, node: user, sandbox, namespace, maintenance }
     }
 
     /// An open connection to the engine, on which nothing was said yet.

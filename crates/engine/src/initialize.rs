@@ -4,11 +4,11 @@ use std::time::Duration;
 
 use model::{ADMIN_ROLE, DEFAULT_DATABASE, INTERNAL_ROLE};
 
-use crate::Error;
-use crate::administration::{ensured_admin, made_own_database};
+use crate::administration::ensured_admin;
 use crate::jail::{Jail, Purpose};
 use crate::postgres::Postgres;
 use crate::process::{run, run_with};
+use crate::{Error, own_database};
 
 /// First major version in which CREATEROLE gives power only over roles that one has made or been given.
 const SAFE_CREATEROLE_MAJOR: u32 = 16;
@@ -65,7 +65,7 @@ pub(crate) fn furnishing(postgres: &Postgres) -> String {
         ]);
     }
     all.push(ensured_admin());
-    all.extend(made_own_database());
+    all.extend(own_database::made());
     all.push("REVOKE ALL ON DATABASE template1 FROM PUBLIC".to_owned());
     // Which `createdb`, graphical clients and test runners open first.
     all.push(format!("ALTER DATABASE postgres OWNER TO {ADMIN_ROLE}"));

@@ -23,6 +23,7 @@ mod inside;
 mod jail;
 mod launch;
 mod leftovers;
+mod own_database;
 mod pinned;
 mod places;
 mod postgres;

@@ -6,6 +6,7 @@ mod common;
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use common::{
     Place, SOON, VERIFIER, cluster, files_below, maria, nothing_left, open, place, processes_of, session,
@@ -272,33 +273,65 @@ async fn every_cluster_has_a_database_postgres_of_its_own_also_one_of_an_earlier
         for statement in before.iter().chain(more) {
             superuser.batch_execute(statement).await.unwrap();
         }
+        drop(superuser);
+        host.stop(cluster.id).await.unwrap();
+        host.start(&cluster).await.unwrap();
+    };
+    let until_whole = async || {
+        let begun = Instant::now();
+        while listed().await != whole {
+            assert!(begun.elapsed() < SOON, "{:?}", listed().await);
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     };
     as_before(&[]).await;
     assert!(common::attach(&host, cluster.id, "maria", "postgres").await.is_err(), "it is closed");
     // Several of us at once.
-    let connected = futures::future::join_all((0..4).map(|_| host.administration(cluster.id))).await;
-    assert!(connected.iter().all(Result::is_ok));
-    drop(connected);
-    assert_eq!(listed().await, whole);
+    for connected in futures::future::join_all((0..4).map(|_| host.administration(cluster.id))).await {
+        connected.unwrap();
+    }
+    until_whole().await;
     let own = session(&host, cluster.id, "maria", "postgres").await;
     own.batch_execute("CREATE TABLE hers (x int)").await.unwrap();
+    let asked = "SELECT has_database_privilege('chitin_internal', 'CONNECT')";
+    assert!(!own.query_one(asked, &[]).await.unwrap().get::<_, bool>(0));
     drop(own);
     assert!(common::attach(&host, cluster.id, "maria", "chitin_internal").await.is_err());
 
-    // A tenant who took our name before it was ours keeps it, and is still administered.
+    // A tenant who took our name before it was ours keeps it, whatever they do with it, and is administered all the same.
     as_before(&["CREATE DATABASE chitin_internal OWNER admin"]).await;
-    let hers = session(&host, cluster.id, "maria", "chitin_internal").await;
-    hers.batch_execute("CREATE TABLE hers (x int)").await.unwrap();
-    let administration = host.administration(cluster.id).await.unwrap();
-    administration.create_user(&"paula".parse().unwrap(), VERIFIER).await.unwrap();
-    hers.batch_execute("SELECT * FROM hers").await.unwrap();
-    session(&host, cluster.id, "paula", "chitin_internal").await;
+    for (number, trick) in [
+        "SELECT 1",
+        "ALTER DATABASE chitin_internal SET statement_timeout = 1",
+        "BEGIN; ALTER DATABASE chitin_internal RENAME TO held",
+        "ALTER DATABASE chitin_internal ALLOW_CONNECTIONS false",
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        // What was begun stays open.
+        let maria = session(&host, cluster.id, "maria", "defaultdb").await;
+        maria.batch_execute(trick).await.unwrap();
+        let administration =
+            host.administration(cluster.id).await.unwrap_or_else(|error| panic!("{trick}: {error}"));
+        administration.create_user(&format!("paula{number}").parse().unwrap(), VERIFIER).await.unwrap();
+        drop(maria);
+        // As if this were the first of a run.
+        host.stop(cluster.id).await.unwrap();
+        host.start(&cluster).await.unwrap();
+    }
     assert!(common::attach(&host, cluster.id, "maria", "postgres").await.is_err(), "it stays closed");
-    drop((hers, administration));
     let superuser = common::attach(&host, cluster.id, "chitin", "template1").await.unwrap();
     superuser.batch_execute("ALTER DATABASE chitin_internal RENAME TO hers").await.unwrap();
     drop(superuser);
-    assert_eq!(listed().await.len(), 3, "from now on as all others");
+    assert_eq!(listed().await.len(), 2, "hers, and defaultdb");
+    host.stop(cluster.id).await.unwrap();
+    host.start(&cluster).await.unwrap();
+    let begun = Instant::now();
+    while listed().await.len() < 3 {
+        assert!(begun.elapsed() < SOON, "{:?}", listed().await);
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
     host.destroy(&cluster).await.unwrap();
 }
 

@@ -13,8 +13,8 @@ use crate::host::lock;
 const PLACES: &[&str] = &["/usr/lib/postgresql", "/usr/local/pgsql", "/opt/postgresql"];
 /// Where one may lie without being known by its folder: as Arch and Fedora have it.
 const SHARED: &[&str] = &["/usr/bin", "/usr/local/bin"];
-/// A program that did not tell is asked again after this.
-const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(60);
+/// A program that did not tell is asked again after this: it may have been unpacked in part.
+const ASKED_AGAIN_AFTER: Duration = Duration::from_secs(10);
 
 /// The installations of this machine.
 pub(crate) struct Installations {

@@ -71,6 +71,9 @@ impl Postgres {
         let program = owners::found(&bin.join("postgres"))?;
         let mark = Mark::of(&program).map_err(|cause| cause.to_string())?;
         let bin = program.parent().ok_or("it is the root of the file system")?;
+        if let Some(missing) = PROGRAMS.iter().find(|name| !bin.join(name).is_file()) {
+            return Err(format!("there is no {missing} in {}", bin.display()));
+        }
         let prefix = bin.parent().ok_or("it is the root of the file system")?;
         let mut shares: Vec<PathBuf> =
             ["share/postgresql", "share/pgsql", "share"].map(|below| prefix.join(below)).into();
@@ -149,8 +152,13 @@ impl Postgres {
     /// The folders with its files, as far as they are known, none within another.
     pub(crate) fn folders(&self) -> Vec<&Path> {
         let own = self.own_libraries.as_deref();
-        let lib = own.filter(|own| self.lib.starts_with(own)).unwrap_or(&self.lib);
-        [self.share.as_path(), lib].into_iter().filter(|folder| !folder.as_os_str().is_empty()).collect()
+        let mut all = vec![self.share.as_path()];
+        all.extend(own);
+        if !own.is_some_and(|own| self.lib.starts_with(own)) {
+            all.push(&self.lib);
+        }
+        all.retain(|folder| !folder.as_os_str().is_empty());
+        all
     }
 
     /// Its programs that are used.
@@ -204,7 +212,9 @@ fn own_libraries(prefix: &Path, lib: &Path) -> Result<Option<PathBuf>, String> {
         return Ok(None);
     }
     let libraries = owners::found(&libraries)?;
-    Ok(lib.starts_with(&libraries).then_some(libraries))
+    // Its programs may need them even to tell where the others are.
+    let is_needed = lib.as_os_str().is_empty() || lib.starts_with(&libraries);
+    Ok(is_needed.then_some(libraries))
 }
 
 /// `postgres (PostgreSQL) 15.18 (Debian 15.18-0+deb12u1)` is 15.18.
