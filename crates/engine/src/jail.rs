@@ -197,20 +197,27 @@ impl Jail<'_> {
 /// Runs programs of installations that are not known yet, in a sandbox of the same make as an engine's.
 pub(crate) fn asking(places: Places, launcher: Launcher) -> Box<Ask> {
     Box::new(move |postgres, program, arguments| {
-        let (owner, place) = (Owner::of_templates(), places.run_of_probe());
-        let folders = ["volume", "run", "etc"].map(|name| place.join(name));
-        let said = (|| {
-            for folder in &folders {
-                make_folder(folder, 0o700)?;
-                give(folder, owner)?;
-            }
-            let [base, run, etc] = &folders;
+        let owner = Owner::of_templates();
+        with_nothing_in_it(&places, owner, |[base, run, etc]| {
             let jail = Jail { postgres, launcher: &launcher, owner, base, run, etc, group: None };
             run_with(program, jail.command(Purpose::Run, program, arguments)?, &[], ASKED_MAX)
-        })();
-        remove_folder(&place)?;
-        said
+        })
     })
+}
+
+/// What a jail needs of folders, empty, for as long as this works with them: `volume`, `run` and `etc`.
+pub(crate) fn with_nothing_in_it<T>(
+    places: &Places,
+    owner: Owner,
+    work: impl FnOnce(&[PathBuf; 3]) -> Result<T, Error>,
+) -> Result<T, Error> {
+    let place = places.run_of_probe();
+    let folders = ["volume", "run", "etc"].map(|name| place.join(name));
+    let made =
+        folders.iter().try_for_each(|folder| make_folder(folder, 0o700).and_then(|()| give(folder, owner)));
+    let done = made.and_then(|()| work(&folders));
+    remove_folder(&place)?;
+    done
 }
 
 /// Checks that a jail can be made here at all.

@@ -11,8 +11,8 @@ use super::{Host, blocking, lock};
 use crate::cgroup::Group;
 use crate::control_file;
 use crate::inside::Inside;
-use crate::jail::Purpose;
-use crate::places::{Owner, give, make_folder, remove_folder};
+use crate::jail::{self, Purpose};
+use crate::places::Owner;
 use crate::process;
 use crate::running::{Run, Running};
 use crate::{
@@ -165,20 +165,12 @@ impl Host {
     /// Makes a sandbox as the engine's in every respect but what lies in it, and has tried from inside what must not be possible.
     fn probe_sandbox(&self, running: &Running) -> Result<Vec<Evidence>, Error> {
         let owner = Owner::of_routing_id(running.routing_id);
-        let place = self.places.run_of_probe();
-        let folders = ["volume", "run", "etc"].map(|name| place.join(name));
-        let tried = (|| {
-            for folder in &folders {
-                make_folder(folder, 0o700)?;
-                give(folder, owner)?;
-            }
-            let [volume, run, etc] = &folders;
+        let tried = jail::with_nothing_in_it(&self.places, owner, |[volume, run, etc]| {
             let jail = self.jail(&running.postgres, (owner, volume), (run, etc), running.group.as_ref());
             let probe = jail.command(Purpose::Probe, "", &[])?;
             process::run_with("the probe", probe, &[], PROBE_MAX)
-        })();
-        remove_folder(&place)?;
-        Ok(evidence::of_probe(&tried?))
+        })?;
+        Ok(evidence::of_probe(&tried))
     }
 
     /// Searches the raw bytes below the encryption for a text.
