@@ -181,11 +181,13 @@ pub fn verify_calls_missing_and_not_failed_what_nobody_encrypts() {
     let attested = ["--encryption", "attested", "--attestation", "a disk of the test"];
     let plain = ["--encryption", "none", "--allow-unencrypted"];
     for (name, arguments) in [("plain-files", &plain[..]), ("attested-files", &attested[..])] {
-        let cloud = Cloud::start(Options::with(&[arguments, &["--fetch-allow", "127.0.0.1/32"]].concat()));
+        let mut options = Options::with(&[arguments, &["--fetch-allow", "127.0.0.1/32"]].concat());
+        options.environment.push(("CHITIN_THROTTLE_FREE".to_owned(), "5".to_owned()));
+        let cloud = Cloud::start(options);
         cloud.chitin(["cluster", "create", name]).ok();
         let finished = run_with(&mut cloud.command(["verify", name]), b"", Duration::from_secs(400));
         assert_eq!(finished.code(), 0, "{name}: {}{}", finished.stdout, finished.stderr);
-        assert!(finished.stdout.contains("0 FAILED"), "{name}: {}", finished.stdout);
+        assert!(!finished.stdout.contains("FAILED"), "{name}: {}", finished.stdout);
         assert!(finished.stdout.contains("missing"), "{name}: {}", finished.stdout);
         cloud.chitin(["cluster", "sleep", name, "--force"]).ok();
         let shown = cloud.chitin(["cluster", "show", name]).ok();
