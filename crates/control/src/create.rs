@@ -31,7 +31,8 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
     let (version, plaintext_cancels) = (request.spec.postgres_version, request.spec.plaintext_cancels);
     let mut draft = draft(request)?;
     draft.asked.expires_at = expires_at;
-    draft.asked.postgres_major = Some(versions::choose(&state.administration.machine(), version)?);
+    let machine = state.administration.machine();
+    draft.asked.postgres_major = Some(versions::choose(&machine, version)?);
     if state.store.snapshot().organization().allowlist_starts_closed {
         draft.allowlist.clear();
     }
@@ -39,7 +40,7 @@ pub(crate) async fn create(Shared(state): Shared<State>, body: Bytes) -> Result<
         network::machine_allows(&state)?;
     }
     draft.network.refuses_plaintext_cancels = plaintext_cancels == Some(false);
-    can_encrypt(&state.administration.machine())?;
+    can_encrypt(&machine)?;
     let (store, now) = (state.store.clone(), state.clock.now());
     let work = move || match make(&store, &draft, now) {
         Ok(cluster) => Ok(cluster.id),

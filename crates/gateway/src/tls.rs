@@ -178,15 +178,20 @@ mod tests {
         }
     }
 
-    /// The server's side of a handshake in which these certificates are presented with the key of another.
-    fn shaken(chain: Vec<CertificateDer<'static>>) -> Result<ServerConnection, rustls::Error> {
+    /// A certificate of an authority, and that authority's own.
+    fn issued() -> (ServerCertificate, CertificateDer<'static>) {
         let folder = tempfile::tempdir().unwrap();
         let root_key = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
         let sealer = root_key.sealer("authority").unwrap();
         let authority = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
-        let own = authority.issue(&["localhost".to_owned()], &SystemClock).unwrap();
+        (authority.issue(&["localhost".to_owned()], &SystemClock).unwrap(), authority.root().clone())
+    }
+
+    /// The server's side of a handshake in which these certificates are presented with the key of another.
+    fn shaken(chain: Vec<CertificateDer<'static>>) -> Result<ServerConnection, rustls::Error> {
+        let (own, root) = issued();
         let mut roots = RootCertStore::empty();
-        roots.add(authority.root().clone()).unwrap();
+        roots.add(root).unwrap();
         let another = aws_lc_rs::sign::any_supported_type(&own.key).unwrap();
         let presents = Presents(Arc::new(CertifiedKey::new(chain, another)));
         let config = ClientConfig::builder_with_provider(Arc::new(provider()))
@@ -234,11 +239,7 @@ mod tests {
 
     #[test]
     fn whoever_presents_another_s_certificate_without_its_key_gets_no_further() {
-        let folder = tempfile::tempdir().unwrap();
-        let root_key = RootKey::open_or_create(&folder.path().join("kek")).unwrap();
-        let sealer = root_key.sealer("authority").unwrap();
-        let authority = Authority::open_or_create(folder.path(), &sealer, &SystemClock).unwrap();
-        let another = authority.issue(&["localhost".to_owned()], &SystemClock).unwrap();
+        let (another, _) = issued();
         let refused = shaken(another.chain).err().unwrap();
         assert!(matches!(refused, rustls::Error::InvalidCertificate(_)), "{refused:?}");
     }

@@ -96,13 +96,14 @@ impl Installations {
 
     /// The installation whose programs are in this folder, or why it is not used.
     fn at(&self, bin: &Path, told: &mut BTreeMap<PathBuf, Remembered>) -> Result<Postgres, String> {
-        let (untold, mark) = Postgres::in_folder(bin)?;
+        let untold = Postgres::in_folder(bin)?;
         let is_known = told.get(&untold.bin).is_some_and(|known| {
-            known.mark == mark && (known.told.is_ok() || known.at.elapsed() < ASKED_AGAIN_AFTER)
+            known.mark == untold.mark && (known.told.is_ok() || known.at.elapsed() < ASKED_AGAIN_AFTER)
         });
         if !is_known {
             let asked = untold.ask(&*self.ask);
-            told.insert(untold.bin.clone(), Remembered { mark, told: asked, at: Instant::now() });
+            let remembered = Remembered { mark: untold.mark, told: asked, at: Instant::now() };
+            told.insert(untold.bin.clone(), remembered);
         }
         let told = told.get(&untold.bin).map_or_else(|| Err(String::new()), |known| known.told.clone())?;
         untold.with(told)

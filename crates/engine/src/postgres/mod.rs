@@ -66,7 +66,7 @@ pub(crate) type Ask = dyn Fn(&Postgres, &'static str, &[&str]) -> Result<String,
 
 impl Postgres {
     /// What is known by its layout of the one whose programs are in this folder. `Err` says why it is not used.
-    fn in_folder(bin: &Path) -> Result<(Self, Mark), String> {
+    fn in_folder(bin: &Path) -> Result<Self, String> {
         // Where the program lies itself: in `/usr/local/bin` there are often links.
         let program = owners::found(&bin.join("postgres"))?;
         let mark = Mark::of(&program).map_err(|cause| cause.to_string())?;
@@ -91,7 +91,7 @@ impl Postgres {
         let (version, major) = (String::new(), 0);
         let one = Self { bin: bin.to_owned(), share, lib, own_libraries, version, major, mark };
         owners::check(&one)?;
-        Ok((one, mark))
+        Ok(one)
     }
 
     /// Has its programs tell what is not known yet.
